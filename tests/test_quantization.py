@@ -1,0 +1,156 @@
+"""Sweeps for sashimi_wb.quantization: exactness, agreement with torchaudio and the reference arrays, bad input."""
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sashimi_wb.core import import_torchaudio
+from sashimi_wb.quantization import (
+    QUANTIZATIONS,
+    SCALINGS,
+    Quantizer,
+    check_wave,
+    clip_minmax,
+    linear_decode,
+    linear_encode,
+    mu_law_decode,
+    mu_law_encode,
+)
+
+REFERENCE = Path(__file__).parent/"reference"/"quantize"
+BITS = range(1, 17)
+
+
+def test_every_int16_value_is_exact():
+    k = torch.arange(-2**15, 2**15)
+    for dtype in (torch.float32, torch.float64):
+        codes = linear_encode((k.to(dtype)/2**15)[None, :, None], 16)
+        assert torch.equal(codes.flatten(), k + 2**15)
+        assert torch.equal((linear_decode(codes, 16)*2**15).to(torch.int64).flatten(), k)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_pcm_of_every_depth_is_exact(bits):
+    half = 2**(bits - 1)
+    k = torch.arange(-half, half)
+    codes = linear_encode(k.float()/half, bits)
+    assert codes.dtype == torch.int64 and torch.equal(codes, k + half)
+    assert torch.equal(linear_decode(codes, bits), k.float()/half)
+    assert linear_decode(codes, bits).dtype == torch.float32
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_linear_error_is_half_a_step_below_the_top(bits):
+    wave = torch.linspace(-1, 1, 20_011, dtype=torch.float64)
+    step = 2.0**(1 - bits)
+    error = (linear_decode(linear_encode(wave, bits), bits) - wave).abs()
+    assert error[wave <= 1 - step].max() <= step/2
+    assert error.max() <= step
+
+
+@pytest.mark.parametrize("name", QUANTIZATIONS)
+@pytest.mark.parametrize("bits", BITS)
+def test_full_scale_codes_are_stable(name, bits):
+    q = Quantizer(name, bits)
+    codes = torch.arange(2**bits)
+    wave = q.decode(codes)
+    assert wave.abs().max() <= 1 and bool((wave.diff() > 0).all())
+    assert torch.equal(q.encode(wave), codes)
+    assert q.encode(torch.zeros(1)).item() == q.zero_code
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_mu_law_agrees_with_torchaudio(bits):
+    f = import_torchaudio().functional
+    generator = torch.Generator().manual_seed(bits)
+    wave = torch.cat([torch.rand(20_000, generator=generator)*2 - 1, torch.arange(-2**15, 2**15)/2**15, torch.tensor([1., -1., 0.])])
+    codes = mu_law_encode(wave, bits)
+    assert torch.equal(codes, f.mu_law_encoding(wave, 2**bits))
+    every = torch.arange(2**bits)
+    assert torch.equal(mu_law_decode(every, bits), f.mu_law_decoding(every, 2**bits))
+
+
+@pytest.mark.parametrize("bits", (8, 12, 16))
+def test_clip_minmax_equals_the_reference_bit_for_bit(bits):
+    waves, want = np.load(REFERENCE/"waveforms.npz"), np.load(REFERENCE/f"quantize_{bits}bit.npz")
+    names = [n for n in waves.files if n != "config"]
+    assert len(names) == 20
+    for name in names:
+        wave = torch.from_numpy(waves[name])
+        assert np.array_equal(clip_minmax(wave).numpy(), want[f"{name}/minmax01"]), name
+        for stem, encode, decode in (("linear", linear_encode, linear_decode), ("mulaw", mu_law_encode, mu_law_decode)):
+            codes = encode(wave, bits, "clip_minmax")
+            assert np.array_equal(codes.numpy(), want[f"{name}/{stem}_q"]), (name, stem)
+            assert np.array_equal(decode(codes, bits, "clip_minmax").numpy(), want[f"{name}/{stem}_dec"]), (name, stem)
+    every = torch.arange(2**bits)
+    assert np.array_equal(linear_decode(every, bits, "clip_minmax").numpy(), want["decode_table/linear"])
+    assert np.array_equal(mu_law_decode(every, bits, "clip_minmax").numpy(), want["decode_table/mulaw"])
+    assert Quantizer(bits=bits, scaling="clip_minmax").zero_code == int(want["q_zero"])
+
+
+def test_nothing_writes_into_its_argument():
+    wave = torch.rand(2, 50, 2)*2 - 1
+    for name in QUANTIZATIONS:
+        for scaling in SCALINGS:
+            q, before = Quantizer(name, 8, scaling), wave.clone()
+            codes = q.encode(wave)
+            kept = codes.clone()
+            q.decode(codes), q.scale(wave)
+            assert torch.equal(wave, before) and torch.equal(codes, kept)
+
+
+@given(st.integers(1, 16), st.sampled_from(list(QUANTIZATIONS)), st.sampled_from(list(SCALINGS)),
+       st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=40))
+@settings(max_examples=60, deadline=None)
+def test_any_wave_gives_codes_in_range_and_order(bits, name, scaling, samples):
+    q, wave = Quantizer(name, bits, scaling), torch.tensor(samples)[None, :, None]
+    codes = q.encode(wave)
+    assert codes.shape == wave.shape and codes.min() >= 0 and codes.max() < q.n_codes
+    order = wave.flatten().argsort()
+    assert bool((codes.flatten()[order].diff() >= 0).all())
+    assert q.scale(wave).abs().max() <= 1 + 1e-6
+
+
+@given(st.lists(st.integers(-2**15, 2**15 - 1), min_size=1, max_size=60), st.integers(1, 3))
+@settings(max_examples=50, deadline=None)
+def test_random_pcm_round_trip(values, channels):
+    pcm = torch.tensor(values*channels).view(1, -1, channels)
+    codes = linear_encode(pcm/2**15, 16)
+    assert torch.equal((linear_decode(codes, 16)*2**15).long(), pcm)
+
+
+@pytest.mark.parametrize("bits", (0, 17, -1, "8", True, 8.0, None))
+def test_wrong_bits(bits):
+    for f in (linear_encode, mu_law_encode):
+        with pytest.raises(ValueError, match="bits: expected an integer from 1 to 16"): f(torch.zeros(3), bits)
+    for f in (linear_decode, mu_law_decode):
+        with pytest.raises(ValueError, match="bits: expected an integer from 1 to 16"): f(torch.zeros(3, dtype=torch.long), bits)
+    with pytest.raises(ValueError, match="bits: expected"): Quantizer(bits=bits)
+
+
+@pytest.mark.parametrize("value,said", ((1.0001, "1.0001"), (-1.5, "-1.5"), (float("nan"), "nan"), (float("inf"), "inf"), (-float("inf"), "-inf")))
+def test_wrong_samples_are_named(value, said):
+    wave = torch.zeros(2, 9, 2)
+    wave[1, 4, 0] = value
+    for name in QUANTIZATIONS:
+        for scaling in SCALINGS:
+            with pytest.raises(ValueError, match=f"clip 1, sample 4, channel 0 of a/b.wav: expected a number in .*got {said}"):
+                Quantizer(name, 8, scaling).encode(wave, "a/b.wav")
+
+
+def test_other_wrong_input():
+    with pytest.raises(ValueError, match="sample 1007, channel 1 of x.wav"): check_wave(np.pad(np.full((1, 1), 2.0), ((7, 0), (1, 0))), "x.wav", 1000)
+    with pytest.raises(ValueError, match="divide integer PCM"): linear_encode(torch.zeros(3, dtype=torch.int16))
+    with pytest.raises(ValueError, match="unknown scaling"): mu_law_decode(torch.zeros(3, dtype=torch.long), 8, "none")
+    with pytest.raises(ValueError, match="unknown quantization"): Quantizer("a_law")
+    with pytest.raises(ValueError, match="expected integers, got torch.float32"): linear_decode(torch.zeros(3))
+    with pytest.raises(ValueError, match="got -1 at \\(1,\\)"): mu_law_decode(torch.tensor([0, -1]))
+    with pytest.raises(ValueError, match="expected clips"): linear_encode(torch.zeros(3), 8, "clip_minmax")
+
+
+def test_lossless_is_said_only_where_true():
+    assert [(n, s) for n in QUANTIZATIONS for s in SCALINGS if Quantizer(n, 8, s).lossless] == [("linear", "full_scale")]
+    assert "not lossless" in Quantizer(scaling="clip_minmax").label and "not" not in Quantizer().label
