@@ -6,8 +6,7 @@
 __all__ = ['log', 'seed_everything', 'pick_device', 'choose', 'check_bits', 'to_json', 'from_json', 'write_atomic',
            'import_torchaudio', 'project_root']
 
-# %% ../nbs/00_core.ipynb #5ee600a8
-import json
+# %% ../nbs/00_core.ipynb #8dcdc726
 import logging
 import os
 import random

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['INPUTS', 'split_files', 'DataConfig', 'common_rate', 'WindowDataset', 'ChunkSampler', 'AudioData']
 
-# %% ../nbs/04_data.ipynb #6f11513a
+# %% ../nbs/04_data.ipynb #23ae7680
 import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm.auto import tqdm
 
 from .core import choose, import_torchaudio
-from .files import CHANNELS, AudioInfo, check_channels, find_audio, index_audio, read_span
+from .files import CHANNELS, AudioInfo, check_channels, index_audio, read_span
 from .interleave import interleave, parse_strategy
 from .quantization import Quantizer
 

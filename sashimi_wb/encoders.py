@@ -99,9 +99,11 @@ class EmbeddingSqueeze(Embedding):
                              "add the axis by x[..., None], or use the encoder embedding")
         return super().forward(x)
 
-# %% ../nbs/05_encoders.ipynb #414aeebc
+# %% ../nbs/05_encoders.ipynb #ad2b7336
 class LinearProjection(Encoder):
     """Samples on a line in feature space: Linear(1, d_model). Floats (b, l, 1) to (b, l, h); 2 * d_model parameters.
+
+    Starts as normal noise: weight of standard deviation 4 d_model**-0.5, offset of d_model**-0.5.
 
     Floats of another precision are cast to that of the weight. `n_codes` is not used: it is there so that all
     encoders are built alike. Raises: ValueError for integers (codes) and other shapes."""
@@ -114,8 +116,8 @@ class LinearProjection(Encoder):
     ):
         super().__init__(n_codes, d_model)
         self.linear = nn.Linear(1, d_model)
-        nn.init.normal_(self.linear.weight, std=d_model**-0.5)
-        nn.init.zeros_(self.linear.bias)
+        nn.init.normal_(self.linear.weight, std=4*d_model**-0.5)
+        nn.init.normal_(self.linear.bias, std=d_model**-0.5)
 
     def forward(
         self,

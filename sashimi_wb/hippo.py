@@ -22,7 +22,7 @@ def hippo_legs(
     A = -np.tril(r[:, None]*r[None, :], -1) - np.diag(k + 1.)
     return A, r
 
-# %% ../nbs/06_hippo.ipynb #74850ea8
+# %% ../nbs/06_hippo.ipynb #101068de
 def _legs_low_rank(n): return np.sqrt(np.arange(n) + 0.5)
 
 
@@ -46,7 +46,10 @@ def nplr(
     return real + 1j*imag[half], V.conj().T @ P, V.conj().T @ B, V
 
 
-def check_state_size(n):
+def check_state_size(
+    n:int, # state size
+)->None:
+    """Raises: ValueError unless `n` is an even integer of at least 2."""
     if isinstance(n, bool) or not isinstance(n, int) or n < 2 or n % 2:
         raise ValueError(f"d_state: expected an even integer of at least 2 (conjugate pairs), got {n!r}")
 

@@ -134,7 +134,7 @@ def kernel_by_doubling(
     V, W = V.to(dtype), W.to(dtype)
     return Window((W @ V.mT).flatten(-2)[..., :length], V, W, powers)
 
-# %% ../nbs/07_kernels.ipynb #fc212772
+# %% ../nbs/07_kernels.ipynb #84050731
 class _TrainKernel(torch.autograd.Function):
     """`kernel_by_doubling(...).K` for a real step matrix, with a backward pass in the dtype of the parameters."""
 
@@ -147,24 +147,28 @@ class _TrainKernel(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        V, W, *powers = ctx.saved_tensors
-        grad = F.pad(grad, (0, W.shape[-2]*V.shape[-2] - grad.shape[-1])).unflatten(-1, (W.shape[-2], -1))
-        gV, gW = (grad.mT @ W).sum(0), grad @ V
-        g_next = None                                          # gradient of the next power, the square of this one
-        for i in reversed(range(len(powers))):
-            P = powers[i]
-            if V.shape[-2] <= 2**i:                            # this power doubled the rows
-                W, _ = W.chunk(2, -2)
-                gW, g = gW.chunk(2, -2)
-                gP, gW = (W.mT @ g).sum(0), gW + g @ P.mT
-            else:                                              # or the columns
-                V, _ = V.chunk(2, -2)
-                gV, g = gV.chunk(2, -2)
-                gP, gV = g.mT @ V, gV + g @ P
-            if g_next is not None: gP = gP.baddbmm_(g_next, P.mT).baddbmm_(P.mT, g_next)
-            g_next = gP
-        if g_next is None: g_next = V.new_zeros(V.shape[0], V.shape[-1], V.shape[-1])
-        return g_next.double(), gV[..., 0, :].double(), gW[..., 0, :].double(), None, None
+        with torch.autocast(grad.device.type, enabled=False): return *_backward(grad, *ctx.saved_tensors), None, None
+
+
+def _backward(grad, V, W, *powers):
+    "Gradients of the step matrix, the first column and the first row."
+    grad = F.pad(grad, (0, W.shape[-2]*V.shape[-2] - grad.shape[-1])).unflatten(-1, (W.shape[-2], -1))
+    gV, gW = (grad.mT @ W).sum(0), grad @ V
+    g_next = None                                          # gradient of the next power, the square of this one
+    for i in reversed(range(len(powers))):
+        P = powers[i]
+        if V.shape[-2] <= 2**i:                            # this power doubled the rows
+            W, _ = W.chunk(2, -2)
+            gW, g = gW.chunk(2, -2)
+            gP, gW = (W.mT @ g).sum(0), gW + g @ P.mT
+        else:                                              # or the columns
+            V, _ = V.chunk(2, -2)
+            gV, g = gV.chunk(2, -2)
+            gP, gV = g.mT @ V, gV + g @ P
+        if g_next is not None: gP = gP.baddbmm_(g_next, P.mT).baddbmm_(P.mT, g_next)
+        g_next = gP
+    if g_next is None: g_next = V.new_zeros(V.shape[0], V.shape[-1], V.shape[-1])
+    return g_next.double(), gV[..., 0, :].double(), gW[..., 0, :].double()
 
 
 def train_kernel(

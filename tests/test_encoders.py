@@ -28,9 +28,16 @@ def test_sizes(name, sizes):
 def test_initial_spread(d_model):
     torch.manual_seed(0)
     assert abs(Embedding(4096, d_model).weight.std() * d_model**.5 - 1) < .05
-    many = torch.stack([LinearProjection(256, d_model).linear.weight for _ in range(400)])
-    assert abs(many.std() * d_model**.5 - 1) < .1
-    assert LinearProjection(256, d_model).linear.bias.abs().sum() == 0
+    lines = [LinearProjection(256, d_model).linear for _ in range(400)]
+    assert abs(torch.stack([line.weight for line in lines]).std() * d_model**.5 - 4) < .4
+    assert abs(torch.stack([line.bias for line in lines]).std() * d_model**.5 - 1) < .1
+
+
+def test_the_first_norm_keeps_the_amplitude():
+    torch.manual_seed(0)
+    u = LinearProjection(256, 64)(torch.tensor([[[.02], [.1], [.4]]]))
+    quiet, middle, loud = torch.nn.functional.layer_norm(u, (64,))[0]
+    assert (quiet - middle).norm() > 1 and (middle - loud).norm() > 1
 
 
 @given(b=st.integers(1, 3), length=st.integers(1, 20), bits=st.integers(1, 10), h=st.integers(1, 9))

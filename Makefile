@@ -1,0 +1,94 @@
+# Everything starts here; `make` or `make help` lists the targets.
+# The environment lives in .venv and is made once, from settings.ini and constraints.txt.
+
+PYTHON ?=
+JOBS ?= 2
+ARGS ?=
+AUDIO ?=
+
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.stamp
+HERE := $(CURDIR)
+
+# The stamp holds the folder it was made for: a moved or copied environment, or one whose Python is gone, is made anew.
+READY := $(shell test -x $(PY) && cat $(STAMP) 2>/dev/null)
+ifneq ($(READY),$(HERE))
+STALE := stale
+endif
+
+# Set-up compiles nothing ahead, so let Python keep the bytecode of what is really imported: torch takes 2 s, else 6.
+unexport PYTHONDONTWRITEBYTECODE
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test ablations lab export readme hooks clean stale
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo "  PYTHON=/path/to/python3.12  the Python to build on, 3.11 or later (default: the first that fits)"
+	@echo "  AUDIO=folder                your own wav, flac, ogg or mp3 files for the ablations"
+	@echo "  JOBS=2                      test processes      ARGS='-k name'  more options for pytest or JupyterLab"
+
+ablations: $(STAMP)  ## run both ablations and write runs/report.html [AUDIO=folder]
+	@$(VENV)/bin/sashimi-wb ablations $(if $(AUDIO),--audio "$(AUDIO)")
+
+test: $(STAMP)  ## all tests: exports, notebooks, pytest, import order, ruff
+	@$(PY) -m pytest -n $(JOBS) --dist worksteal --durations=10 $(ARGS)
+
+lab: $(STAMP)  ## open the notebooks in JupyterLab, on this machine only
+	@$(PY) -m jupyterlab --ip=127.0.0.1 --ServerApp.root_dir="$(HERE)" --LabApp.default_url=/lab/tree/nbs \
+		--LabApp.news_url= --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate \
+		--LabApp.extension_manager=readonly $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
+
+setup: $(STAMP)  ## make or renew .venv only (the targets that need it do so too)
+
+export: $(STAMP)  ## write the package from the notebooks, then clean them
+	@$(VENV)/bin/nbdev_export && $(VENV)/bin/nbdev_clean
+
+readme: $(STAMP)  ## write README.md from nbs/index.ipynb
+	@$(PY) tests/readme.py
+
+hooks: $(STAMP)  ## once per clone: git hooks for notebooks (nbdev; also writes your Jupyter config)
+	@$(VENV)/bin/nbdev_install_hooks
+
+clean:  ## remove caches and build leftovers (.venv and runs stay)
+	@rm -rf build dist lightning_logs .pytest_cache .ruff_cache .hypothesis
+	@find . \( -path ./$(VENV) -o -path ./runs -o -path ./.git \) -prune -o -type d \
+		\( -name __pycache__ -o -name .ipynb_checkpoints \) -print | while IFS= read -r d; do rm -rf "$$d"; done
+
+stale:
+
+# An unfinished environment has no stamp and is made anew; one whose requirements changed is brought up to date.
+# Python 3.11 to 3.13 are preferred, as nbdev and its companions are pinned and were tried there.
+$(STAMP): settings.ini setup.py constraints.txt pyproject.toml $(STALE)
+	@set -e; \
+	if [ "$(READY)" != "$(HERE)" ]; then \
+		fits='import sys; sys.exit(not (3, 11) <= sys.version_info < (3, int(sys.argv[1])))'; \
+		python="$(PYTHON)"; \
+		if [ -z "$$python" ]; then \
+			for below in 14 99; do for p in python3 python3.13 python3.12 python3.11 python3.14 python; do \
+				if [ -z "$$python" ] && "$$p" -c "$$fits" $$below 2>/dev/null; then python=$$p; fi; \
+			done; done; \
+		fi; \
+		if [ -z "$$python" ]; then \
+			echo "set-up: Python 3.11 or later is needed, found $$(python3 --version 2>&1 || true)." >&2; \
+			echo "Install one (https://www.python.org), or name it: make PYTHON=/path/to/python3.12" >&2; exit 1; \
+		fi; \
+		if ! "$$python" -c "$$fits" 99 2>/dev/null; then \
+			echo "set-up: Python 3.11 or later is needed, PYTHON=$$python is $$("$$python" --version 2>&1 || true)." >&2; \
+			echo "Name another one: make PYTHON=/path/to/python3.12" >&2; exit 1; \
+		fi; \
+		if ! "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
+			echo "set-up: $$python cannot make virtual environments (no module ensurepip or venv)." >&2; \
+			echo "On Debian or Ubuntu: apt install python3-venv. Or name another Python: make PYTHON=..." >&2; exit 1; \
+		fi; \
+		python=$$("$$python" -c 'import sys; print(sys._base_executable if sys.prefix != sys.base_prefix else sys.executable)'); \
+		echo "set-up: making $(VENV) with $$("$$python" --version), once: some minutes, 2 to 7 GB"; \
+		rm -rf $(VENV); \
+		"$$python" -m venv $(VENV); \
+	else echo "set-up: requirements changed, bringing $(VENV) up to date"; fi; \
+	$(PY) -m pip install --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]' || { \
+		echo "set-up: pip could not install the requirements (see above); mend the cause and call make again." >&2; exit 1; }; \
+	printf '%s\n' "$(HERE)" > $@; \
+	echo "set-up: done"

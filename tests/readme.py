@@ -1,0 +1,103 @@
+"""Make README.md, and the pictures in it, from nbs/index.ipynb as it is saved: `make readme`. It runs no cell.
+
+A page on a code host plays no sound and drops styles, so a player becomes a pointer to the notebook and a table loses its
+style; cells marked `#| hide` go, `#| echo: false` keeps the output only, and links are made to fit the other folder.
+"""
+import re
+import sys
+from pathlib import Path
+from posixpath import normpath
+
+import nbformat
+from nbconvert import MarkdownExporter
+
+ROOT = Path(__file__).resolve().parents[1]
+IMAGES = "nbs/images"
+NOTE = "<!-- Made from nbs/index.ipynb by `make readme`: edit the notebook, not this file. -->\n\n"
+PLAYER = "*(A player: open [nbs/index.ipynb](index.ipynb) to listen.)*"
+
+
+def move_link(match: re.Match) -> str:
+    """A link relative to nbs/ as it reads from the top folder; others stay."""
+    start, link, end = match.groups()
+    outside = re.match(r"[a-z][a-z0-9+.-]*:|[#/]", link, re.I)
+    return match.group(0) if outside else start + normpath(f"nbs/{link}") + end
+
+
+def move_links(text: str) -> str:
+    """All links and image sources of a Markdown text, from nbs/ to the top folder; code blocks stay as they are."""
+    parts = re.split(r"(^```.*?^```|`[^`\n]+`)", text, flags=re.M | re.S)
+    for i in range(0, len(parts), 2):
+        parts[i] = re.sub(r"(\]\()([^)\s]+)(\))", move_link, parts[i])
+        parts[i] = re.sub(r"""(\b(?:src|href)=["'])([^"']+)(["'])""", move_link, parts[i])
+    return "".join(parts)
+
+
+def plain_html(html: str) -> str:
+    """HTML that a code host shows: no style, script or class, no blank line (it would end the block)."""
+    if "<audio" in html: return PLAYER
+    html = re.sub(r"<(style|script)\b.*?</\1>", "", html, flags=re.S)
+    html = re.sub(r"""\s(?:class|style|tabindex|role|aria-[a-z]+)=(?:"[^"]*"|'[^']*'|[^\s>]+)""", "", html)
+    return re.sub(r"\n\s*\n", "\n", html.replace("</tr>", "</tr>\n")).strip()
+
+
+def readable(output: dict) -> dict | None:
+    """One cell output with the one form of it that a README can show, or None."""
+    if output.output_type == "stream": return output if output.name == "stdout" else None
+    if output.output_type == "error": raise ValueError(f"nbs/index.ipynb was saved with an error: {output.evalue}")
+    data = output.data
+    for kind in ("text/markdown", "image/png", "image/svg+xml", "text/html", "text/plain"):
+        if kind not in data: continue
+        value = data[kind]
+        if kind == "text/html": kind, value = "text/markdown", plain_html(value)
+        return nbformat.v4.new_output("display_data", {kind: value})
+    return None
+
+
+def render(path: Path) -> tuple[str, dict[str, bytes]]:
+    """The README's text, and its pictures by path from the top folder."""
+    notebook = nbformat.read(path, 4)
+    notebook.metadata["language_info"] = {"name": "python"}
+    cells = []
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            lines = cell.source.splitlines()
+            words = {line[2:].strip() for line in lines if line.startswith("#|")}
+            if words & {"hide", "include: false"}: continue
+            cell.source = "\n".join(line for line in lines if not line.startswith("#|")).strip()
+            if words & {"echo: false", "hide_input"}: cell.source = ""
+            cell.outputs = [] if "output: false" in words else [o for o in map(readable, cell.outputs) if o]
+            if not cell.source and not cell.outputs: continue
+        cells.append(cell)
+    notebook.cells = cells
+    resources = {"unique_key": "index", "output_files_dir": "images"}
+    text, resources = MarkdownExporter(exclude_input_prompt=True).from_notebook_node(notebook, resources)
+    text = re.sub(r"```python\n\s*```\n", "", text).replace("![png](", "![figure](").replace("![svg](", "![figure](")
+    text = re.sub(r"^[ \t]+$", "", move_links(text), flags=re.M)
+    text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+    return NOTE + text, {f"nbs/{name}": value for name, value in resources.get("outputs", {}).items()}
+
+
+def differences(root: Path = ROOT) -> list[str]:
+    """What of README.md and its pictures is not as nbs/index.ipynb says."""
+    text, images = render(root / "nbs/index.ipynb")
+    wanted = {"README.md": text.encode(), **images}
+    found = {p.relative_to(root).as_posix() for p in (root / IMAGES).glob("index_*")}
+    wrong = [name for name, value in wanted.items() if not (root / name).exists() or (root / name).read_bytes() != value]
+    return wrong + sorted(found - set(wanted))
+
+
+def write(root: Path = ROOT) -> list[str]:
+    """Write README.md and its pictures, remove pictures no longer in it, and return what was written."""
+    text, images = render(root / "nbs/index.ipynb")
+    for old in (root / IMAGES).glob("index_*"): old.unlink()
+    for name, value in images.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(value)
+    (root / "README.md").write_text(text, encoding="utf-8")
+    return ["README.md", *images]
+
+
+if __name__ == "__main__":
+    if not (ROOT / "nbs/index.ipynb").exists(): sys.exit("make readme: nbs/index.ipynb is missing")
+    print("written:", *write())

@@ -1,0 +1,102 @@
+"""Exported modules import only those that the module map allows; nbdev itself exports a cycle without complaint."""
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "sashimi_wb"
+MODULES = sorted(p.stem for p in PACKAGE.glob("*.py") if p.stem not in ("__init__", "_modidx"))
+
+# The module map: a module and what it may import. Every module but core may import core, which imports nothing.
+# `sashimi`, `model` and `interop` name `kernels` as well, for KernelConfig, of which other configurations are composed.
+# Where one number has several notebooks they are an idea split in parts: `files` and `data`, `recipe`, `lit` and `trainer`.
+EVERYTHING = "everything with a lower number"
+MAP = {
+    "core": "",
+    "checkpoints": "",
+    "players": "",
+    "visualise": "",
+    "charts": "visualise",
+    "quantization": "",
+    "interleave": "",
+    "files": "quantization",
+    "data": "quantization interleave files",
+    "encoders": "",
+    "hippo": "",
+    "kernels": "hippo",
+    "cauchy": "hippo kernels",
+    "s4": "kernels",
+    "sashimi": "kernels s4",
+    "mixtures": "",
+    "decoders": "quantization mixtures",
+    "model": "kernels encoders sashimi decoders",
+    "metrics": "",
+    "evaluation": "metrics",
+    "recipe": "",
+    "lit": "checkpoints metrics evaluation recipe",
+    "trainer": "checkpoints metrics evaluation recipe lit",
+    "generation": "quantization interleave model",
+    "compression": "quantization interleave model",
+    "experiments": "data kernels model recipe sashimi",
+    "runs": EVERYTHING,
+    "batch": "experiments runs",
+    "report": "charts experiments interleave metrics players visualise",
+    "interop": "kernels s4 sashimi model",
+    "cli": EVERYTHING,
+}
+
+
+def allowed(module: str) -> set[str]:
+    """The modules that one module may import."""
+    before = list(MAP)[: list(MAP).index(module)]
+    if MAP[module] == EVERYTHING: return set(before)
+    return set(MAP[module].split()) | ({"core"} - {module})
+
+
+def own_imports(source: str) -> set[str]:
+    """Modules of this package that a source imports, at the top or inside a function, relative or by full name."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        names = []
+        if isinstance(node, ast.ImportFrom):
+            full = ".".join(filter(None, ["sashimi_wb" if node.level else "", node.module]))
+            names = [f"{full}.{a.name}" for a in node.names] if full == "sashimi_wb" else [full]
+        elif isinstance(node, ast.Import): names = [a.name for a in node.names]
+        found |= {n.split(".")[1] for n in names if n.startswith("sashimi_wb.")}
+    return found - {"__version__"}
+
+
+def test_parser_sees_every_form():
+    source = "from .a import x\nfrom . import b\nimport sashimi_wb.c\nfrom sashimi_wb.d import y\n" \
+             "def f():\n    from sashimi_wb import e, __version__\nimport torch\nfrom torch import nn"
+    assert own_imports(source) == {"a", "b", "c", "d", "e"}
+
+
+def test_map_has_no_cycle():
+    assert list(TopologicalSorter({m: allowed(m) for m in MAP}).static_order())
+    later = {m: [x for x in allowed(m) if list(MAP).index(x) >= list(MAP).index(m)] for m in MAP}
+    assert not any(later.values()), f"listed below a module that imports them: {later}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_follow_the_map(module):
+    assert module in MAP, f"{module} is not in the module map: add a row to MAP in {Path(__file__).name}, with what it may import"
+    extra = own_imports((PACKAGE / f"{module}.py").read_text(encoding="utf-8")) - allowed(module)
+    assert not extra, f"{module} may import {sorted(allowed(module))}, not {sorted(extra)}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_notebook_is_named_for_its_module(module):
+    source = (PACKAGE / f"{module}.py").read_text(encoding="utf-8")
+    assert f"_{module}.ipynb" in source.split("\n# %%")[0], f"{module} should come from nbs/NN_{module}.ipynb"
+
+
+def test_numbers_follow_the_map():
+    """The numbers of the notebooks are the import order."""
+    number = {p.stem.split("_", 1)[1]: p.stem.split("_", 1)[0] for p in (ROOT / "nbs").glob("[0-9]*_*.ipynb")}
+    for module in MODULES:
+        for other in own_imports((PACKAGE / f"{module}.py").read_text(encoding="utf-8")):
+            if module in number and other in number:
+                assert number[other] <= number[module], f"{number[module]}_{module} imports {number[other]}_{other}"

@@ -1,0 +1,421 @@
+import csv
+import errno
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from sashimi_wb import checkpoints
+from sashimi_wb.checkpoints import load_tree, read_weights
+from sashimi_wb.core import from_json, seed_everything, to_json
+from sashimi_wb.data import AudioData, DataConfig
+from sashimi_wb.evaluation import evaluate
+from sashimi_wb.kernels import KernelConfig
+from sashimi_wb.model import ModelConfig, WaveModel
+from sashimi_wb.recipe import History, TrainConfig, reuse_memory
+from sashimi_wb.sashimi import SaShiMiConfig
+from sashimi_wb.trainer import fit
+
+STEPS = 5  # per epoch, in the data below
+CPU = TrainConfig(max_epochs=3, device="cpu", save_every=2, patience=0, log_every=1)
+
+
+@pytest.fixture(scope="session")
+def audio(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("audio")
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        t = np.arange(500)/8000
+        wave = 0.4*np.sin(2*np.pi*(200 + 90*i)*t) + 0.05*rng.standard_normal(len(t))
+        soundfile.write(folder/f"{i}.wav", wave, 8000)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data(audio):
+    return AudioData(DataConfig(path=audio, bits=4, sample_len=64, batch_size=4, train_percentage=0.75, train_chunk_size=STEPS, val_chunk_size=2))
+
+
+def small(dropout=0.2, seed=0, cls=WaveModel, **options):
+    seed_everything(seed)
+    backbone = SaShiMiConfig(d_model=8, n_layers=1, pool=(2,), ff=1, kernel=KernelConfig(d_state=4), dropout=dropout)
+    return cls(ModelConfig(**{"bits": 4, "backbone": backbone, **options}))
+
+
+def run(data, folder, config=CPU, model=None, **options):
+    return fit(model or small(), data, config, folder, progress=False, **options)
+
+
+def at_step(model, step, do):
+    "Call `do` in a step of this process, before its loss."
+    loss, left = model.loss, [step]
+    def until(*batch):
+        left[0] -= 1
+        if left[0] == 0: do()
+        return loss(*batch)
+    model.loss = until
+    return model
+
+
+class Cut(Exception): "A power cut."
+
+
+def cut(): raise Cut
+
+
+@pytest.fixture(scope="session")
+def whole(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    return run(data, folder), folder
+
+
+def assert_same_run(history, folder, whole):
+    record, reference = whole
+    assert history.train_nats == record.train_nats and history.tokens == record.tokens and history.best == record.best
+    plain = [[{k: v for k, v in e.items() if k != "seconds"} for e in h.epochs] for h in (history, record)]
+    assert plain[0] == plain[1]
+    a, b = load_tree(Path(folder)/"last.ckpt"), load_tree(reference/"last.ckpt")
+    assert all(torch.equal(v, b["state_dict"][k]) for k, v in a["state_dict"].items())
+    assert repr(a["optimizer_states"]) == repr(b["optimizer_states"]) and repr(a["lr_schedulers"]) == repr(b["lr_schedulers"])
+    assert torch.equal(read_weights(Path(folder)/"best.safetensors").state["head.decoder.output.weight"],
+                       read_weights(reference/"best.safetensors").state["head.decoder.output.weight"])
+
+
+def test_the_whole_run(whole, data):
+    history, folder = whole
+    assert history.steps == 3*STEPS and [e["step"] for e in history.epochs] == [5, 10, 15] and history.restarts == 0
+    assert history.tokens == sum(b["mask"].sum().item() for e in range(3) for b in data.train_loader(e)) and history.seconds > 0 and history.peak_bytes > 1e7
+    assert history.train_nats[-1] < history.train_nats[0] and len({e["lr"] for e in history.epochs}) >= 1
+    for e in history.epochs: assert e["train_nats"] == pytest.approx(np.mean(history.train_nats[e["step"] - 5:e["step"]]))
+    assert from_json(History, json.loads((folder/"history.json").read_text())).tokens == history.tokens
+    assert json.loads(json.dumps(to_json(history)))["train_nats"] == history.train_nats
+    assert {p.name for p in folder.iterdir()} == {"last.ckpt", "best.safetensors", "history.json", "settings.json", "logs"}
+
+
+def test_a_finished_run_is_not_trained_again(whole, data):
+    model = small(seed=3)
+    assert run(data, whole[1], model=at_step(model, 1, cut)) == whole[0]
+    assert all(torch.equal(v, load_tree(whole[1]/"last.ckpt")["state_dict"]["model." + k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("step", [1, 3, 5, 8, 11, 15])
+def test_cut_and_resumed_in_any_step(data, whole, tmp_path, step):
+    with pytest.raises(Cut): run(data, tmp_path, model=at_step(small(), step, cut))
+    history = run(data, tmp_path, model=small(seed=7))
+    if step > 2: assert history.restarts == 1
+    if step > 2: assert_same_run(history, tmp_path, whole)   # before the first save it starts again, with other weights
+    else: assert history.steps == 15 and history.restarts == 0
+
+
+def test_cut_twice_and_in_validation(data, whole, tmp_path):
+    with pytest.raises(Cut): run(data, tmp_path, model=at_step(small(), 4, cut))
+    model = small(seed=1)
+    model.head.register_forward_pre_hook(lambda *_: None if model.training else cut())
+    with pytest.raises(Cut): run(data, tmp_path, model=model)
+    history = run(data, tmp_path, model=small(seed=2))
+    assert history.restarts == 2
+    assert_same_run(history, tmp_path, whole)
+
+
+CHILD = """
+import sys
+sys.path.insert(0, {tests!r})
+import os, signal
+from test_trainer import CPU, at_step, run, small
+from sashimi_wb.data import AudioData, DataConfig
+data = AudioData(DataConfig(path={audio!r}, bits=4, sample_len=64, batch_size=4, train_percentage=0.75, train_chunk_size=5, val_chunk_size=2))
+run(data, {folder!r}, model=at_step(small(), 10, lambda: os.kill(os.getpid(), signal.SIGKILL)))
+"""
+
+
+def test_killed_without_warning(data, audio, whole, tmp_path):
+    program = CHILD.format(tests=str(Path(__file__).parent), audio=str(audio), folder=str(tmp_path/"run"))
+    here = tmp_path/"elsewhere"
+    here.mkdir()
+    threads = str(torch.get_num_threads())
+    done = subprocess.run([sys.executable, "-c", program], cwd=here, capture_output=True, text=True, timeout=300,
+                          env=os.environ | {"OMP_NUM_THREADS": threads, "TMPDIR": str(here)})
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert done.stdout == "" and done.stderr == ""           # neither tips nor warnings
+    assert not list(here.iterdir())                          # nothing outside the folder
+    assert load_tree(tmp_path/"run"/"last.ckpt")["sashimi_wb"]["step"] == 8
+    history = run(data, tmp_path/"run", model=small(seed=7))
+    assert_same_run(history, tmp_path/"run", whole)
+
+
+def test_sigterm_saves_and_ends(data, whole, tmp_path):
+    quiet = replace(CPU, save_every=None)
+    with pytest.raises(SystemExit) as e: run(data, tmp_path, quiet, at_step(small(), 9, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert e.value.code == 143 and load_tree(tmp_path/"last.ckpt")["sashimi_wb"]["step"] == 9
+    assert_same_run(run(data, tmp_path, quiet), tmp_path, whole)
+
+
+def test_sigterm_in_the_last_step_of_an_epoch(data, whole, tmp_path):
+    quiet = replace(CPU, save_every=None)
+    with pytest.raises(SystemExit): run(data, tmp_path, quiet, at_step(small(), 10, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    saved = load_tree(tmp_path/"last.ckpt")["sashimi_wb"]
+    assert (saved["epoch"], saved["batch"], saved["step"]) == (2, 0, 10)
+    assert_same_run(run(data, tmp_path, quiet), tmp_path, whole)
+
+
+@pytest.mark.parametrize("step", [7, 10])
+def test_interrupt_saves_and_says_how_to_go_on(data, whole, tmp_path, step):
+    before, quiet = signal.getsignal(signal.SIGINT), replace(CPU, save_every=None)
+    with pytest.raises(KeyboardInterrupt, match=f"stopped after step {step} of 15; the same call goes on"):
+        run(data, tmp_path, quiet, at_step(small(), step, lambda: signal.raise_signal(signal.SIGINT)))
+    assert signal.getsignal(signal.SIGINT) is before
+    assert_same_run(run(data, tmp_path, quiet), tmp_path, whole)
+
+
+def test_two_interrupts_stop_at_once(data, tmp_path):
+    def twice():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt): run(data, tmp_path, model=at_step(small(), 7, twice))
+    assert signal.getsignal(signal.SIGINT) is before and load_tree(tmp_path/"last.ckpt")["sashimi_wb"]["step"] == 6
+
+
+def test_a_longer_run_goes_on(data, whole, tmp_path):
+    assert run(data, tmp_path, replace(CPU, max_epochs=None, max_steps=7)).steps == 7
+    history = run(data, tmp_path)
+    assert_same_run(history, tmp_path, whole)
+
+
+def test_logs_are_complete_after_a_restart(data, tmp_path):
+    with pytest.raises(Cut): run(data, tmp_path, model=at_step(small(), 10, cut))
+    history = run(data, tmp_path)
+    rows = list(csv.DictReader((tmp_path/"logs"/"csv"/"metrics.csv").open()))
+    nats = {int(r["step"]): float(r["train/loss"]) for r in rows if r["train/loss"]}
+    val = {int(r["step"]): float(r["val/bits"]) for r in rows if r["val/bits"]}
+    assert list(nats) == list(range(15)) and list(val) == [4, 9, 14]
+    np.testing.assert_allclose(list(nats.values()), history.train_nats, rtol=1e-5)
+    np.testing.assert_allclose(list(val.values()), [e["val"]["bits_per_sample"] for e in history.epochs], rtol=1e-5)
+    assert {"val/accuracy", "train/bits", "val/loss"} <= set(rows[0])
+    assert list((tmp_path/"logs"/"tensorboard").glob("events*"))
+
+
+def test_other_settings_are_refused(data, audio, whole):
+    changes = [(replace(CPU, lr=0.1), "train.lr: was 0.004, is 0.1"), (replace(CPU, seed=5), "train.seed"), (replace(CPU, n_processes=2), "n_processes")]
+    for config, message in changes:
+        with pytest.raises(ValueError, match=message): run(data, whole[1], config)
+    with pytest.raises(ValueError, match="model.head: was 'categorical', is 'dml'"): run(data, whole[1], model=small(head="dml"))
+    other = AudioData(replace(data.config, batch_size=2))
+    with pytest.raises(ValueError, match="data.batch_size: was 4, is 2.*resume=False"): run(other, whole[1])
+    assert run(data, whole[1]) == whole[0]
+
+
+def test_resume_false_starts_again(data, tmp_path):
+    first = run(data, tmp_path, replace(CPU, max_epochs=1))
+    again = run(data, tmp_path, replace(CPU, max_epochs=1, lr=0.001), resume=False)
+    assert again.steps == 5 and again.restarts == 0 and again.train_nats != first.train_nats
+
+
+def test_a_bad_loss_stops_and_keeps_the_last_good_checkpoint(data, tmp_path):
+    model = small()
+    def spoil():
+        with torch.no_grad(): model.head.decoder.output.bias.fill_(math.nan)
+    with pytest.raises(ValueError, match=r"loss of step 8 is nan.*lower lr \(now 0.004\).*last good checkpoint is .*last.ckpt"):
+        run(data, tmp_path, model=at_step(model, 8, spoil))
+    saved = load_tree(tmp_path/"last.ckpt")
+    assert saved["sashimi_wb"]["step"] == 6 and all(v.isfinite().all() for v in saved["state_dict"].values())
+
+
+def test_bad_weights_are_never_saved(data, tmp_path):
+    model = small()
+    def spoil():  # a row that the loss may not see
+        hook = model.encoder.weight.register_hook(lambda g: g*math.nan)
+        assert hook
+    with pytest.raises(ValueError, match="diverged: (the weights after step 8|the loss of step 8|the loss of step 9)"):
+        run(data, tmp_path, model=at_step(model, 8, spoil))
+    assert load_tree(tmp_path/"last.ckpt")["sashimi_wb"]["step"] == 6
+
+
+def test_diverging_before_the_first_checkpoint(data, tmp_path):
+    with pytest.raises(ValueError, match="there was no checkpoint yet"): run(data, tmp_path, replace(CPU, save_every=None, lr=1e30, grad_clip=None, weight_decay=0))
+
+
+def test_a_folder_that_cannot_be_written(data, tmp_path):
+    (tmp_path/"file").write_text("")
+    with pytest.raises(OSError, match="cannot write .*choose another folder"): run(data, tmp_path/"file"/"run")
+    if os.geteuid() == 0: pytest.skip("the superuser may write anywhere")
+    (tmp_path/"locked").mkdir(mode=0o500)
+    with pytest.raises(PermissionError, match="cannot write"): run(data, tmp_path/"locked"/"run")
+
+
+def test_a_disk_that_fills_up(data, whole, tmp_path, monkeypatch):
+    write, left = checkpoints.write_atomic, [4]
+    def filling(path, content):
+        left[0] -= 1
+        if left[0] < 0: raise OSError(errno.ENOSPC, f"cannot write {path} (No space left on device)")
+        return write(path, content)
+    monkeypatch.setattr(checkpoints, "write_atomic", filling)
+    with pytest.raises(OSError, match="No space left"): run(data, tmp_path)
+    monkeypatch.undo()
+    assert_same_run(run(data, tmp_path), tmp_path, whole)
+
+
+def test_logs_on_a_full_disk(data, tmp_path, monkeypatch):
+    from lightning.pytorch.loggers import CSVLogger
+    def full(self): raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(CSVLogger, "save", full)
+    with pytest.raises(OSError, match="cannot write in .*free some space.*the same call goes on"): run(data, tmp_path)
+
+
+def test_a_damaged_checkpoint_is_named(data, tmp_path):
+    run(data, tmp_path, replace(CPU, max_steps=2))
+    path = tmp_path/"last.ckpt"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="last.ckpt: expected a safetensors file.*delete it"): run(data, tmp_path)
+
+
+def test_best_is_the_best(data, tmp_path):
+    history = run(data, tmp_path, replace(CPU, max_epochs=4, lr=0.05))
+    losses = [e["val"]["nats_per_token"] for e in history.epochs]
+    best = int(np.argmin(losses))
+    state, config, extra = read_weights(tmp_path/"best.safetensors")
+    (model := WaveModel(from_json(ModelConfig, config))).load_state_dict(state)
+    assert history.best == extra and extra["epoch"] == best
+    assert evaluate(model, data.val_loader(best), "cpu")["nats_per_token"] == pytest.approx(losses[best], rel=1e-6)
+
+
+def test_each_epoch_takes_the_next_chunk(data, tmp_path):
+    class Watching(WaveModel):
+        def loss(self, x, y, mask):
+            seen.append(y.sum().item())
+            return super().loss(x, y, mask)
+    seen = []
+    run(data, tmp_path, model=small(cls=Watching))
+    assert seen == [b["y"].sum().item() for epoch in range(3) for b in data.train_loader(epoch)]
+
+
+@pytest.mark.parametrize("config", [replace(CPU, scheduler="cosine", warmup_steps=3), replace(CPU, warmup_steps=4), replace(CPU, scheduler="constant")])
+def test_learning_rates(data, tmp_path, config):
+    rates = []
+    class Watching(WaveModel):
+        def parameter_groups(self, *args):
+            self.groups = super().parameter_groups(*args)
+            return self.groups
+    history = run(data, tmp_path, replace(config, patience=50), small(cls=Watching), on_epoch=rates.append)
+    last = 1 - 1/15 if config.scheduler == "cosine" else 0
+    expected = [config.lr*config.rate(e["step"] - 1, 15) for e in history.epochs]
+    assert rates == history.epochs and [e["lr"] for e in rates] == pytest.approx(expected)
+    assert config.rate(14, 15) == pytest.approx(0.5*(1 + math.cos(math.pi*14/15)) if last else 1)
+
+
+def test_plateau_lowers_the_rate(data, tmp_path):
+    history = run(data, tmp_path, replace(CPU, max_epochs=6, lr=0.5, ssm_lr=0.4, factor=0.5))
+    best, expected = math.inf, 0.5
+    for e in history.epochs:
+        assert e["lr"] == pytest.approx(expected)
+        loss = e["val"]["nats_per_token"]
+        expected, best = (expected, loss) if loss < best*(1 - 1e-4) else (expected*0.5, best)
+    assert history.epochs[-1]["lr"] < 0.5
+
+
+def test_runs_in_a_thread_with_bf16_and_progress(data, tmp_path, capfd):
+    result = []
+    thread = threading.Thread(target=lambda: result.append(fit(small(), data, replace(CPU, max_steps=6, precision="bf16-mixed"), tmp_path)))
+    thread.start()
+    thread.join()
+    assert result[0].steps == 6 and all(map(math.isfinite, result[0].train_nats))
+    out, err = capfd.readouterr()
+    assert out == "" and "6/6" in err and "tokens/s" in err and "val=" in err and "Tip" not in err
+
+
+@pytest.mark.parametrize("fields", [dict(), dict(max_steps=0), dict(max_steps=1.5), dict(max_epochs=True), dict(max_steps=1, lr=-1), dict(max_steps=1, lr="0.1"),
+                                    dict(max_steps=1, factor=1), dict(max_steps=1, grad_clip=0), dict(max_steps=1, precision="16"), dict(max_steps=1, n_processes=0),
+                                    dict(max_steps=1, scheduler="step"), dict(max_steps=1, val_ks=(0,)), dict(max_steps=1, lr=math.nan)])
+def test_settings_are_checked(fields):
+    with pytest.raises(ValueError, match=list(fields)[-1] if fields else "max_steps or max_epochs"): TrainConfig(**fields)
+
+
+def test_settings_as_json():
+    config = TrainConfig(max_steps=3, val_ks=(1, 5), grad_clip=None)
+    assert from_json(TrainConfig, json.loads(json.dumps(to_json(config)))) == config
+    with pytest.raises(ValueError, match="unknown learning_rate"): from_json(TrainConfig, {"max_steps": 1, "learning_rate": 1})
+
+
+def test_reuse_memory_is_harmless():
+    assert reuse_memory() in (True, False) and torch.ones(10_000_000).sum() == 1e7
+
+
+@pytest.mark.parametrize("encoder, feed", [("embedding", "codes"), ("linear_projection", "raw")])
+@pytest.mark.parametrize("head", ["categorical", "dml"])
+def test_evaluate_is_exact_with_padding(audio, encoder, feed, head):
+    config = DataConfig(path=audio, bits=5, sample_len=96, batch_size=3, train_percentage=0.5, drop_last=False, input=feed)
+    loader, model = AudioData(config).test_loader(), small(bits=5, encoder=encoder, head=head).train()
+    nats, hits, tokens = 0.0, 0, 0
+    model.eval()
+    with torch.no_grad():
+        for b in loader:
+            params, _ = model(b["x"])
+            y, mask = b["y"][..., 0], b["mask"][..., 0]
+            nats -= model.head.log_prob(params, y)[mask].double().sum().item()
+            hits += (model.head.log_probs(params).topk(3).indices == y[..., None]).any(-1)[mask].sum().item()
+            tokens += mask.sum().item()
+    model.train()
+    figures = evaluate(model, loader, "cpu")
+    assert model.training and tokens == figures["tokens"] < len(loader)*3*96
+    assert figures["nats_per_token"] == pytest.approx(nats/tokens, rel=1e-6) and figures["accuracy@3"] == pytest.approx(hits/tokens)
+    assert {"accuracy", "accuracy@5", "accuracy@10", "perplexity", "bits_per_byte", "compression_ratio"} <= set(figures)
+    short = evaluate(model, loader, "cpu", ks=())
+    assert short == {k: v for k, v in figures.items() if not k.startswith("accuracy")}
+
+
+def test_evaluate_in_blocks(audio, monkeypatch):
+    y = torch.randint(0, 2**12, (2, 4096, 1))
+    batch = {"x": y, "y": y, "mask": torch.ones_like(y, dtype=torch.bool)}
+    model, most = small(0.0, bits=12), []
+    log_probs = model.head.log_probs
+    monkeypatch.setattr(model.head, "log_probs", lambda p: (most.append(p.numel()), log_probs(p))[1])
+    with torch.no_grad(): assert evaluate(model, [batch], "cpu")["nats_per_token"] == pytest.approx(model.loss(y, y).item(), rel=1e-5)
+    assert len(most) == 8 and max(most) <= 2**22
+
+
+class Recording(WaveModel):
+    "Leaves the loss-time weights of each process in a file."
+    def loss(self, x, y, mask):
+        where = Path(os.environ["SASHIMI_TEST_RANKS"])
+        with open(where/f"rank{os.environ.get('LOCAL_RANK', 0)}.txt", "a") as f:
+            f.write(f"{sum(p.detach().double().abs().sum().item() for p in self.parameters()).hex()} {x.shape[0]}\n")
+        return super().loss(x, y, mask)
+
+
+def test_two_processes(audio, tmp_path, monkeypatch):
+    "Weights stay equal, and the losses are those of one process with both batches, padding included."
+    monkeypatch.setenv("SASHIMI_TEST_RANKS", str(tmp_path))
+    base = DataConfig(path=audio, bits=4, sample_len=96, batch_size=3, train_percentage=0.75, drop_last=False, train_chunk_size=6)
+    config = TrainConfig(max_steps=5, device="cpu", n_processes=2)
+    model, alone = small(0.0, cls=Recording), small(0.0)
+    two = run(AudioData(base), tmp_path/"two", config, model)
+    one = run(AudioData(replace(base, batch_size=6, train_chunk_size=3)), tmp_path/"one", replace(config, n_processes=1), alone)
+    ranks = [(tmp_path/f"rank{r}.txt").read_text().splitlines() for r in (0, 1)]
+    assert ranks[0] == ranks[1] and len(set(ranks[0])) == len(ranks[0]) == 5
+    np.testing.assert_allclose(two.train_nats, one.train_nats, rtol=1e-5)
+    assert two.tokens == one.tokens and [e["step"] for e in two.epochs] == [3, 5]
+    for a, b in zip(two.epochs, one.epochs):
+        assert a["val"]["tokens"] == b["val"]["tokens"] and a["val"]["nats_per_token"] == pytest.approx(b["val"]["nats_per_token"], rel=1e-5)
+        assert a["val"]["accuracy"] == pytest.approx(b["val"]["accuracy"], abs=0.01)
+    for a, b in zip(model.parameters(), alone.parameters()): torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_errors_of_other_processes_come_back_as_themselves(data, tmp_path):
+    config = replace(CPU, n_processes=2, lr=1e30, grad_clip=None, scheduler="constant")
+    with pytest.raises(ValueError, match="training diverged.*lower lr"): run(data, tmp_path, config)
+
+
+def test_too_many_processes_or_unpicklable(data, tmp_path):
+    with pytest.raises(ValueError, match="validation batch for each of 3 processes"): run(data, tmp_path, replace(CPU, n_processes=3))
+    with pytest.raises(ValueError, match="can be pickled"): run(data, tmp_path, replace(CPU, n_processes=2), on_epoch=lambda record: None)
