@@ -60,7 +60,7 @@ def run_notebook(
         out.seek(0)
         if process.returncode: raise RuntimeError(f"{name} failed; its notebook is {output}\n" + out.read()[-3000:].strip())
 
-# %% ../nbs/16b_batch.ipynb #61e7d42a
+# %% ../nbs/16b_batch.ipynb #f727aace
 def run_all(
     experiments:list[Experiment], # duplicates are run once
     audio:str|Path="",            # folder; empty: the bundled music
@@ -92,11 +92,11 @@ def run_all(
     pool = executor or ThreadPoolExecutor(workers)
     futures = {pool.submit(one, run): run for run in waiting}
     try:
-        with tqdm(total=len(all_runs), desc="runs", unit="run", disable=not progress,
+        with tqdm(total=len(all_runs), desc="runs", unit="run", disable=not progress, mininterval=1,
                   bar_format="{l_bar}{bar}| {n:.1f}/{total} runs [{elapsed} < {remaining}]") as bar:
             while True:
-                bar.n = sum(run.progress() for run in all_runs.values())
-                bar.refresh()
+                done = sum(run.progress() for run in all_runs.values())
+                if done > bar.n: bar.update(done - bar.n)
                 if all(f.done() for f in futures): break
                 time.sleep(0.5)
     except BaseException:

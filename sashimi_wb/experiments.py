@@ -93,16 +93,16 @@ class Experiment:
         return TrainConfig(max_steps, None if max_steps else self.max_epochs, self.lr, self.ssm_lr, self.weight_decay,
                            self.scheduler, warmup_steps=self.warmup_steps, seed=self.seed)
 
-# %% ../nbs/16_experiments.ipynb #d1df032f
+# %% ../nbs/16_experiments.ipynb #3ca78504
 _RAW = {"input": "raw", "encoder": "linear_projection"}
 _DML = {"head": "dml", "lr": 0.01}
 _STEREO = {"channels": "stereo"}
 _SC09 = {"quantization": "mu_law", "sample_len": 16000, "target_sr": 16000, "batch_size": 32}
 _YOUTUBEMIX = {"quantization": "mu_law", "sample_len": 960512, "target_sr": 16000}
-_SMALL = {"target_sr": 16000, "train_percentage": 0.7, "d_model": 32, "n_layers": 2, "d_state": 32, "kernel": "diag",
-          "sample_len": 1024, "batch_size": 4, "train_chunk_size": 64, "val_chunk_size": 8, "steps": (320,),
-          "warmup_steps": 10, "n_mixtures": 5}
-_SMOKE = {"d_model": 8, "n_layers": 1, "d_state": 8, "sample_len": 512, "batch_size": 1, "train_chunk_size": 2,
+_SMALL = {"quantization": "mu_law", "target_sr": 16000, "train_percentage": 0.78, "d_model": 32, "n_layers": 1, "pool": (2, 4),
+          "kernel": "diag", "d_state": 32, "sample_len": 1024, "batch_size": 4, "train_chunk_size": 60, "val_chunk_size": 4,
+          "steps": (240,), "warmup_steps": 20, "scheduler": "constant", "prompt_s": 0.4, "continuation_s": 0.4}
+_SMOKE = {"d_model": 8, "d_state": 8, "sample_len": 512, "batch_size": 1, "train_chunk_size": 2,
           "val_chunk_size": 1, "steps": (4,), "prompt_s": 0.02, "continuation_s": 0.02, "target_sr": 4000}
 
 PRESETS = {
@@ -135,7 +135,7 @@ def experiment(
     if unknown: raise ValueError(f"unknown parameter {', '.join(unknown)}; known: {', '.join(known)}")
     return Experiment(**(choose(preset, PRESETS, "preset") | changes))
 
-# %% ../nbs/16_experiments.ipynb #44ef86f6
+# %% ../nbs/16_experiments.ipynb #f2940c3d
 def _as_stereo(base, strategy):
     return replace(base, channels="stereo", interleaving_strategy=strategy, sample_len=base.sample_len//2,
                    steps=tuple(sorted({*base.steps, *(2*s for s in base.steps)})))
@@ -167,7 +167,8 @@ def ablation_arms(
     if isinstance(n_seeds, bool) or not isinstance(n_seeds, int) or n_seeds < 1:
         raise ValueError(f"n_seeds: expected an integer of at least 1, got {n_seeds!r}")
     arms = choose(ablation, ABLATIONS, "ablation")
-    return {name: [replace(arm(base), seed=base.seed + i) for i in range(n_seeds)] for name, arm in arms.items()}
+    def seeded(e, i): return replace(e, seed=base.seed + i, continuation_s=base.continuation_s if i == 0 else 0.0)
+    return {name: [seeded(arm(base), i) for i in range(n_seeds)] for name, arm in arms.items()}   # the first seed is heard
 
 # %% ../nbs/16_experiments.ipynb #1f13060e
 def check_parameters(

@@ -107,9 +107,12 @@ def read_frames(
     check_wave(wave, info.name, start)
     return wave
 
-# %% ../nbs/04_files.ipynb #06201520
+# %% ../nbs/04_files.ipynb #d12ec2ee
 def _decode_all(info, block=65_536):
     for start in range(0, info.frames, block): read_frames(info, start, min(block, info.frames - start))
+
+
+_WHOLE = set() # files that this process has decoded to their end: path, size and time of the last change
 
 
 def index_audio(
@@ -132,9 +135,13 @@ def index_audio(
     doubtful = [i for i in infos if not (i.name.lower().endswith(".wav") and i.subtype.startswith("PCM"))]
     if sum(i.frames/i.sample_rate for i in doubtful) <= decode_s:
         for info in tqdm(doubtful, desc="check", unit="file", delay=2):
+            stat = os.stat(info.path)
+            key = os.path.realpath(info.path), stat.st_size, stat.st_mtime_ns
+            if key in _WHOLE: continue
             n = len(bad)
             attempt(info.name, _decode_all, info)
             if len(bad) > n: infos.remove(info)
+            else: _WHOLE.add(key)
     if bad and (not skip_bad or not infos):
         raise ValueError(f"{len(bad)} of {len(paths)} files in {root} cannot be used: {'; '.join(bad[:5])}"
                          f"{'; ...' if len(bad) > 5 else ''}. Mend or remove them"

@@ -6,11 +6,12 @@
 __all__ = ['code_fingerprint', 'Run', 'audio_folder', 'runs_folder', 'excerpt', 'listen', 'baselines', 'score', 'execute',
            'provenance']
 
-# %% ../nbs/16a_runs.ipynb #1f7d31cd
+# %% ../nbs/16a_runs.ipynb #d76fdbe0
 import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -31,15 +32,19 @@ from .generation import generate
 from .metrics import flac_bits_per_sample, order0_entropy
 from .model import WaveModel, stage_report
 from .players import sound_bytes
+from .quantization import Quantizer
 from .recipe import peak_bytes
 
-# %% ../nbs/16a_runs.ipynb #12525834
+# %% ../nbs/16a_runs.ipynb #31bbeb34
 def code_fingerprint()->str:
-    """SHA-256 of the package's modules."""
-    total = hashlib.sha256()
-    for path in sorted((project_root()/"sashimi_wb").glob("*.py")):
-        if path.name != "_modidx.py": total.update(path.name.encode() + path.read_bytes())
-    return total.hexdigest()
+    """SHA-256 of this module and of those of the package that it imports, however deep: what only shows a run is not among them."""
+    folder, waiting, sources = project_root()/"sashimi_wb", ["runs"], {}
+    while waiting:
+        name = waiting.pop()
+        if name in sources: continue
+        sources[name] = (folder/f"{name}.py").read_bytes()
+        waiting += re.findall(r"^\s*from (?:sashimi_wb)?\.(\w+) import", sources[name].decode(), re.M)
+    return hashlib.sha256(b"".join(name.encode() + sources[name] for name in sorted(sources))).hexdigest()
 
 
 class Run:
@@ -86,7 +91,7 @@ def runs_folder(runs: str | Path = "") -> Path:
     """The given folder, or `runs` beside the package."""
     return Path(runs).expanduser().absolute() if str(runs) else project_root()/"runs"
 
-# %% ../nbs/16a_runs.ipynb #5e3a3a6d
+# %% ../nbs/16a_runs.ipynb #25223f4a
 def excerpt(
     data:AudioData, # whose first test file is heard
     seconds:float,  # length
@@ -108,19 +113,26 @@ def listen(
     original = excerpt(run.data, e.prompt_s + e.continuation_s)
     n_prompt = min(round(e.prompt_s*run.data.sample_rate), len(original))
     quantized = q.decode(q.encode(original[None]))[0]
-    made = generate(model.eval(), len(original) - n_prompt, original[None, :n_prompt] if n_prompt else None,
-                    temperature=e.temperature, seed=e.seed, quantizer=q, n_channels=run.data.n_channels,
-                    strategy=e.interleaving_strategy, progress=progress, sample_rate=run.data.sample_rate, keep_prompt=True)
-    return {"original": original.numpy(), "quantized": quantized.clamp(-1, 1).numpy(), "continuation": made[0].clamp(-1, 1).numpy()}
+    made = quantized[:n_prompt]
+    if n_prompt < len(original):
+        made = generate(model.eval(), len(original) - n_prompt, original[None, :n_prompt] if n_prompt else None, temperature=e.temperature,
+                        seed=e.seed, quantizer=q, n_channels=run.data.n_channels, strategy=e.interleaving_strategy,
+                        progress=progress, sample_rate=run.data.sample_rate, keep_prompt=True)[0]
+    return {"original": original.numpy(), "quantized": quantized.clamp(-1, 1).numpy(), "continuation": made.clamp(-1, 1).numpy()}
 
-# %% ../nbs/16a_runs.ipynb #ebdf142c
+# %% ../nbs/16a_runs.ipynb #f33590fa
 def baselines(
     data:AudioData, # whose test windows are measured
-)->dict[str, float]: # bits per sample of "order0" entropy and of "flac" at level 8
-    """What simpler means need for the test codes of this layout and depth."""
-    codes = np.concatenate(list(data.test_codes()))
+)->dict[str, float]: # bits per sample of "order0" entropy, of "flac" at level 8, and of "flac_linear" on linear codes
+    """What simpler means need for the test codes of this layout and depth.
+
+    FLAC predicts linearly, which companding spoils; so it is measured on linear codes of the same samples too."""
     bits = data.config.bits
-    return {"order0": order0_entropy(codes, 2**bits), "flac": flac_bits_per_sample(codes, bits, data.sample_rate, 8)}
+    def flac(codes): return flac_bits_per_sample(codes, bits, data.sample_rate, 8)
+    codes = np.concatenate(list(data.test_codes()))
+    wave = np.concatenate([data.test.wave(i) for i in range(len(data.test))])
+    linear = Quantizer("linear", bits).encode(torch.from_numpy(wave)[None])[0].numpy()
+    return {"order0": order0_entropy(codes, 2**bits), "flac": flac(codes), "flac_linear": flac(linear)}
 
 
 def score(

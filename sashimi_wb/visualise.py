@@ -7,12 +7,13 @@ __all__ = ['ARM_COLORS', 'INK', 'FAINT', 'MARK', 'arm_color', 'Picture', 'figure
            'envelope', 'draw_wave', 'plot_wave', 'hz_to_mel', 'mel_filters', 'mel_sizes', 'mel_power', 'draw_mel',
            'plot_mel', 'plot_clips']
 
-# %% ../nbs/01_visualise.ipynb #a3bd30c5
+# %% ../nbs/01_visualise.ipynb #99279c20
 import hashlib
 import io
 import math
 import re
 import textwrap
+import warnings
 from colorsys import hls_to_rgb
 
 import numpy as np
@@ -133,7 +134,7 @@ def plot_wave(
         ax.set(ylim=(-peak, peak), xlim=(start_s, start_s + len(x) / rate))
     return fig
 
-# %% ../nbs/01_visualise.ipynb #c3f3db09
+# %% ../nbs/01_visualise.ipynb #d3d6f224
 def hz_to_mel(
     hz, # frequency in Hz, number or array
 ):      # mel, the same shape
@@ -147,11 +148,11 @@ def mel_filters(
     n_mels:int, # bands
 )->np.ndarray:  # weights (n_mels, n_fft // 2 + 1), triangles of equal area
     """A mel filter bank from 0 Hz to half the rate."""
-    mel = np.linspace(0, hz_to_mel(rate / 2), n_mels + 2)
-    hz = np.where(mel < 15, mel * 200 / 3, 1000 * np.exp((mel - 15) * math.log(6.4) / 27))
-    low, mid, high = hz[:-2, None], hz[1:-1, None], hz[2:, None]
-    f = np.arange(n_fft // 2 + 1) * rate / n_fft
-    return np.maximum(np.minimum((f - low) / (mid - low), (high - f) / (high - mid)), 0) * 2 / (high - low)
+    from sashimi_wb.core import import_torchaudio   # here, so that figures without spectrograms need no torch
+    bank = import_torchaudio().functional.melscale_fbanks
+    with warnings.catch_warnings():   # it warns of empty bands, which may be asked for here
+        warnings.simplefilter("ignore", UserWarning)
+        return bank(n_fft // 2 + 1, 0.0, rate / 2, n_mels, rate, norm="slaney", mel_scale="slaney").T.double().numpy()
 
 # %% ../nbs/01_visualise.ipynb #3d8d1585
 def mel_sizes(

@@ -156,7 +156,7 @@ def test_mel_power_equals_librosa(rate):
     expected = librosa.feature.melspectrogram(y=x, sr=rate, n_fft=n_fft, hop_length=hop, n_mels=n_mels)
     got = visualise.mel_power(x, rate)
     assert got.shape == expected.shape
-    np.testing.assert_allclose(got, expected, rtol=1e-5)
+    np.testing.assert_allclose(got, expected, rtol=1e-4)  # the bank is float32
 
 
 # --- figures

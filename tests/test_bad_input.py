@@ -1,0 +1,108 @@
+"""Wrong input as a user gives it, through the top of the library: every error names what was expected, what came and what to do.
+
+Folders, files, windows, sample rates and damaged audio are in test_data, bits and samples in test_quantization, killed runs
+in test_trainer.
+"""
+import errno
+import json
+import os
+
+import pytest
+
+from sashimi_wb.batch import run_all
+from sashimi_wb.cli import load_model, main
+from sashimi_wb.core import project_root, write_atomic
+from sashimi_wb.experiments import Experiment, ablation_arms, check_parameters, experiment
+from sashimi_wb.runs import Run, execute
+
+SMOKE = experiment("smoke")
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"bits": 0}, "integer from 1 to 16, got 0"),
+    ({"bits": 17}, "integer from 1 to 16, got 17"),
+    ({"bits": "8"}, "got '8' (str)"),
+    ({"encoder": "mel"}, "unknown encoder 'mel'; known: embedding"),
+    ({"head": "softmax"}, "known: categorical"),
+    ({"kernel": "hyena"}, "known: dplr, diag"),
+    ({"steps": (5, 3)}, "rising counts"),
+    ({"input": "raw"}, "the encoder embedding takes codes, got input='raw'"),
+    ({"sampel_len": 3}, "unknown parameter sampel_len; known: bits"),
+])
+def test_parameters(changes, words):
+    with pytest.raises(ValueError) as e: experiment("smoke", changes)
+    assert words in str(e.value)
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"interleaving_strategy": "zigzag", "channels": "stereo"}, "zigzag"),
+    ({"channels": "surround"}, "known"),
+    ({"quantization": "vector"}, "known"),
+    ({"sample_len": 10**7}, "longer than every file"),
+])
+def test_parameters_of_the_audio(changes, words, tmp_path):
+    with pytest.raises(ValueError, match=words): Run(experiment("smoke", changes), runs=tmp_path)
+
+
+def test_preset_and_ablation():
+    with pytest.raises(ValueError, match="unknown preset 'big'; known: sashimi-musdb18mono"): experiment("big")
+    with pytest.raises(ValueError, match="unknown ablation 'loud'; known: quantized_vs_raw"): ablation_arms("loud", SMOKE)
+    with pytest.raises(ValueError, match="n_seeds"): ablation_arms("mono_vs_stereo", SMOKE, 0)
+
+
+def test_notebook_parameters():
+    with pytest.raises(ValueError, match="unknown parameter sede; known: preset, seed"):
+        check_parameters({"preset", "seed", "sede", "_i1"}, {"In"}, ("preset", "seed"))
+
+
+def test_the_arm_notebook_knows_every_parameter():
+    cells = json.loads((project_root()/"nbs/experiments/train_arm.ipynb").read_text())["cells"]
+    cell, = (c for c in cells if "parameters" in c["metadata"].get("tags", []))
+    names = [line.split(" = ")[0] for line in "".join(cell["source"]).splitlines()]
+    assert names[4:] == list(Experiment.__dataclass_fields__)
+
+
+def test_missing_and_mono_audio(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"): Run(SMOKE, tmp_path/"nowhere", tmp_path)
+    with pytest.raises(ValueError, match="stereo"):
+        Run(experiment("smoke", {"channels": "stereo"}), project_root()/"data"/"digits", tmp_path)
+
+
+def test_the_command_line_says_it_in_one_line(capsys):
+    assert main(["ablations", "--audio", "/no/such/folder"]) == 2
+    assert main(["generate", "/no/such/model.safetensors"]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 2 and all(line.startswith("sashimi-wb: ") for line in lines)
+
+
+def test_a_foreign_model_file(tmp_path):
+    (tmp_path/"model.safetensors").write_bytes(b"\x80\x04 no tensors here")
+    with pytest.raises(ValueError, match="safetensors"): load_model(tmp_path/"model.safetensors")
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path/"file").write_text("")
+    run = Run(SMOKE, runs=tmp_path/"file")
+    with pytest.raises(OSError, match="cannot write .*: choose another folder"): execute(run, progress=False)
+
+
+def test_a_full_disk_keeps_what_was_there(tmp_path, monkeypatch):
+    path = write_atomic(tmp_path/"result.json", "old")
+    def full(handle): raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device.*free some space"): write_atomic(path, "new")
+    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_a_failing_run_is_named_and_the_others_end(tmp_path, monkeypatch):
+    import sashimi_wb.batch as batch
+    seen = []
+    def fake(name, output, parameters, threads, stop):
+        seed = json.loads(parameters["changes"])["seed"]
+        seen.append(seed)
+        if seed == 0: raise RuntimeError("out of luck")
+        write_atomic(output.parent/"result.json", "{}")
+    monkeypatch.setattr(batch, "run_notebook", fake)
+    both = [SMOKE, experiment("smoke", {"seed": 1})]
+    with pytest.raises(RuntimeError, match="out of luck"): run_all(both, runs=tmp_path, progress=False)
+    assert sorted(seen) == [0, 1] and Run(both[1], runs=tmp_path).done

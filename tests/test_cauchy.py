@@ -1,0 +1,160 @@
+"""The kernel by its spectrum equals the kernel by doubling, in every backend, at every kind of length."""
+import logging
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from sashimi_wb import cauchy as module
+from sashimi_wb.cauchy import (
+    KeopsSum,
+    TorchSum,
+    cauchy,
+    cauchy_blocks,
+    cauchy_keops,
+    cauchy_nodes,
+    cauchy_ref,
+    dplr_kernel_cauchy,
+    keops_works,
+)
+from sashimi_wb.hippo import nplr
+from sashimi_wb.kernels import discretize_dplr, kernel_by_doubling
+
+torch.set_num_threads(1)
+LENGTHS = [1, 2, 3, 4, 5, 31, 64, 100, 127, 256, 1000]
+
+
+def system(h=3, n=8, rank=1, outputs=1, seed=0):
+    "A, B, P, C, dt: HiPPO-LegS, a random further rank."
+    g = torch.Generator().manual_seed(seed)
+    def randn(*shape): return torch.randn(*shape, dtype=torch.complex128, generator=g)
+    L, p, b, _ = (torch.as_tensor(v) for v in nplr(2*n))
+    P = torch.cat([p.repeat(1, h, 1), 0.3*randn(rank - 1, h, n)])
+    dt = torch.logspace(-3, -1, h, dtype=torch.float64)[:, None]
+    return [x.clone().requires_grad_() for x in (L.repeat(h, 1), b.repeat(h, 1), P, randn(outputs, h, n), dt)]
+
+
+def doubling(A, B, P, C, dt, length): return kernel_by_doubling(discretize_dplr(A, B, P, dt), C, length, torch.float64).K
+
+
+def relative(a, b): return ((a - b).abs().max()/b.abs().max()).item()
+
+
+def errors(length, inputs, backend, dtype):
+    "Relative to the largest: the kernel's error and that of every gradient, against float64 doubling."
+    K, exact = dplr_kernel_cauchy(*inputs, length, backend, dtype), doubling(*inputs, length)
+    assert K.dtype == dtype and K.shape == exact.shape
+    weight = torch.randn(exact.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    got, wanted = (torch.autograd.grad((k*weight).sum(), inputs) for k in (K, exact))
+    assert all(g.isfinite().all() for g in got)
+    return [relative(K, exact), *map(relative, got, wanted)]
+
+
+@pytest.mark.parametrize("rank,outputs", [(1, 1), (1, 2), (2, 1), (3, 2)])
+@pytest.mark.parametrize("length", LENGTHS)
+def test_equals_doubling(length, rank, outputs):
+    assert max(errors(length, system(rank=rank, outputs=outputs), "torch", torch.float64)) < 1e-10
+
+
+@pytest.mark.parametrize("length", [1, 64, 1001, 1024, 16000, 131072])
+def test_float32_kernel_and_gradients(length):
+    kernel, *gradients, step = errors(length, system(2, 32), "torch", torch.float32)
+    assert kernel < 1e-5
+    assert max(gradients) < 1e-4
+    assert step < 2e-2       # a small difference of large sums: what the page says of float32
+
+
+@pytest.mark.parametrize("n", [4, 16, 32])
+@pytest.mark.parametrize("length", [64, 1024, 16000])
+def test_float32_error_of_each_channel(length, n):
+    inputs = [x.detach() for x in system(4, n)]
+    K, exact = dplr_kernel_cauchy(*inputs, length), doubling(*inputs, length)
+    assert ((K - exact).abs().amax(-1)/exact.abs().amax(-1)).max() < 1e-5
+
+
+def test_infinite_node_is_its_limit():
+    inputs = [x.detach() for x in system()]
+    A, B, P, C, dt = inputs
+    K = dplr_kernel_cauchy(*inputs, 64, dtype=torch.float64)
+    limit = (dt[:, 0]*(B*module.cut_row(discretize_dplr(A, B, P, dt), C, 64)).sum(-1).real)
+    torch.testing.assert_close(torch.fft.rfft(K)[..., -1].real, limit)
+
+
+def test_nodes():
+    for length in (1, 2, 3, 64, 99, 2**20):
+        s, c = cauchy_nodes(length)
+        assert len(s) == length//2 + 1 and s[0] == 0 and c[0] == 1
+        assert (c[-1] == 0) == (length % 2 == 0)
+        assert (c >= 0).all() and (s*s + c*c - 1).abs().max() < 1e-6
+    with pytest.raises(ValueError, match="at least 1"): cauchy_nodes(0)
+
+
+@pytest.mark.parametrize("block", [1, 50, 1000])
+def test_blocks_of_any_size(block, monkeypatch):
+    monkeypatch.setitem(module.BLOCK, "cpu", block)
+    v, w = torch.randn(2, 3, 4, dtype=torch.complex128, requires_grad=True), torch.randn(3, 4, dtype=torch.complex128)
+    w = torch.complex(-w.real.abs(), w.imag).requires_grad_()
+    assert torch.autograd.gradcheck(lambda v, w: cauchy_blocks(v, cauchy_nodes(8, torch.float64), w), (v, w))
+    torch.testing.assert_close(cauchy_blocks(v, cauchy_nodes(9, torch.float64), w), cauchy_ref(v, cauchy_nodes(9, torch.float64), w))
+
+
+def test_unknown_backend():
+    with pytest.raises(ValueError, match="unknown Cauchy backend 'cuda'; known: auto, torch, keops"):
+        dplr_kernel_cauchy(*system(), 8, backend="cuda")
+
+
+@pytest.fixture(scope="module")
+def keops():
+    if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))): pytest.skip("pykeops: no C++ compiler")
+    if not keops_works(): pytest.fail("pykeops could not compile though there is a C++ compiler")
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 64, 100, 256, 1024, 2048])
+def test_keops_equals_doubling(keops, length):
+    kernel, *gradients, step = errors(length, system(n=16), "keops", torch.float32)
+    assert kernel < 1e-5
+    assert max(gradients) < 1e-4
+    assert step < 2e-2
+
+
+def test_keops_sum_equals_reference(keops):
+    v, w = torch.randn(4, 3, 8, dtype=torch.complex64), torch.complex(-torch.rand(3, 8) - 0.1, torch.randn(3, 8))
+    for length in (1, 2, 33, 64): torch.testing.assert_close(cauchy_keops(v, cauchy_nodes(length), w), cauchy_ref(v, cauchy_nodes(length), w),
+                                                             rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("error", [ModuleNotFoundError("No module named 'pykeops_cpp_1'"), RuntimeError("g++: not found"), OSError()])
+def test_without_a_compiler_torch_and_one_line(error, monkeypatch, caplog):
+    def fail(*_): raise error
+    monkeypatch.setattr(KeopsSum, "values", fail)
+    keops_works.cache_clear()
+    try:
+        with caplog.at_level(logging.INFO, "sashimi_wb"):
+            inputs = system()
+            for _ in range(2): torch.testing.assert_close(dplr_kernel_cauchy(*inputs, 16, "keops"), dplr_kernel_cauchy(*inputs, 16, "torch"))
+        assert [r.levelname for r in caplog.records] == ["INFO"] and "pykeops cannot compile" in caplog.text
+        assert module.BACKENDS["auto"](torch.device("cuda")) is TorchSum
+    finally: keops_works.cache_clear()
+
+
+def test_real_machine_without_a_compiler(tmp_path):
+    """A process that finds no compiler and an empty cache: the sum is right, one line is logged, nothing is printed to stdout."""
+    code = "import sys, logging, torch; logging.basicConfig(level=logging.INFO, format='LOG %(name)s %(message)s');" \
+           "from sashimi_wb.cauchy import *; assert 'pykeops' not in sys.modules;" \
+           "v = torch.randn(1, 1, 2, dtype=torch.complex64); w = torch.tensor([[-1+1j, -2+0j]]); n = cauchy_nodes(8);" \
+           "[torch.testing.assert_close(cauchy(v, n, w, 'keops'), cauchy_ref(v, n, w)) for _ in range(2)]"
+    environment = {k: v for k, v in os.environ.items() if k not in ("CXX", "PATH")}
+    environment |= {"PATH": str(tmp_path), "KEOPS_CACHE_FOLDER": str(tmp_path/"cache")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert sum(line.startswith("LOG sashimi_wb pykeops cannot compile") for line in done.stderr.splitlines()) == 1
+
+
+def test_auto_on_a_cpu_needs_no_pykeops(monkeypatch):
+    monkeypatch.setattr(module, "keops_works", lambda: pytest.fail("auto on a CPU must not try pykeops"))
+    v, w = torch.ones(1, 1, 2, dtype=torch.complex64), torch.tensor([[-1 + 1j, -2 + 0j]])
+    torch.testing.assert_close(cauchy(v, cauchy_nodes(6), w), cauchy_ref(v, cauchy_nodes(6), w))
