@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['notebook_path', 'run_notebook', 'run_all', 'ablation_records', 'all_experiments']
 
-# %% ../nbs/16b_batch.ipynb #9a9ca0f4
+# %% ../nbs/16b_batch.ipynb #752fee85
 import json
 import os
 import subprocess
@@ -18,7 +18,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from .core import log, project_root, to_json, write_atomic
-from .experiments import ABLATIONS, Experiment, ablation_arms
+from .experiments import Experiment, ablation_arms
 from .runs import Run, audio_folder, runs_folder
 
 # %% ../nbs/16b_batch.ipynb #c8d0f9d1
@@ -60,7 +60,7 @@ def run_notebook(
         out.seek(0)
         if process.returncode: raise RuntimeError(f"{name} failed; its notebook is {output}\n" + out.read()[-3000:].strip())
 
-# %% ../nbs/16b_batch.ipynb #f727aace
+# %% ../nbs/16b_batch.ipynb #1642df84
 def run_all(
     experiments:list[Experiment], # duplicates are run once
     audio:str|Path="",            # folder; empty: the bundled music
@@ -75,7 +75,7 @@ def run_all(
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
         raise ValueError(f"workers: expected an integer of at least 0, got {workers!r}")
     all_runs = {e: Run(e, audio, runs) for e in dict.fromkeys(experiments)}
-    waiting = [run for run in all_runs.values() if not run.done]
+    waiting = sorted((run for run in all_runs.values() if not run.done), key=lambda run: -max(run.experiment.steps, default=0))
     workers = min(workers or min(os.cpu_count() or 1, 8), max(len(waiting), 1))
     threads, stop, failures = max(1, (os.cpu_count() or 1)//workers), threading.Event(), {}
     if len(waiting) < len(all_runs): log.info("%d of %d runs are done already", len(all_runs) - len(waiting), len(all_runs))
@@ -108,7 +108,7 @@ def run_all(
     if failures: raise RuntimeError("\n\n".join(f"run {r.hash} failed: {e or 'it left no record'}" for r, e in failures.items()))
     return all_runs
 
-# %% ../nbs/16b_batch.ipynb #3077823a
+# %% ../nbs/16b_batch.ipynb #b8958224
 def ablation_records(
     ablation:str,         # a name of ABLATIONS
     base:Experiment,      # what all arms share
@@ -117,13 +117,14 @@ def ablation_records(
 )->dict[str, list[dict]]: # arm -> one record for every seed, with "folder" added
     """Run what is missing of an ablation and read its records."""
     arms = ablation_arms(ablation, base, n_seeds)
-    done = run_all([e for seeds in arms.values() for e in seeds], audio, runs, workers, progress)
+    done = run_all(all_experiments(ablation, base, n_seeds), audio, runs, workers, progress)
     return {arm: [done[e].record | {"folder": str(done[e].folder)} for e in seeds] for arm, seeds in arms.items()}
 
 
 def all_experiments(
+    ablation:str,    # a name of ABLATIONS
     base:Experiment, # what all arms share
     n_seeds:int=1,   # runs of every arm
-)->list[Experiment]: # of every ablation
-    """The experiments of all ablations; what two of them share is there twice."""
-    return [e for name in ABLATIONS for seeds in ablation_arms(name, base, n_seeds).values() for e in seeds]
+)->list[Experiment]:
+    """All runs of an ablation; two ablations may share some."""
+    return [e for seeds in ablation_arms(ablation, base, n_seeds).values() for e in seeds]
