@@ -60,7 +60,7 @@ def run_notebook(
         out.seek(0)
         if process.returncode: raise RuntimeError(f"{name} failed; its notebook is {output}\n" + out.read()[-3000:].strip())
 
-# %% ../nbs/16b_batch.ipynb #1642df84
+# %% ../nbs/16b_batch.ipynb #45f52961
 def run_all(
     experiments:list[Experiment], # duplicates are run once
     audio:str|Path="",            # folder; empty: the bundled music
@@ -77,7 +77,7 @@ def run_all(
     all_runs = {e: Run(e, audio, runs) for e in dict.fromkeys(experiments)}
     waiting = sorted((run for run in all_runs.values() if not run.done), key=lambda run: -max(run.experiment.steps, default=0))
     workers = min(workers or min(os.cpu_count() or 1, 8), max(len(waiting), 1))
-    threads, stop, failures = max(1, (os.cpu_count() or 1)//workers), threading.Event(), {}
+    threads, stop = max(1, (os.cpu_count() or 1)//workers), threading.Event()
     if len(waiting) < len(all_runs): log.info("%d of %d runs are done already", len(all_runs) - len(waiting), len(all_runs))
 
     def one(run):

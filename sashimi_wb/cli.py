@@ -59,16 +59,16 @@ def run_ablations(
     write_atomic(folder/"results.json", json.dumps(summary, indent=1))
     return write_report(results, folder/"report.html")
 
-# %% ../nbs/18_cli.ipynb #12b1d192
+# %% ../nbs/18_cli.ipynb #ddc22660
 def load_model(
     path:str|Path, # a run's model.safetensors
-)->tuple[WaveModel, Experiment]: # the model, ready to generate, and the experiment it comes from
+)->tuple[WaveModel, Experiment, int]: # the model, ready to generate, the experiment it comes from, and its sample rate in Hz
     """Rebuild a run's model. Raises: FileNotFoundError; ValueError for a file that is no run's model."""
     weights = read_weights(path)
     if "experiment" not in weights.extra: raise ValueError(f"{path}: expected a run's model.safetensors, got a file without its experiment")
     model = WaveModel(from_json(ModelConfig, weights.config))
     model.load_state_dict(weights.state)
-    return model.eval(), from_json(Experiment, weights.extra["experiment"])
+    return model.eval(), from_json(Experiment, weights.extra["experiment"]), weights.extra["sample_rate"]
 
 
 def generate_file(
@@ -83,8 +83,7 @@ def generate_file(
     """Generate audio with a run's model into a file."""
     kind = Path(output).suffix.lstrip(".").lower()
     if kind not in ("flac", "wav"): raise ValueError(f"output: expected a name that ends in .flac or .wav, got {output!r}")
-    model, e = load_model(model_path)
-    rate = e.target_sr or 44100
+    model, e, rate = load_model(model_path)
     wave = None
     if prompt:
         info = index_audio(prompt)[0]

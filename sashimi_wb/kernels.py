@@ -85,7 +85,7 @@ def kernel_ref(
         x = ssm.advance(x)
     return torch.stack(out, -1)
 
-# %% ../nbs/07_kernels.ipynb #54e67533
+# %% ../nbs/07_kernels.ipynb #3e812f96
 def _dense(ssm):
     "The step as a real matrix on (Re x, Im x): (h, 2n, 2n)."
     def blocks(a): return torch.cat([torch.cat([a.real.diag_embed(), -a.imag.diag_embed()], -1),
@@ -110,13 +110,13 @@ class Window(NamedTuple):
 
 
 def _factors(power, v, w, length):
-    "Columns V, rows W and the powers, by doubling."
+    "Columns V, rows W and the powers that doubled them (at least the first)."
     doublings = max(0, (length - 1).bit_length())
     inner, powers, V, W = (doublings + 1)//2, [power], v[..., None, :], w[..., None, :]
     for i in range(doublings):
         if i < inner: V = torch.cat([V, _columns(V, powers[i])], -2)
         else: W = torch.cat([W, _rows(W, powers[i])], -2)
-        powers.append(_square(powers[i]))
+        if i + 1 < doublings: powers.append(_square(powers[i]))
     return V, W, powers
 
 
@@ -131,10 +131,11 @@ def kernel_by_doubling(
         V, W, powers = _factors(ssm.dA, ssm.dB, C, length)
         V, W = _real(V), _row(W)
     else: V, W, powers = _factors(_dense(ssm), _real(ssm.dB), _row(C), length)
+    if length > 1: powers.append(_square(powers[-1]))      # one more than the kernel needs: a state may cross the whole window
     V, W = V.to(dtype), W.to(dtype)
     return Window((W @ V.mT).flatten(-2)[..., :length], V, W, powers)
 
-# %% ../nbs/07_kernels.ipynb #84050731
+# %% ../nbs/07_kernels.ipynb #881d008c
 class _TrainKernel(torch.autograd.Function):
     """`kernel_by_doubling(...).K` for a real step matrix, with a backward pass in the dtype of the parameters."""
 
@@ -142,7 +143,7 @@ class _TrainKernel(torch.autograd.Function):
     def forward(ctx, power, v, w, length, dtype):
         V, W, powers = _factors(power, v, w, length)
         V, W = V.to(dtype), W.to(dtype)
-        ctx.save_for_backward(V, W, *(p.to(dtype) for p in powers[:-1]))
+        ctx.save_for_backward(V, W, *(p.to(dtype) for p in powers if length > 1))
         return (W @ V.mT).flatten(-2)[..., :length]
 
     @staticmethod

@@ -147,7 +147,7 @@ def score(
     twin = AudioData(replace(run.data.config, input="dequantized"))
     return figures | {"realisable": evaluate(model, twin.test_loader(), device=str(device), ks=())["bits_per_sample"]}
 
-# %% ../nbs/16a_runs.ipynb #17a76881
+# %% ../nbs/16a_runs.ipynb #538eb582
 def execute(
     run:Run,
     progress:bool=True,               # bars while it trains, scores and generates
@@ -179,7 +179,8 @@ def execute(
     clips = listen(run, model.to("cpu"), progress)
     show("clips", clips)
     for name, wave in clips.items(): write_atomic(run.folder/f"{name}.flac", sound_bytes(wave, run.data.sample_rate, "flac"))
-    save_weights(run.folder/"model.safetensors", model, to_json(e.model_config()), {"experiment": to_json(e)})
+    save_weights(run.folder/"model.safetensors", model, to_json(e.model_config()),
+                 {"experiment": to_json(e), "sample_rate": run.data.sample_rate})
     record = {
         "hash": run.hash, **run.identity, "results": results, "baselines": baselines(run.data), "stages": rows,
         "curve": _curve(history), "validation": history.epochs, "sample_rate": run.data.sample_rate,
