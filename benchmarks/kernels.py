@@ -21,8 +21,8 @@ def measure(way, length, width, d_state, threads, repeats):
     import torch
 
     from sashimi_wb.cauchy import dplr_kernel_cauchy, keops_works
-    from sashimi_wb.kernels import KernelConfig, SSMKernel
     from sashimi_wb.recipe import peak_bytes
+    from sashimi_wb.ssm import KernelConfig, SSMKernel
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)

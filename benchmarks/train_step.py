@@ -18,10 +18,10 @@ def measure(form, length, batch, threads, repeats):
     """One case: build, warm up with one step, time the rest."""
     import torch
 
-    from sashimi_wb.kernels import KernelConfig
     from sashimi_wb.model import ModelConfig, WaveModel
     from sashimi_wb.recipe import peak_bytes, reuse_memory
     from sashimi_wb.sashimi import SaShiMiConfig
+    from sashimi_wb.ssm import KernelConfig
 
     reuse_memory()
     torch.set_num_threads(threads)

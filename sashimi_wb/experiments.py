@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['PRESETS', 'ABLATIONS', 'Experiment', 'experiment', 'ablation_arms', 'check_parameters']
 
-# %% ../nbs/16_experiments.ipynb #9759b117
+# %% ../nbs/16_experiments.ipynb #f3606e75
 from dataclasses import dataclass, fields, replace
 
 from .core import choose
 from .data import DataConfig
-from .kernels import KernelConfig
+from .ssm import KernelConfig
 from .model import ModelConfig
 from .recipe import TrainConfig
 from .sashimi import SaShiMiConfig

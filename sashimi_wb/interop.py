@@ -8,7 +8,7 @@ __all__ = ['LAYER_USED', 'LAYER_FIXED', 'LAYER_FREE', 'MODEL_USED', 'MODEL_FIXED
            'c_from_tilde', 'kernel_config', 'convert_kernel', 'convert_keys', 'load_strictly', 'block_from_s4',
            'convert_backbone', 'from_s4', 'model_from_s4']
 
-# %% ../nbs/17_interop.ipynb #473788d4
+# %% ../nbs/17_interop.ipynb #52913a7f
 import re
 from dataclasses import fields
 
@@ -17,7 +17,8 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from .core import choose, log
-from .kernels import Discrete, KernelConfig, discretize_dplr
+from .kernels import Discrete, discretize_dplr
+from .ssm import KernelConfig
 from .model import ModelConfig, WaveModel
 from .s4 import S4Block
 from .sashimi import SaShiMi, SaShiMiConfig

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ModelConfig', 'WaveModel', 'stages', 'stage_report']
 
-# %% ../nbs/11_model.ipynb #a28a8dd5
+# %% ../nbs/11_model.ipynb #911e17ec
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .core import check_bits, choose
 from .decoders import HEADS, make_head
 from .encoders import ENCODERS, make_encoder
-from .kernels import SSM_PARAMETERS
+from .ssm import SSM_PARAMETERS
 from .sashimi import SaShiMi, SaShiMiConfig
 
 # %% ../nbs/11_model.ipynb #7b0bdc4f

@@ -6,7 +6,7 @@
 __all__ = ['NORMS', 'ScalarNorm', 'FeedForward', 'Residual', 'Stage', 'PoolLinear', 'DownPool', 'UpPool', 'SaShiMiConfig',
            'SaShiMi']
 
-# %% ../nbs/09_sashimi.ipynb #28427a61
+# %% ../nbs/09_sashimi.ipynb #4d54e23a
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .kernels import KernelConfig
+from .ssm import KernelConfig
 from .s4 import S4Block
 
 # %% ../nbs/09_sashimi.ipynb #97cba986

@@ -9,10 +9,10 @@ import torch
 
 from sashimi_wb.generation import ENGINES, Sampling, Stepper, choose_engine, generate, generate_stream, known_runs
 from sashimi_wb.interleave import deinterleave, interleave, token_order
-from sashimi_wb.kernels import KernelConfig
 from sashimi_wb.model import ModelConfig, WaveModel
 from sashimi_wb.quantization import Quantizer
 from sashimi_wb.sashimi import SaShiMiConfig
+from sashimi_wb.ssm import KernelConfig
 
 torch.set_num_threads(1)
 STRATEGIES = ("temporal", "blocking-1", "blocking-4", "blocking-24", "blocking")

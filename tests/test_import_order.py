@@ -10,7 +10,7 @@ PACKAGE = ROOT / "sashimi_wb"
 MODULES = sorted(p.stem for p in PACKAGE.glob("*.py") if p.stem not in ("__init__", "_modidx"))
 
 # The module map: a module and what it may import. Every module but core may import core, which imports nothing.
-# `sashimi`, `model` and `interop` name `kernels` as well, for KernelConfig, of which other configurations are composed.
+# `sashimi`, `model` and `interop` name `ssm` as well, for KernelConfig, of which other configurations are composed.
 # Where one number has several notebooks they are an idea split in parts: `files` and `data`, `recipe`, `lit` and `trainer`.
 EVERYTHING = "everything with a lower number"
 MAP = {
@@ -25,13 +25,15 @@ MAP = {
     "data": "quantization interleave files",
     "encoders": "",
     "hippo": "",
-    "kernels": "hippo",
-    "cauchy": "hippo kernels",
-    "s4": "kernels",
-    "sashimi": "kernels s4",
+    "kernels": "",
+    "cauchy": "kernels",
+    "convolution": "",
+    "ssm": "hippo kernels cauchy",
+    "s4": "kernels convolution ssm",
+    "sashimi": "ssm s4",
     "mixtures": "",
     "decoders": "quantization mixtures",
-    "model": "kernels encoders sashimi decoders",
+    "model": "ssm encoders sashimi decoders",
     "metrics": "",
     "evaluation": "metrics",
     "recipe": "",
@@ -39,11 +41,11 @@ MAP = {
     "trainer": "checkpoints metrics evaluation recipe lit",
     "generation": "quantization interleave model",
     "compression": "quantization interleave model",
-    "experiments": "data kernels model recipe sashimi",
+    "experiments": "data ssm model recipe sashimi",
     "runs": EVERYTHING,
     "batch": "experiments runs",
     "report": "charts experiments interleave metrics players visualise",
-    "interop": "kernels s4 sashimi model",
+    "interop": "kernels ssm s4 sashimi model",
     "cli": EVERYTHING,
 }
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from sashimi_wb.convolution import fft_conv
 from sashimi_wb.hippo import hippo_legs, nplr, s4d
 from sashimi_wb.interop import LAYER_FIXED as FIXED
 from sashimi_wb.interop import LAYER_FREE as FREE
@@ -24,14 +25,12 @@ from sashimi_wb.interop import (
 from sashimi_wb.kernels import (
     DISCRETIZATIONS,
     Discrete,
-    KernelConfig,
-    SSMKernel,
     discretize_dplr,
     kernel_by_doubling,
     state_after,
     state_response,
 )
-from sashimi_wb.s4 import fft_conv
+from sashimi_wb.ssm import KernelConfig, SSMKernel
 
 torch.set_num_threads(1)
 REFERENCE = Path(__file__).parent/"reference"

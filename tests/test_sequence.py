@@ -6,10 +6,11 @@ import itertools
 import pytest
 import torch
 
-from sashimi_wb.kernels import KernelConfig, SSMKernel, kernel_by_doubling, kernel_ref
+from sashimi_wb.kernels import kernel_by_doubling, kernel_ref
 from sashimi_wb.model import ModelConfig, WaveModel
 from sashimi_wb.s4 import S4, S4Block
 from sashimi_wb.sashimi import SaShiMi, SaShiMiConfig
+from sashimi_wb.ssm import KernelConfig, SSMKernel
 
 torch.set_num_threads(1)
 KERNELS = {"dplr": KernelConfig("dplr", 8), "zoh": KernelConfig("diag", 8, "lin", "zoh"),

@@ -20,10 +20,10 @@ from sashimi_wb.checkpoints import load_tree, read_weights
 from sashimi_wb.core import from_json, seed_everything, to_json
 from sashimi_wb.data import AudioData, DataConfig
 from sashimi_wb.evaluation import evaluate
-from sashimi_wb.kernels import KernelConfig
 from sashimi_wb.model import ModelConfig, WaveModel
 from sashimi_wb.recipe import History, TrainConfig, reuse_memory
 from sashimi_wb.sashimi import SaShiMiConfig
+from sashimi_wb.ssm import KernelConfig
 from sashimi_wb.trainer import fit
 
 STEPS = 5  # per epoch, in the data below
