@@ -1,25 +1,24 @@
-"""Seconds and memory of one training step of the full-size model, for both kernel forms and two window lengths.
+"""Seconds and memory of one training step of the full-size model, for both kernel forms, two window lengths, two batch sizes.
 
-    python benchmarks/train_step.py [--threads 2] [--repeats 3]
+    python benchmarks/train_step.py [--threads 2] [--repeats 3] [--profile]
 
-Every case runs in a process of its own, so that its peak memory is its own. The ratio of the two forms is from one run.
+Ratios are of one run. `--profile` adds where the time of a step goes, by part of the model.
 """
 import argparse
 import json
-import platform
-import subprocess
-import sys
 import time
 
-CASES = [(form, length) for form in ("dplr", "diag") for length in (8192, 16384)]
+from machine import case, describe
+
+CASES = [(form, length, batch) for form in ("dplr", "diag") for length, batch in ((8192, 1), (8192, 4), (16384, 1))]
 
 
-def measure(form, length, batch, threads, repeats):
-    """One case: build, warm up with one step, time the rest."""
+def build(form, length, batch, threads):
+    """The full-size model, its optimiser and a random batch."""
     import torch
 
     from sashimi_wb.model import ModelConfig, WaveModel
-    from sashimi_wb.recipe import peak_bytes, reuse_memory
+    from sashimi_wb.recipe import reuse_memory
     from sashimi_wb.sashimi import SaShiMiConfig
     from sashimi_wb.ssm import KernelConfig
 
@@ -30,48 +29,76 @@ def measure(form, length, batch, threads, repeats):
     model = WaveModel(ModelConfig(8, backbone=SaShiMiConfig(kernel=kernel)))
     optimizer = torch.optim.AdamW(model.parameter_groups(), fused=True)
     y = torch.randint(256, (batch, length, 1))
-    x = torch.cat([torch.full_like(y[:, :1], 128), y[:, :-1]], 1)
-    idle, seconds = peak_bytes(), []
+    return model, optimizer, torch.cat([torch.full_like(y[:, :1], 128), y[:, :-1]], 1), y
+
+
+def step(model, optimizer, x, y):
+    loss = model.loss(x, y)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+def measure(form, length, batch, threads, repeats):
+    """One case: warm up with one step, time the rest."""
+    from sashimi_wb.recipe import peak_bytes
+    made, seconds = build(form, length, batch, threads), []
+    idle = peak_bytes()
     for _ in range(repeats + 1):
         start = time.perf_counter()
-        loss = model.loss(x, y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        loss = step(*made)
         seconds.append(time.perf_counter() - start)
-    return {"form": form, "length": length, "batch": batch, "seconds": min(seconds[1:]), "first": seconds[0],
-            "peak_gb": peak_bytes()/1e9, "idle_gb": idle/1e9, "loss": loss.item()}
+    return {"seconds": min(seconds[1:]), "first": seconds[0], "peak_gb": peak_bytes()/1e9, "idle_gb": idle/1e9, "loss": loss}
 
 
-def processor():
-    """The processor's name, where the system tells it."""
-    try: return next(line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name"))
-    except (OSError, StopIteration): return platform.processor() or platform.machine()
+PARTS = {"state-space kernels": ("_DenseKernel", "_DiagonalKernel", "discretize"), "convolution (FFT)": ("_Convolve",),
+         "linear maps": ("aten::addmm", "aten::mm"), "GELU, GLU, norms": ("aten::gelu", "aten::glu", "aten::native_layer_norm"),
+         "optimiser": ("aten::_fused_adamw_",)}
+
+
+def profile(form, length, batch, threads):
+    """Share of a step's time by part: operators counted whole, with what they call."""
+    import torch
+    made = build(form, length, batch, threads)
+    step(*made)
+    with torch.profiler.profile() as p: step(*made)
+    events = p.key_averages()
+    total, shares = sum(e.self_cpu_time_total for e in events), {}
+    for part, names in PARTS.items():
+        own = [e for e in events if e.key.startswith(names) and not e.key.startswith("autograd::")]
+        shares[part] = sum(e.cpu_time_total for e in own)/total
+    return shares | {"the rest": 1 - sum(shares.values())}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--profile", action="store_true")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.case:
-        form, length = args.case.split(",")
-        return print(json.dumps(measure(form, int(length), args.batch, args.threads, args.repeats)))
-    import torch
-    print(f"full size (8 layers, width 64, state 64, pools 4 and 4, 8 bit, categorical), batch {args.batch}, {args.threads} threads")
-    print(f"{processor()}, Python {platform.python_version()}, torch {torch.__version__}")
-    print(f"{'form':5} {'length':>7} {'s/step':>7} {'first':>7} {'peak GB':>8} {'idle GB':>8}")
-    rows = {}
-    for form, length in CASES:
-        command = [sys.executable, __file__, "--case", f"{form},{length}", "--threads", str(args.threads),
-                   "--repeats", str(args.repeats), "--batch", str(args.batch)]
-        row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-        rows[form, length] = row
-        print(f"{form:5} {length:7,} {row['seconds']:7.2f} {row['first']:7.2f} {row['peak_gb']:8.2f} {row['idle_gb']:8.2f}", flush=True)
-    for length in (8192, 16384):
-        print(f"dplr / diag at {length:,}: {rows['dplr', length]['seconds']/rows['diag', length]['seconds']:.2f}")
+        what, form, length, batch = args.case.split(",")
+        given = form, int(length), int(batch), args.threads
+        return print(json.dumps(profile(*given) if what == "profile" else measure(*given, args.repeats)))
+    print("full size (8 layers, width 64, state 64, pools 4 and 4, 8 bit, categorical), float32")
+    print(describe(args.threads))
+    print(f"{'form':5} {'length':>7} {'batch':>5} {'s/step':>7} {'first':>7} {'peak GB':>8} {'idle GB':>8}")
+    seconds = {}
+    for form, length, batch in CASES:
+        row = case(__file__, "--case", f"time,{form},{length},{batch}", "--threads", args.threads, "--repeats", args.repeats)
+        if "note" in row: print(f"{form:5} {length:7,} {batch:5} {row['note']}", flush=True)
+        else:
+            seconds[form, length, batch] = row["seconds"]
+            print(f"{form:5} {length:7,} {batch:5} {row['seconds']:7.2f} {row['first']:7.2f} {row['peak_gb']:8.2f} {row['idle_gb']:8.2f}", flush=True)
+    for form in ("dplr", "diag"):
+        print(f"{form}: batch 4 / batch 1 at 8,192: {seconds[form, 8192, 4]/seconds[form, 8192, 1]:.2f}")
+    print(f"dplr / diag at 8,192: {seconds['dplr', 8192, 1]/seconds['diag', 8192, 1]:.2f}")
+    if args.profile:
+        for form in ("dplr", "diag"):
+            shares = case(__file__, "--case", f"profile,{form},8192,1", "--threads", args.threads)
+            print(form, ", ".join(f"{k} {v:.0%}" if isinstance(v, float) else v for k, v in shares.items()))
 
 
 if __name__ == "__main__": main()

@@ -208,18 +208,18 @@ def cauchy_keops(
     """`cauchy_ref` by pykeops where it compiles, else by torch."""
     return cauchy(v, nodes, w, "keops")
 
-# %% ../nbs/07a_cauchy.ipynb #1774fbb0
+# %% ../nbs/07a_cauchy.ipynb #ea9e2158
 def cut_row(
     ssm,                         # `Discrete`, in double precision
     C:Complex[Tensor, "c h n"],
     length:int,                  # l, at least 1
 )->Complex[Tensor, "c h n"]:
     """`C (I - dA^l)`: what makes the generating function end after l terms. Source: S4 (arXiv 2111.00396), appendix C.3."""
-    power, row = _dense(ssm), _row(C)
+    power, row = _dense(ssm), _row(C).transpose(0, 1)                                  # (h c m)
     for i in range(length.bit_length()):
         if i: power = _square(power)
-        if length >> i & 1: row = _rows(row[..., None, :], power)[..., 0, :]
-    return C - _complex(row).conj()/2
+        if length >> i & 1: row = _rows(row, power)
+    return C - _complex(row.transpose(0, 1)).conj()/2
 
 
 def dplr_kernel_cauchy(

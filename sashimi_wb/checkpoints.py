@@ -19,13 +19,15 @@ from torch import Tensor, nn
 
 from .core import write_atomic
 
-# %% ../nbs/00_checkpoints.ipynb #bc20f321
+# %% ../nbs/00_checkpoints.ipynb #569da80d
 def _encode(value, path, tensors, names):
     "A JSON value for `value`; tensors go into `tensors` under their path."
     if value is None or isinstance(value, (str, bool, int)): return value
     if isinstance(value, (float, np.floating)): return float(value) if math.isfinite(value) else {"float": repr(float(value))}
     if isinstance(value, np.generic): return value.item()
     if isinstance(value, np.ndarray): return {"array": _keep(torch.from_numpy(value), path, tensors, names)}
+    if isinstance(value, Tensor) and value.dtype == torch.complex128:     # unknown to safetensors
+        return {"complex": _keep(torch.view_as_real(value.detach().resolve_conj()), path, tensors, names)}
     if isinstance(value, Tensor): return {"tensor": _keep(value, path, tensors, names)}
     def inside(v, key): return _encode(v, f"{path}/{key}" if path else str(key), tensors, names)
     if isinstance(value, dict): return {"dict": [[_encode(k, path, tensors, names), inside(v, k)] for k, v in value.items()]}
@@ -52,6 +54,7 @@ def _decode(value, tensors):
     if kind == "dict": return {_decode(k, tensors): _decode(v, tensors) for k, v in inner}
     if kind == "tuple": return tuple(_decode(v, tensors) for v in inner)
     if kind == "float": return float(inner)
+    if kind == "complex": return torch.view_as_complex(tensors[inner])
     return tensors[inner].numpy() if kind == "array" else tensors[inner]
 
 # %% ../nbs/00_checkpoints.ipynb #e652f5de

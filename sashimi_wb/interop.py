@@ -4,55 +4,65 @@
 
 # %% auto #0
 __all__ = ['LAYER_USED', 'LAYER_FIXED', 'LAYER_FREE', 'MODEL_USED', 'MODEL_FIXED', 'MODEL_FREE', 'RECORD_FREE', 'DT_TRANSFORMS',
-           'REAL_TRANSFORMS', 'MODES', 'DIAG_INITS', 'RENAMES', 'BLOCK_RENAMES', 'read_words', 'real_step',
-           'c_from_tilde', 'kernel_config', 'convert_kernel', 'convert_keys', 'load_strictly', 'block_from_s4',
-           'convert_backbone', 'from_s4', 'model_from_s4']
+           'TRANSFORMS', 'MODES', 'BLOCK_RENAMES', 'read_words', 'layer_words', 'real_step', 'c_from_tilde',
+           'kernel_config', 'convert_kernel', 'sampled', 'backbone_renames', 'rename', 'convert_keys', 'load_strictly',
+           'block_from_s4', 'convert_backbone', 'from_s4', 'model_from_s4']
 
-# %% ../nbs/17_interop.ipynb #52913a7f
+# %% ../nbs/17_interop.ipynb #7d079e0b
 import re
 from dataclasses import fields
 
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from .core import choose, log
+from .hippo import MEASURES, S4D_INITS
 from .kernels import Discrete, discretize_dplr
 from .ssm import KernelConfig
 from .model import ModelConfig, WaveModel
 from .s4 import S4Block
 from .sashimi import SaShiMi, SaShiMiConfig
 
-# %% ../nbs/17_interop.ipynb #481ddfa0
-LAYER_USED = {"d_state": 64, "mode": "nplr", "init": "legs", "n_ssm": 1, "disc": "zoh", "channels": 1,
-              "dt_transform": "softplus", "real_transform": "exp"}
-LAYER_FIXED = {"rank": 1, "bidirectional": False, "activation": "gelu", "final_act": "glu", "imag_transform": "none",
-               "dt_tie": True, "gate": None, "bottleneck": None, "mult_act": None, "postact": None, "weight_norm": False,
-               "drop_kernel": 0.0, "layer": "fftconv", "bandlimit": None}
+# %% ../nbs/17_interop.ipynb #fc4e1c61
+LAYER_USED = {"d_state": 64, "mode": "nplr", "init": "legs", "n_ssm": 1, "rank": 1, "disc": "zoh", "channels": 1, "l_max": None,
+              "bidirectional": False, "dt_tie": True, "dt_transform": "softplus", "real_transform": "exp", "imag_transform": "none"}
+_ONE_BLOCK, _RAISES = "a block here is GELU, linear map, GLU", "the public block itself raises with it"
+LAYER_FIXED = {                                # word: what it may be, why nothing else
+    "activation": (("gelu",), _ONE_BLOCK), "final_act": (("glu",), _ONE_BLOCK), "mult_act": ((None, "id"), _ONE_BLOCK),
+    "postact": ((None,), _ONE_BLOCK), "weight_norm": ((False,), _ONE_BLOCK), "gate": ((None,), _RAISES), "bottleneck": ((None,), _RAISES),
+    "layer": (("fftconv",), "other layers than a convolution are not S4"), "swap_channels": ((False,), "channels here stand outside"),
+    "drop_kernel": ((0.0,), "dropout of whole kernel samples has no recurrence"), "bandlimit": ((None,), "kernels here keep all their states"),
+    "dt_fast": ((False,), "steps here are softplus"), "is_real": ((False,), "states here are complex pairs")}
 LAYER_FREE = {"_name_", "lr", "wd", "verbose", "initializer", "measure", "dt_min", "dt_max", "deterministic", "tie_dropout",
-              "gate_act", "l_max", "dropout", "transposed", "d_model", "B_clip"}
+              "gate_act", "dropout", "transposed", "d_model", "B_clip"}
 MODEL_USED = {"d_model": 64, "n_layers": 8, "pool": (4, 4), "expand": 2, "ff": 2, "prenorm": True, "dropout": 0.0,
-              "act_pool": None, "layer": None}
-MODEL_FIXED = {"unet": False, "interp": 0, "bidirectional": False, "norm": "layer", "residual": "R", "dropres": 0.0, "glu": True,
-               "pool_mode": None, "cff": None}
+              "act_pool": None, "layer": None, "unet": False, "interp": 0, "bidirectional": False, "cff": None}
+MODEL_FIXED = {
+    "norm": (("layer",), "blocks here normalise over channels"), "residual": (("R",), "blocks here add their input"),
+    "dropres": ((0.0,), "dropout here is one number, `dropout`"), "glu": ((True,), _ONE_BLOCK), "center_layer": ((None,), "all stages here are alike"),
+    "pool_mode": ((None, "linear"), "pools here are linear maps")}
 MODEL_FREE = {"_name_", "transposed", "initializer", "l_max", "d_input", "bits", "output_head", "n_mixtures", "is_stereo",
               "interleaving_strategy", "verbose"}
 RECORD_FREE = {"B", "L", "seed", "perturb"}  # in the records of a test, not in a configuration
 
-
+# %% ../nbs/17_interop.ipynb #4bcc09d3
 def read_words(given:dict, used:dict, fixed:dict, free:set, what:str)->dict:
     """Words that decide something, with their defaults filled in.
 
-    Raises: ValueError for an unknown word; NotImplementedError for a value that has no counterpart here."""
+    Raises: ValueError for an unknown word; NotImplementedError with the reason for a value that has no counterpart here."""
     for word, value in given.items():
-        if word in fixed and value != fixed[word]:
-            raise NotImplementedError(f"{what}: {word}={value!r} has no counterpart here; only {word}={fixed[word]!r} can be loaded")
+        if word in fixed and value not in fixed[word][0]:
+            raise NotImplementedError(f"{what}: {word}={value!r} cannot be loaded, only {word}={fixed[word][0][0]!r}: {fixed[word][1]}")
         if word not in used and word not in fixed and word not in free | RECORD_FREE:
             raise ValueError(f"{what}: unknown word {word!r}; known: {', '.join(sorted({*used, *fixed, *free}))}")
-    if given.get("l_max") is not None and given.get("L", 0) > given["l_max"]:
-        raise NotImplementedError(f"{what}: l_max={given['l_max']} cuts the kernel of windows of {given['L']} samples; "
-                                  "kernels here are never cut")
     return used | {k: v for k, v in given.items() if k in used}
+
+
+def layer_words(given:dict, **defaults)->dict:
+    """The words of a layer, as the public configs/model/layer/s4.yaml has them. Raises as `read_words`."""
+    return read_words(given, LAYER_USED | defaults, LAYER_FIXED, LAYER_FREE, "layer")
 
 # %% ../nbs/17_interop.ipynb #12873216
 def real_step(
@@ -79,56 +89,76 @@ def c_from_tilde(
     real, imag = row.chunk(2, -1)
     return torch.complex(real, -imag)
 
-# %% ../nbs/17_interop.ipynb #52cf5073
-DT_TRANSFORMS = {"softplus": torch.nn.functional.softplus, "exp": torch.exp}
-REAL_TRANSFORMS = {"exp": torch.exp, "relu": lambda a: torch.relu(a) + 1e-4, "softplus": torch.nn.functional.softplus,
-                   "sigmoid": torch.sigmoid, "none": lambda a: a}
+# %% ../nbs/17_interop.ipynb #f2a0cbcf
+DT_TRANSFORMS = {"softplus": F.softplus, "exp": torch.exp}
+TRANSFORMS = {"exp": torch.exp, "relu": lambda a: torch.relu(a) + 1e-4, "softplus": F.softplus, "sigmoid": torch.sigmoid, "none": lambda a: a}
 MODES = {"nplr": "dplr", "dplr": "dplr", "diag": "diag", "s4d": "diag"}
-DIAG_INITS = {"diag-lin": "lin", "diag-inv": "inv", "diag-legs": "legs"}
 
 
 def kernel_config(words:dict)->KernelConfig:
-    """Our configuration of a state space for theirs; initial values are not kept, as a checkpoint overwrites them."""
-    form = choose(words["mode"], MODES, "mode")
-    init, disc = ("legs", "bilinear") if form == "dplr" else (DIAG_INITS.get(words["init"], "legs"), words["disc"])
-    return KernelConfig(form, words["d_state"], init, disc, words["n_ssm"])
+    """Our configuration of a state space for theirs; an initialisation without name here becomes `legs`, as a checkpoint overwrites it."""
+    form, init = choose(words["mode"], MODES, "mode"), (words["init"] or "legs").replace("fourier", "fout").removeprefix("diag-").removeprefix("dplr-")
+    if form == "diag":
+        if words["disc"] == "dss": raise NotImplementedError("layer: disc='dss' cannot be loaded: its kernel depends on the window, it has no steps")
+        return KernelConfig(form, words["d_state"], init if init in S4D_INITS else "legs", words["disc"], words["n_ssm"], dt_tie=words["dt_tie"])
+    return KernelConfig(form, words["d_state"], init if init in MEASURES else "legs", n_ssm=words["n_ssm"], rank=words["rank"], dt_tie=words["dt_tie"])
 
-
+# %% ../nbs/17_interop.ipynb #cdf2991b
 def convert_kernel(
     theirs:dict[str, Tensor], # A_real, A_imag, B, C, inv_dt, and for DPLR P and l_kernel
-    words:dict,               # of the layer, from `read_words`
+    words:dict,               # of the layer, from `layer_words`
 )->dict[str, Tensor]:         # ours, in the precision of theirs; differentiable
-    """Parameters of one public SSM kernel as those of an `SSMKernel`.
-
-    Raises: NotImplementedError for steps per state (dt_tie) or a rank above 1."""
+    """Parameters of one public SSM kernel as those of an `SSMKernel`. Raises: ValueError for a state that grows."""
     dtype, v = theirs["C"].dtype, {k: z.double() for k, z in theirs.items() if k != "l_kernel"}
-    if v["inv_dt"].shape[-1] != 1: raise NotImplementedError("dt_tie=False, a step for every state, has no counterpart here")
-    if "P" in v and len(v["P"]) != 1: raise NotImplementedError(f"rank={len(v['P'])} has no counterpart here; only rank=1")
     if words["dt_transform"] != "softplus":
         dt = choose(words["dt_transform"], DT_TRANSFORMS, "dt_transform")(v["inv_dt"])
         v["inv_dt"] = dt + torch.log(-torch.expm1(-dt))                                   # softplus^-1
     if words["real_transform"] != "exp":
-        v["A_real"] = choose(words["real_transform"], REAL_TRANSFORMS, "real_transform")(v["A_real"]).log()
+        decay = choose(words["real_transform"], TRANSFORMS, "real_transform")(v["A_real"])
+        if not bool((decay > 0).all()): raise ValueError("A_real: expected states that decay, got one whose real part is not negative")
+        v["A_real"] = decay.log()
+    v["A_imag"] = choose(words["imag_transform"], TRANSFORMS, "imag_transform")(v["A_imag"])
     length = int(theirs["l_kernel"]) if "l_kernel" in theirs and "P" in v else 0
-    if length:
-        h = len(v["inv_dt"])
-        def spread(z): return z.repeat(*[1]*(z.ndim - 2), h//z.shape[-2], 1)
-        A = spread(torch.complex(-v["A_real"].exp(), -v["A_imag"]))
-        B, P = (spread(torch.view_as_complex(v[k].contiguous())) for k in "BP")
-        ssm = discretize_dplr(A, B[0], P, torch.nn.functional.softplus(v["inv_dt"]))
-        v["C"] = torch.view_as_real(c_from_tilde(ssm, torch.view_as_complex(v["C"].contiguous()), length))
+    if length: v["C"] = torch.view_as_real(c_from_tilde(sampled(v), torch.view_as_complex(v["C"].contiguous()), length))
     return {k: z.to(dtype) for k, z in v.items()}
 
-# %% ../nbs/17_interop.ipynb #167682bb
-RENAMES = [(r"^d_layers\.(\d+)\.linear\.(?:0\.)?", r"down.\1.linear."),
-           (r"^c_layers\.(\d+)\.", r"center.blocks.\1."),
-           (r"^u_layers\.(\d+)\.0\.linear\.(?:0\.)?", r"up.\1.linear."),
-           (r"^u_layers\.(\d+)\.(\d+)\.", lambda m: f"stages.{m[1]}.blocks.{int(m[2]) - 1}."),
-           (r"\.layer\.layer\.", ".layer.s4."), (r"\.layer\.output_linear\.0\.", ".layer.mix."),
-           (r"\.layer\.ff\.0\.0\.", ".layer.up."), (r"\.layer\.ff\.2\.", ".layer.down."), (r"\.norm\.norm\.", ".norm.")]
+
+def sampled(
+    v:dict[str, Tensor], # parameters of an `SSMKernel` of form "dplr", in double precision
+)->Discrete:
+    """The sampled system, differentiable in plain tensors."""
+    def spread(z): return z.repeat(*[1]*(z.ndim - 2), len(v["inv_dt"])//z.shape[-2], 1)
+    A = spread(torch.complex(-v["A_real"].exp(), -v["A_imag"]))
+    B, P = (spread(torch.view_as_complex(v[k].contiguous())) for k in "BP")
+    return discretize_dplr(A, B[0], P, F.softplus(v["inv_dt"]))
+
+# %% ../nbs/17_interop.ipynb #d5b84780
+def backbone_renames(
+    blocks:int, # residual blocks in a stage
+    unet:bool,  # stages on the way down, too
+)->list:        # pairs of pattern and replacement
+    """From the keys of a public backbone to those of `SaShiMi`."""
+    def down(m):
+        level, j = divmod(int(m[1]), blocks + 1) if unet else (int(m[1]), blocks)
+        return f"down.{level}." if j == blocks else f"down_stages.{level}.blocks.{j}."
+    return [(r"^d_layers\.(\d+)\.", down), (r"^c_layers\.", "center.blocks."),
+            (r"^u_layers\.(\d+)\.(?=[a-z])", lambda m: "u_layers.{}.{}.".format(*divmod(int(m[1]), blocks + 1))),
+            (r"^u_layers\.(\d+)\.0\.", r"up.\1."),
+            (r"^u_layers\.(\d+)\.(\d+)\.", lambda m: f"stages.{m[1]}.blocks.{int(m[2]) - 1}."),
+            (r"^interp_layers\.(\d+)\.", r"interp.\1.blocks."), (r"^(down|up)\.(\d+)\.linear\.0\.", r"\1.\2.linear."),
+            (r"\.layer\.layer\.", ".layer.s4."), (r"\.layer\.output_linear\.0\.", ".layer.mix."),
+            (r"\.layer\.ff\.0\.0\.", ".layer.up."), (r"\.layer\.ff\.2\.", ".layer.down."), (r"\.norm\.norm\.", ".norm.")]
+
+
 BLOCK_RENAMES = [(r"^layer\.", "s4."), (r"^output_linear\.0\.", "mix.")]
 
 
+def rename(key:str, renames:list)->str:
+    """Apply every rename in turn."""
+    for pattern, replacement in renames: key = re.sub(pattern, replacement, key)
+    return key
+
+# %% ../nbs/17_interop.ipynb #5d83a0a5
 def convert_keys(
     theirs:dict[str, Tensor],      # a public state dict
     renames:list,                  # pairs of pattern and replacement
@@ -137,8 +167,7 @@ def convert_keys(
     """Rename every key, convert every kernel, drop the last axis of convolutions of width 1."""
     ours, origin, kernels = {}, {}, {}
     for old, value in theirs.items():
-        new = old
-        for pattern, replacement in renames: new = re.sub(pattern, replacement, new)
+        new = rename(old, renames)
         if ".kernel." in new:
             stem, name = new.rsplit(".", 1)
             kernels.setdefault(stem, {})[name] = value
@@ -150,7 +179,7 @@ def convert_keys(
         ours |= {f"{stem}.{k}": v for k, v in convert_kernel(kernel, words).items()}
     return ours, origin
 
-
+# %% ../nbs/17_interop.ipynb #83a2e79f
 def load_strictly(module:torch.nn.Module, ours:dict[str, Tensor], origin:dict)->torch.nn.Module:
     """Load converted tensors, in their precision.
 
@@ -166,7 +195,7 @@ def load_strictly(module:torch.nn.Module, ours:dict[str, Tensor], origin:dict)->
     module.to(torch.float64 if torch.float64 in dtypes else torch.float32).load_state_dict(ours)
     return module
 
-# %% ../nbs/17_interop.ipynb #852c2001
+# %% ../nbs/17_interop.ipynb #0d48d7cb
 def _tensors(state_dict): return {k: torch.as_tensor(v) for k, v in state_dict.items()}
 
 
@@ -174,42 +203,46 @@ def block_from_s4(
     state_dict:dict, # of the public S4Block: `layer.kernel.C`, `output_linear.0.weight`, ...
     **layer,         # words of the public configs/model/layer/s4.yaml
 )->S4Block:          # in the precision of the state dict
-    """Load one public S4 block. Raises as `from_s4` does."""
-    words = read_words(layer, LAYER_USED, LAYER_FIXED, LAYER_FREE, "layer")
+    """Load one public S4 block; with l_max its kernels are cut there, l_max=None gives one that steps. Raises as `from_s4` does."""
+    words = layer_words(layer)
     ours, origin = convert_keys(_tensors(state_dict), BLOCK_RENAMES, words)
     if "s4.D" not in ours: raise ValueError(f"expected the state dict of an S4Block with layer.D, got {sorted(state_dict)[:5]}")
-    block = S4Block(ours["s4.D"].shape[-1], kernel_config(words), words["channels"])
+    block = S4Block(ours["s4.D"].shape[-1], kernel_config(words), words["channels"], bidirectional=words["bidirectional"], l_max=words["l_max"])
     return load_strictly(block, ours, origin)
 
-
+# %% ../nbs/17_interop.ipynb #128ba383
 def convert_backbone(
     state_dict:dict,                             # of a public backbone, tensors or arrays
-    **config,                                    # words of the public configs/model/sashimi.yaml
+    **config,                                    # words of the public configs/model/sashimi.yaml or unet.yaml
 )->tuple[SaShiMiConfig, dict[str, Tensor], dict]: # our configuration, our tensors, and the public key of each
     """Translate a public backbone; the tensors are differentiable in the given ones.
 
     Raises: ValueError for an unknown word; NotImplementedError for an option without counterpart."""
     theirs = _tensors(state_dict)
-    standalone = not any(".norm.norm." in k for k in theirs)                  # models/sashimi/sashimi.py
-    defaults = LAYER_USED | ({"n_ssm": None, "dt_transform": "exp"} if standalone else {})
-    inside = {k: config[k] for k in LAYER_USED if standalone and k in config}  # there a layer's words stand beside the rest
-    words = read_words({k: v for k, v in config.items() if k not in inside}, MODEL_USED, MODEL_FIXED, MODEL_FREE, "model")
-    layer = read_words({**(words["layer"] or {}), **inside}, defaults, LAYER_FIXED, LAYER_FREE, "layer")
-    if words["act_pool"] not in (None, "gelu"): raise NotImplementedError(f"act_pool={words['act_pool']!r}: only None and 'gelu'")
+    def any_key(pattern): return any(re.search(pattern, k) for k in theirs)
+    standalone = not any_key(r"\.norm\.norm\.")                                # models/sashimi/sashimi.py
+    beside = {k: v for k, v in config.items() if standalone and k in {*LAYER_USED, *LAYER_FIXED, *LAYER_FREE}
+              and k not in {*MODEL_USED, *MODEL_FIXED, *MODEL_FREE}}            # there a layer's words stand beside the rest
+    words = read_words({k: v for k, v in config.items() if k not in beside}, MODEL_USED, MODEL_FIXED, MODEL_FREE, "model")
+    layer = layer_words({**(words["layer"] or {}), **beside}, **({"n_ssm": None, "dt_transform": "exp"} if standalone else {}))
+    if words["act_pool"] not in (None, "gelu"): raise NotImplementedError(f"act_pool={words['act_pool']!r}: pools here have a GELU or nothing")
     if layer["channels"] != 1: raise NotImplementedError(f"channels={layer['channels']}: a backbone's layers have 1")
-    if down := [k for k in theirs if re.match(r"d_layers\.\d+\.(layer|norm)\.", k)]:
-        raise NotImplementedError(f"blocks on the way down (unet=True) have no counterpart here: {down[0]}")
-    ours, origin = convert_keys(theirs, RENAMES, layer)
-    return SaShiMiConfig(words["d_model"], words["n_layers"], tuple(words["pool"]), words["expand"], words["ff"],
-                         kernel_config(layer), "layer" if standalone else "scalar", words["prenorm"], not standalone,
-                         words["act_pool"] is not None, words["dropout"]), ours, origin
+    if words["cff"] == 0 and words["ff"]: raise NotImplementedError("cff=0: stages here are alike, the centre has a feed-forward where the others have")
+    unet = words["unet"] or any_key(r"^d_layers\.\d+\.(layer|norm)\.")
+    ours, origin = convert_keys(theirs, backbone_renames(words["n_layers"]*(2 if words["ff"] else 1), unet), layer)
+    return SaShiMiConfig(words["d_model"], words["n_layers"], tuple(words["pool"]), words["expand"], words["ff"], kernel_config(layer),
+                         "scalar" if any_key(r"\.norm\.norm\.m$") else "layer", words["prenorm"], any_key(r"linear\.(0\.)?weight_g$"),
+                         words["act_pool"] is not None, words["dropout"], unet, words["interp"],
+                         words["bidirectional"] or layer["bidirectional"]), ours, origin
 
-# %% ../nbs/17_interop.ipynb #de4f69a2
+# %% ../nbs/17_interop.ipynb #c847b945
 def from_s4(
     state_dict:dict, # of a public SaShiMi backbone: tensors or arrays by their public keys
     **config,        # words of the public configuration: d_model, n_layers, pool, expand, ff, layer={...}, act_pool, ...
 )->SaShiMi:          # in the precision of the state dict
-    """Load a public backbone: state-spaces/s4 and lossless_nac, or the standalone file (told by its LayerNorm keys).
+    """Load a public backbone: state-spaces/s4 (its U-net, too) and lossless_nac, or the standalone file (told by its keys).
+
+    Kernels of a backbone are never cut: with l_max the two agree on windows up to it.
 
     Raises: ValueError for an unknown word, a key that has no place, is missing or has another shape;
     NotImplementedError that names an option without counterpart.
@@ -224,14 +257,13 @@ def model_from_s4(
     **config,        # words of the public model configuration
 )->WaveModel:        # embedding, backbone, categorical head
     """Load a whole public model of audio tokens. Raises as `from_s4` does."""
-    theirs, outer = _tensors(state_dict), {r"^encoder\.0\.(?:embedding\.)?": "encoder.",
-                                           r"^decoder\.0\.output_transform\.": "head.decoder.output."}
+    theirs, outer = _tensors(state_dict), [(r"^encoder\.0\.(?:embedding\.)?", "encoder."),
+                                           (r"^decoder\.0\.output_transform\.", "head.decoder.output.")]
     inner = {k.removeprefix("model."): v for k, v in theirs.items() if k.startswith("model.")}
     c, ours, origin = convert_backbone(inner, **config)
     ours, origin = {f"backbone.{k}": v for k, v in ours.items()}, {f"backbone.{k}": f"model.{v}" for k, v in origin.items()}
     for old, value in theirs.items():
         if old.startswith("model."): continue
-        new = old
-        for pattern, replacement in outer.items(): new = re.sub(pattern, replacement, new)
+        new = rename(old, outer)
         ours[new], origin[new] = value, old
     return load_strictly(WaveModel(ModelConfig(bits=bits, backbone=c)), ours, origin)

@@ -6,12 +6,13 @@
 __all__ = ['DISCRETIZATIONS', 'bilinear', 'zero_order_hold', 'Discrete', 'discretize_dplr', 'kernel_ref', 'Window',
            'kernel_by_doubling', 'train_kernel', 'state_response', 'state_after']
 
-# %% ../nbs/07_kernels.ipynb #12092dfe
+# %% ../nbs/07_kernels.ipynb #0808cad4
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 # %% ../nbs/07_kernels.ipynb #4dd6c0ba
@@ -81,39 +82,47 @@ def kernel_ref(
         x = ssm.advance(x)
     return torch.stack(out, -1)
 
-# %% ../nbs/07_kernels.ipynb #3e812f96
+# %% ../nbs/07_kernels.ipynb #afcead5e
 def _dense(ssm):
     "The step as a real matrix on (Re x, Im x): (h, 2n, 2n)."
-    def blocks(a): return torch.cat([torch.cat([a.real.diag_embed(), -a.imag.diag_embed()], -1),
-                                     torch.cat([a.imag.diag_embed(), a.real.diag_embed()], -1)], -2)
-    return blocks(ssm.dA) - torch.einsum("rhm,rhn->hmn", _real(ssm.q), 2*_real(ssm.p))
+    n, A = ssm.dA.shape[-1], -2*torch.einsum("rhm,rhn->hmn", _real(ssm.q), _real(ssm.p))
+    A.diagonal(0, -2, -1).add_(torch.cat([ssm.dA.real, ssm.dA.real], -1))
+    A.diagonal(n, -2, -1).sub_(ssm.dA.imag)
+    A.diagonal(-n, -2, -1).add_(ssm.dA.imag)
+    return A
 
 
 def _real(x): return torch.cat([x.real, x.imag], -1)
 def _row(c): return 2*torch.cat([c.real, -c.imag], -1)    # 2 Re(c x) == _row(c) . _real(x)
 def _complex(x): return torch.complex(*x.chunk(2, -1))
+def _complex_of(dtype): return torch.complex64 if dtype == torch.float32 else torch.complex128
 def _square(power): return power*power if power.is_complex() else power @ power
-def _columns(V, power): return V*power[..., None, :] if power.is_complex() else V @ power.mT
-def _rows(W, power): return W*power[..., None, :] if power.is_complex() else W @ power
+def _columns(V, power): return V*power[:, None] if power.is_complex() else V @ power.mT   # (h, any, m): step each column
+def _rows(W, power): return W*power[:, None] if power.is_complex() else W @ power         # (h, any, m): the other side
+
+
+def _factors(power, v, w, length, dtype):
+    "Columns V (h t m), rows W (h k c m), and the powers step^1, step^2, step^4, ... step^t, these in `dtype`."
+    powers, V, W = [power.to(dtype)], v[:, None], [w.transpose(0, 1)]
+    for _ in range(((length - 1).bit_length() + 1)//2):
+        V, power = torch.cat([V, _columns(V, power)], 1), _square(power)
+        powers.append(power.to(dtype))
+    for _ in range(1, -(-length//V.shape[1])): W.append(_rows(W[-1], power))
+    return V, torch.stack(W, 1), powers
+
+
+def _product(V, W, length):
+    "All rows times all columns, in the order of time: (c h l)."
+    K = (W.flatten(1, 2) @ V.mT).unflatten(1, W.shape[1:3])               # (h k c t)
+    return K.permute(2, 0, 1, 3).flatten(-2)[..., :length]
 
 
 class Window(NamedTuple):
-    """The kernel over a window and its factors, from which states follow."""
+    """The kernel over a window and its factors, from which states follow; m = 2 n, real and imaginary parts stacked."""
     K: Float[Tensor, "c h l"]
-    V: Float[Tensor, "h t m"]              # column i: step^i dB, real and imaginary parts stacked (m = 2 n)
-    W: Float[Tensor, "c h k m"]            # row k: C step^(k t), such that K[k t + i] = W[k] . V[i]
-    powers: list[Tensor]                   # step^1, step^2, step^4, ... up to the length
-
-
-def _factors(power, v, w, length):
-    "Columns V, rows W and the powers that doubled them (at least the first)."
-    doublings = max(0, (length - 1).bit_length())
-    inner, powers, V, W = (doublings + 1)//2, [power], v[..., None, :], w[..., None, :]
-    for i in range(doublings):
-        if i < inner: V = torch.cat([V, _columns(V, powers[i])], -2)
-        else: W = torch.cat([W, _rows(W, powers[i])], -2)
-        if i + 1 < doublings: powers.append(_square(powers[i]))
-    return V, W, powers
+    V: Float[Tensor, "h t m"]              # column i: step^i dB
+    W: Float[Tensor, "h k c m"]            # row k: C step^(k t), such that K[k t + i] = W[k] . V[i]
+    powers: list[Tensor]                   # step^1, step^2, step^4, ... step^t: (h m m), or (h n) complex when diagonal
 
 
 def kernel_by_doubling(
@@ -124,48 +133,98 @@ def kernel_by_doubling(
 )->Window:
     """Impulse response as a product of two factors found by doubling; equals `kernel_ref`."""
     if ssm.q is None:
-        V, W, powers = _factors(ssm.dA, ssm.dB, C, length)
+        V, W, powers = _factors(ssm.dA, ssm.dB, C, length, _complex_of(dtype))
         V, W = _real(V), _row(W)
-    else: V, W, powers = _factors(_dense(ssm), _real(ssm.dB), _row(C), length)
-    if length > 1: powers.append(_square(powers[-1]))      # one more than the kernel needs: a state may cross the whole window
+    else: V, W, powers = _factors(_dense(ssm), _real(ssm.dB), _row(C), length, dtype)
     V, W = V.to(dtype), W.to(dtype)
-    return Window((W @ V.mT).flatten(-2)[..., :length], V, W, powers)
+    return Window(_product(V, W, length), V, W, powers)
 
-# %% ../nbs/07_kernels.ipynb #881d008c
-class _TrainKernel(torch.autograd.Function):
-    """`kernel_by_doubling(...).K` for a real step matrix, with a backward pass in the dtype of the parameters."""
+# %% ../nbs/07_kernels.ipynb #90189b72
+def _gradients_of_factors(grad, V, W):
+    "From the gradient of the kernel to those of V and W."
+    rows, t = W.shape[1], V.shape[1]
+    grad = F.pad(grad, (0, rows*t - grad.shape[-1])).unflatten(-1, (rows, t)).permute(1, 2, 0, 3).flatten(1, 2)   # (h kc t)
+    return grad.mT @ W.flatten(1, 2), (grad @ V).view_as(W)
+
+
+class _DenseKernel(torch.autograd.Function):
+    """`kernel_by_doubling(...).K` of a DPLR system, with a backward pass in the dtype of the kernel."""
 
     @staticmethod
-    def forward(ctx, power, v, w, length, dtype):
-        V, W, powers = _factors(power, v, w, length)
+    def forward(ctx, dA, dB, q, p, C, length, dtype):
+        V, W, powers = _factors(_dense(Discrete(dA, dB, q, p)), _real(dB), _row(C), length, dtype)
         V, W = V.to(dtype), W.to(dtype)
-        ctx.save_for_backward(V, W, *(p.to(dtype) for p in powers if length > 1))
-        return (W @ V.mT).flatten(-2)[..., :length]
+        ctx.save_for_backward(V, W, powers.pop(), q, p, *powers[::2])     # every second power is soon made again
+        return _product(V, W, length)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
-        with torch.autocast(grad.device.type, enabled=False): return *_backward(grad, *ctx.saved_tensors), None, None
+        V, W, M, q, p, *powers = ctx.saved_tensors
+        with torch.autocast(grad.device.type, enabled=False):
+            gV, gW = _gradients_of_factors(grad, V, W)
+            rows = [gW[:, -1]]
+            for k in reversed(range(W.shape[1] - 1)): rows.append(torch.baddbmm(gW[:, k], rows[-1], M.mT))
+            later = torch.stack(rows[-2::-1], 1) if len(rows) > 1 else W[:, :0]
+            gM = W[:, :-1].flatten(1, 2).mT @ later.flatten(1, 2)         # of step^t, then of the powers it came from
+            for i in reversed(range((V.shape[1] - 1).bit_length())):
+                P = _square(powers[i//2]) if i % 2 else powers[i//2]
+                gV, g = gV[:, :2**i], gV[:, 2**i:]
+                gM = (g.mT @ V[:, :2**i]).baddbmm_(gM, P.mT).baddbmm_(P.mT, gM)
+                gV = gV.baddbmm(g, P)
+        gC = 2*_complex(rows[-1].transpose(0, 1).double()).conj()
+        g_dA, g_q, g_p = _gradients_of_dense(gM, q, p)
+        return g_dA, _complex(gV[:, 0].double()), g_q, g_p, gC, None, None
 
 
-def _backward(grad, V, W, *powers):
-    "Gradients of the step matrix, the first column and the first row."
-    grad = F.pad(grad, (0, W.shape[-2]*V.shape[-2] - grad.shape[-1])).unflatten(-1, (W.shape[-2], -1))
-    gV, gW = (grad.mT @ W).sum(0), grad @ V
-    g_next = None                                          # gradient of the next power, the square of this one
-    for i in reversed(range(len(powers))):
-        P = powers[i]
-        if V.shape[-2] <= 2**i:                            # this power doubled the rows
-            W, _ = W.chunk(2, -2)
-            gW, g = gW.chunk(2, -2)
-            gP, gW = (W.mT @ g).sum(0), gW + g @ P.mT
-        else:                                              # or the columns
-            V, _ = V.chunk(2, -2)
-            gV, g = gV.chunk(2, -2)
-            gP, gV = g.mT @ V, gV + g @ P
-        if g_next is not None: gP = gP.baddbmm_(g_next, P.mT).baddbmm_(P.mT, g_next)
-        g_next = gP
-    if g_next is None: g_next = V.new_zeros(V.shape[0], V.shape[-1], V.shape[-1])
-    return g_next.double(), gV[..., 0, :].double(), gW[..., 0, :].double()
+def _gradients_of_dense(grad, q, p):
+    "From the gradient of the dense step to those of dA, and of q and p."
+    n = grad.shape[-1]//2
+    top, bottom = grad.diagonal(0, -2, -1).chunk(2, -1)
+    g_dA = torch.complex(top + bottom, grad.diagonal(-n, -2, -1) - grad.diagonal(n, -2, -1)).to(q.dtype)
+    g_q = torch.einsum("hmn,rhn->rhm", grad, -2*_real(p).to(grad.dtype))
+    g_p = torch.einsum("hmn,rhm->rhn", grad, -2*_real(q).to(grad.dtype))
+    return g_dA, _complex(g_q).to(q.dtype), _complex(g_p).to(q.dtype)
+
+
+def _geometric(step, count, dtype):
+    "step^0, step^1, ... by doubling in `dtype`, their factors in the dtype of the step: (h count n)."
+    out, done = torch.empty(len(step), count, step.shape[-1], dtype=dtype, device=step.device), 1
+    out[:, 0] = 1
+    while done < count:
+        more = min(done, count - done)
+        torch.mul(out[:, :more], step.to(dtype)[:, None], out=out[:, done:done + more])
+        step, done = step*step, 2*done
+    return out
+
+
+def _pairs(z): return torch.view_as_real(z).flatten(-2)   # re, im, re, im, ...: without a copy
+
+
+class _DiagonalKernel(torch.autograd.Function):
+    """The same for a diagonal step (h n), from `cb = C dB` (c h n): here both factors are powers of the step."""
+
+    @staticmethod
+    def forward(ctx, step, cb, length, dtype):
+        z, t = _complex_of(dtype), 2**(((length - 1).bit_length() + 1)//2)
+        V = _geometric(step, t, z)                                        # (h t n)
+        P = _geometric((step.conj()**t).resolve_conj(), -(-length//t), z)[:, :, None]   # (h k 1 n), conjugate
+        a = (2*cb.conj()).to(z).transpose(0, 1)[:, None]                  # (h 1 c n): 2 Re(cb x) == pairs(a) . pairs(x)
+        ctx.save_for_backward(V, P, a)
+        return _product(_pairs(V), _pairs(a*P), length)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        V, P, a = ctx.saved_tensors
+        with torch.autocast(grad.device.type, enabled=False):
+            gV, gW = _gradients_of_factors(grad, _pairs(V), _pairs(a*P))
+            gV, gW = (torch.view_as_complex(g.unflatten(-1, (-1, 2))) for g in (gV, gW))
+            gP, g_a = (gW*a.conj()).sum(2), (gW*P.conj()).sum(1)
+            i, j = (torch.arange(1, n, device=V.device)[:, None] for n in (V.shape[1], P.shape[1]))
+            g_step = (i*gV[:, 1:]*V[:, :-1].conj()).sum(1)                # of step^i: i step^(i-1)
+            g_step = g_step + (V.shape[1]*j*gP[:, 1:]*P[:, :-1, 0].conj()*V[:, -1:]).sum(1).conj()
+        return g_step.to(torch.complex128), 2*g_a.transpose(0, 1).conj().to(torch.complex128), None, None
 
 
 def train_kernel(
@@ -175,22 +234,24 @@ def train_kernel(
     dtype:torch.dtype=torch.float32, # of the large product and of the backward pass
 )->Float[Tensor, "c h l"]:
     """The kernel alone, for training; equals `kernel_by_doubling` in value and gradient."""
-    if ssm.q is None: return kernel_by_doubling(ssm, C, length, dtype).K
-    return _TrainKernel.apply(_dense(ssm), _real(ssm.dB), _row(C), length, dtype)
+    if ssm.q is None: return _DiagonalKernel.apply(ssm.dA, C*ssm.dB, length, dtype)
+    return _DenseKernel.apply(*ssm, C, length, dtype)
 
-# %% ../nbs/07_kernels.ipynb #d6021ffa
+# %% ../nbs/07_kernels.ipynb #cd8a57bd
+def _as_column(state, like):
+    "A state before a window as columns (h b m), real and imaginary parts stacked unless diagonal."
+    return (state if like.is_complex() else _real(state)).to(like.dtype).transpose(0, 1)
+
+
 def state_response(
     window:Window,
     state:Complex[Tensor, "b h n"], # state before the window
 )->Float[Tensor, "b c h l"]:
     """What the state before a window adds to the output of the window."""
-    powers = [p.to(state.dtype if p.is_complex() else state.real.dtype) for p in window.powers]
-    diagonal = powers[0].is_complex()
-    X = (state if diagonal else _real(state))[..., None, :]
-    X = _columns(X, powers[0])
-    for power in powers[:window.V.shape[-2].bit_length() - 1]: X = torch.cat([X, _columns(X, power)], -2)
-    if diagonal: X = _real(X)
-    y = torch.einsum("chkm,bhtm->bchkt", window.W, X).flatten(-2)
+    X = _columns(_as_column(state, window.powers[0]), window.powers[0])
+    for power in window.powers[:-1]: X = torch.cat([X, _columns(X, power)], 1)
+    X = X.unflatten(1, (-1, len(state)))                                   # (h t b m)
+    y = torch.einsum("hkcm,htbm->bchkt", window.W, _real(X) if X.is_complex() else X).flatten(-2)
     return y[..., :window.K.shape[-1]]
 
 
@@ -200,22 +261,15 @@ def state_after(
     state:Complex[Tensor, "b h n"]|None=None, # state before it; None: zero
 )->Complex[Tensor, "b h n"]:
     """State after a window, for inputs of exactly the window's length."""
-    length, t = u.shape[-1], window.V.shape[-2]
-    first = t.bit_length() - 1
-    powers = [p.to(window.V.dtype if not p.is_complex() else torch.complex64 if window.V.dtype == torch.float32
-                   else torch.complex128) for p in window.powers]
-    diagonal = powers[0].is_complex()
-    chunks = F.pad(u, (-length % t, 0)).unflatten(-1, (-1, t))             # zeros before the window change nothing
-    S = torch.einsum("bhkt,htm->bhkm", chunks, window.V.flip(-2))
-    if diagonal: S = _complex(S)
-    for power in powers[first:]:
-        if S.shape[-2] == 1: break
-        if S.shape[-2] % 2: S = F.pad(S, (0, 0, 1, 0))
-        S = _columns(S[..., ::2, :], power) + S[..., 1::2, :]
-    S = S[..., 0, :]
+    length, t = u.shape[-1], window.V.shape[1]
+    chunks = F.pad(u, (-length % t, 0)).unflatten(-1, (-1, t))
+    S = torch.einsum("bhkt,htm->hkbm", chunks, window.V.flip(1))
+    if window.powers[0].is_complex(): S = _complex(S)
+    X = S[:, 0]
     if state is not None:
-        X = (state if diagonal else _real(state))[..., None, :]
-        for i, power in enumerate(powers):
-            if length >> i & 1: X = _columns(X, power)
-        S = S + X[..., 0, :]
-    return S if diagonal else _complex(S)
+        before = _as_column(state, window.powers[0])
+        for i, power in enumerate(window.powers):                          # over the samples of the first chunk
+            if (length - 1) % t + 1 >> i & 1: before = _columns(before, power)
+        X = X + before
+    for k in range(1, S.shape[1]): X = _columns(X, window.powers[-1]) + S[:, k]
+    return (X if X.is_complex() else _complex(X)).transpose(0, 1)

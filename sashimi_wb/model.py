@@ -20,7 +20,7 @@ from .encoders import ENCODERS, make_encoder
 from .ssm import SSM_PARAMETERS
 from .sashimi import SaShiMi, SaShiMiConfig
 
-# %% ../nbs/11_model.ipynb #7b0bdc4f
+# %% ../nbs/11_model.ipynb #59c6cde3
 @dataclass(frozen=True)
 class ModelConfig:
     """What decides the weights' shapes. Raises: ValueError for an unknown name or a combination that cannot be."""
@@ -35,6 +35,10 @@ class ModelConfig:
         check_bits(self.bits)
         choose(self.encoder, ENCODERS, "encoder")
         choose(self.head, HEADS, "head")
+        for option in ("bidirectional", "interp"):
+            if getattr(self.backbone, option):
+                raise ValueError(f"backbone.{option}={getattr(self.backbone, option)}: such a backbone hears the future, which an autoregressive "
+                                 "model is to predict; leave it out here, or use SaShiMi alone")
 
     @property
     def input(self) -> str:
@@ -97,12 +101,14 @@ class WaveModel(nn.Module):
                 {"params": groups["plain"], "lr": lr, "weight_decay": 0.0},
                 {"params": groups["ssm"], "lr": min(ssm_lr, lr), "weight_decay": 0.0}]
 
-# %% ../nbs/11_model.ipynb #f49c1a55
+# %% ../nbs/11_model.ipynb #413399ad
 def stages(model: WaveModel) -> Iterable[tuple[str, int, str, nn.Module]]:
     """The parts of a model in the order they run: name, depth (0: full rate), kind, module."""
     b = model.backbone
     yield "encoder", 0, "encoder", model.encoder
-    for i, pool in enumerate(b.down): yield f"down {i + 1}", i + 1, "down", pool
+    for i, pool in enumerate(b.down):
+        if b.down_stages: yield f"blocks in {i + 1}", i, "blocks", b.down_stages[i]
+        yield f"down {i + 1}", i + 1, "down", pool
     yield "centre", len(b.down), "blocks", b.center
     for i, (pool, stage) in enumerate(zip(b.up, b.stages)):
         depth = len(b.down) - 1 - i
@@ -125,7 +131,7 @@ def stage_report(
         if current and pointer not in kept:
             kept.add(pointer)
             current[-1]["bytes"] += t.untyped_storage().nbytes()
-        return t
+        return t.detach()               # not t itself: a graph that holds itself is never freed
 
     def watch(name, depth, kind, module):
         row = {"name": name, "depth": depth, "kind": kind, "shape": None,

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,8 +21,10 @@ from sashimi_wb.cauchy import (
     dplr_kernel_cauchy,
     keops_works,
 )
-from sashimi_wb.hippo import nplr
-from sashimi_wb.kernels import discretize_dplr, kernel_by_doubling
+from sashimi_wb.hippo import nplr, s4d
+from sashimi_wb.kernels import Discrete, discretize_dplr, kernel_by_doubling, zero_order_hold
+from sashimi_wb.ssm import KernelConfig, SSMKernel
+from sashimi_wb.vandermonde import diagonal_kernel, vandermonde_keops, vandermonde_ref
 
 torch.set_num_threads(1)
 LENGTHS = [1, 2, 3, 4, 5, 31, 64, 100, 127, 256, 1000]
@@ -124,6 +127,58 @@ def test_keops_sum_equals_reference(keops):
     v, w = torch.randn(4, 3, 8, dtype=torch.complex64), torch.complex(-torch.rand(3, 8) - 0.1, torch.randn(3, 8))
     for length in (1, 2, 33, 64): torch.testing.assert_close(cauchy_keops(v, cauchy_nodes(length), w), cauchy_ref(v, cauchy_nodes(length), w),
                                                              rtol=1e-4, atol=1e-4)
+
+
+def diagonal_system(h=3, n=8, outputs=2):
+    "step, dB, C: S4D-Lin."
+    dt, A = torch.logspace(-3, -1, h, dtype=torch.float64)[:, None], torch.as_tensor(s4d(2*n, "lin")).expand(h, -1)
+    C = torch.randn(outputs, h, n, dtype=torch.complex128, generator=torch.Generator().manual_seed(0))
+    return [z.clone().requires_grad_() for z in (*zero_order_hold(A, torch.ones_like(A), dt), C)]
+
+
+def diagonal_errors(length, backend, dtype):
+    "Relative to the largest: the kernel's error and that of every gradient, against the whole Vandermonde matrix in float64."
+    inputs = step, dB, C = diagonal_system()
+    weight = torch.randn(2, 3, length, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    K, exact = diagonal_kernel(Discrete(step, dB), C, length, backend, dtype), vandermonde_ref(C*dB, step, length)
+    assert K.dtype == dtype and K.shape == exact.shape
+    got, wanted = (torch.autograd.grad((k*weight).sum(), inputs, materialize_grads=True) for k in (K, exact))
+    return [(a - b).abs().max().item()/max(b.abs().max().item(), 1e-300) for a, b in zip((K, *got), (exact, *wanted))]
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_diagonal_kernel(length):
+    assert max(diagonal_errors(length, "torch", torch.float64)) < 1e-12
+    assert max(diagonal_errors(length, "auto", torch.float32)) < 2e-6
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 64, 100, 1024, 2048, 16000])
+def test_keops_vandermonde(keops, length):
+    assert max(diagonal_errors(length, "keops", torch.float64)) < 1e-11
+
+
+def test_keops_vandermonde_of_a_dead_mode(keops):
+    v, step = torch.ones(1, 1, 2, dtype=torch.complex128), torch.tensor([[0j, 0.5]], dtype=torch.complex128)
+    torch.testing.assert_close(vandermonde_keops(v, step, 4), vandermonde_ref(v, step, 4))
+
+
+@pytest.mark.parametrize("method", ["torch", "keops"])
+@pytest.mark.parametrize("config", [KernelConfig(d_state=16), KernelConfig("diag", 16, disc="zoh"), KernelConfig("diag", 16, disc="bilinear", dt_tie=False),
+                                    KernelConfig(d_state=16, init="legt", n_ssm=None)], ids=str)
+def test_one_setting_chooses_the_method(request, config, method):
+    if method == "keops": request.getfixturevalue("keops")
+    torch.manual_seed(0)
+    kernel = SSMKernel(3, config, channels=2)
+    other = SSMKernel(3, replace(config, method=method), channels=2)
+    other.load_state_dict(kernel.state_dict())
+    for length in (1, 2, 64, 101, 256):
+        weight, results = torch.randn(2, 3, length), []
+        for k in (kernel, other):
+            k.zero_grad()
+            K = k(length)
+            (K*weight).sum().backward()
+            results.append([K.detach(), *(p.grad for p in k.parameters())])
+        for a, b in zip(*results): assert b.isfinite().all() and relative(b, a) < 1e-5
 
 
 @pytest.mark.parametrize("error", [ModuleNotFoundError("No module named 'pykeops_cpp_1'"), RuntimeError("g++: not found"), OSError()])

@@ -100,3 +100,10 @@ def test_weights_keep_names_config_and_ties(tmp_path):
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in state.items()) and len(load_file(path)) == 3
     for bad in ({"f": float}, {"t": torch.ones(1)}):
         with pytest.raises(ValueError, match="plain JSON"): save_weights(tmp_path/"x", model, bad)
+
+
+def test_complex_tensors_of_both_sizes(tmp_path):
+    tree = {"state": (torch.randn(2, 3, dtype=torch.complex128).conj(), torch.randn(2, 3, dtype=torch.complex64), torch.zeros(0, 2, dtype=torch.complex128))}
+    back = load_tree(save_tree(tmp_path/"x.safetensors", tree))
+    for a, b in zip(tree["state"], back["state"], strict=True):
+        assert a.dtype == b.dtype and torch.equal(a, b)

@@ -27,8 +27,9 @@ MAP = {
     "hippo": "",
     "kernels": "",
     "cauchy": "kernels",
+    "vandermonde": "kernels cauchy",
     "convolution": "",
-    "ssm": "hippo kernels cauchy",
+    "ssm": "hippo kernels cauchy vandermonde",
     "s4": "kernels convolution ssm",
     "sashimi": "ssm s4",
     "mixtures": "",
@@ -45,7 +46,7 @@ MAP = {
     "runs": EVERYTHING,
     "batch": "experiments runs",
     "report": "charts experiments interleave metrics players visualise",
-    "interop": "kernels ssm s4 sashimi model",
+    "interop": "hippo kernels ssm s4 sashimi model",
     "cli": EVERYTHING,
 }
 
