@@ -139,7 +139,7 @@ def kernel_by_doubling(
     V, W = V.to(dtype), W.to(dtype)
     return Window(_product(V, W, length), V, W, powers)
 
-# %% ../nbs/07_kernels.ipynb #90189b72
+# %% ../nbs/07_kernels.ipynb #78345f60
 def _gradients_of_factors(grad, V, W):
     "From the gradient of the kernel to those of V and W."
     rows, t = W.shape[1], V.shape[1]
@@ -186,7 +186,7 @@ def _gradients_of_dense(grad, q, p):
     g_p = torch.einsum("hmn,rhm->rhn", grad, -2*_real(q).to(grad.dtype))
     return g_dA, _complex(g_q).to(q.dtype), _complex(g_p).to(q.dtype)
 
-
+# %% ../nbs/07_kernels.ipynb #90fde254
 def _geometric(step, count, dtype):
     "step^0, step^1, ... by doubling in `dtype`, their factors in the dtype of the step: (h count n)."
     out, done = torch.empty(len(step), count, step.shape[-1], dtype=dtype, device=step.device), 1
@@ -226,7 +226,7 @@ class _DiagonalKernel(torch.autograd.Function):
             g_step = g_step + (V.shape[1]*j*gP[:, 1:]*P[:, :-1, 0].conj()*V[:, -1:]).sum(1).conj()
         return g_step.to(torch.complex128), 2*g_a.transpose(0, 1).conj().to(torch.complex128), None, None
 
-
+# %% ../nbs/07_kernels.ipynb #0c1840fa
 def train_kernel(
     ssm:Discrete,                  # in double precision
     C:Complex[Tensor, "c h n"],

@@ -79,7 +79,7 @@ def initial_parameters(
     dt = torch.exp(steps*math.log(config.dt_max/config.dt_min) + math.log(config.dt_min))
     return values | {"inv_dt": dt + torch.log(-torch.expm1(-dt))}          # softplus^-1
 
-# %% ../nbs/07c_ssm.ipynb #a2816ad6
+# %% ../nbs/07c_ssm.ipynb #cf57250a
 class SSMKernel(nn.Module):
     """`d_model` state spaces with learned parameters: convolution kernel, step matrices, states.
 
@@ -98,6 +98,9 @@ class SSMKernel(nn.Module):
 
     def continuous(self, rate: float = 1.0) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]:
         """A, B, P (None when diagonal), C and the steps times `rate`, for every channel, in double precision."""
+        if self.C.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"a state space needs weights in float32 or float64 to remember, got {self.C.dtype}; for mixed precision "
+                             "keep the model in float32 and run it under torch.autocast")
         dt = rate*F.softplus(self.inv_dt.double())
         A = self._spread(torch.complex(-self.A_real.double().clamp(-30, 30).exp(), -self.A_imag.double()))
         B, C = (torch.view_as_complex(z.double()) for z in (self.B, self.C))
