@@ -208,7 +208,7 @@ def cauchy_keops(
     """`cauchy_ref` by pykeops where it compiles, else by torch."""
     return cauchy(v, nodes, w, "keops")
 
-# %% ../nbs/07a_cauchy.ipynb #ea9e2158
+# %% ../nbs/07a_cauchy.ipynb #6ab238c2
 def cut_row(
     ssm,                         # `Discrete`, in double precision
     C:Complex[Tensor, "c h n"],
@@ -230,7 +230,7 @@ def dplr_kernel_cauchy(
     dt:Float[Tensor, "h 1"],    # step
     length:int,                 # l, at least 1
     backend:str="auto",         # "auto", "torch" or "keops"
-    dtype:torch.dtype=torch.float32, # of the sums and the kernel; powers are float64 always
+    dtype:torch.dtype=torch.float64, # of the sums and the kernel; float32 costs digits, most of all of the gradient of dt
 )->Float[Tensor, "c h l"]:
     """Impulse response of a DPLR system under the bilinear rule by way of its spectrum; equals `kernel_by_doubling`.
 

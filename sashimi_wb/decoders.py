@@ -6,7 +6,7 @@
 __all__ = ['MODES', 'HEADS', 'SequenceDecoder', 'drop_token_axis', 'valid_codes', 'Head', 'at_least_float32', 'sample_logits',
            'table_to_tie', 'CategoricalHead', 'DMLHead', 'make_head']
 
-# %% ../nbs/10_decoders.ipynb #7e1c4ec3
+# %% ../nbs/10_decoders.ipynb #a5fbf254
 import math
 
 import torch
@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from .core import check_bits, choose
+from .cross_entropy import blocked_cross_entropy
 from .mixtures import mixture_cdf, mixture_log_prob, mixture_log_probs, mixture_of, mixture_sample, start_params
 from .quantization import check_codes
 
@@ -121,7 +122,7 @@ def valid_codes(
     waits = codes.device.type != "cpu" and (codes.ndim < 2 or codes.shape[1] == 1)
     return (codes if torch.compiler.is_compiling() or waits else check_codes(codes, bits)).long()
 
-# %% ../nbs/10_decoders.ipynb #7c7bc95e
+# %% ../nbs/10_decoders.ipynb #c02008f3
 class Head(nn.Module):
     """What both heads share: sizes, the projection, the loss. Subclasses give log_prob, log_probs, cdf and sample."""
 
@@ -148,10 +149,7 @@ class Head(nn.Module):
         mask:Bool[Tensor, "b l"]|None=None,    # True where a token counts; what the others hold does not matter
     )->Float[Tensor, ""]:                      # mean nats per counted token, 0 if none counts
         """Mean negative log-likelihood. Raises: ValueError for shapes that differ, or codes out of range."""
-        codes, mask = (v if v is None else drop_token_axis(v, params) for v in (codes, mask))
-        for name, v in (("codes", codes), ("mask", mask)):
-            if v is not None and v.shape != params.shape[:-1]:
-                raise ValueError(f"{name}: expected shape {tuple(params.shape[:-1])} or with a last axis of 1, got {tuple(v.shape)}")
+        codes, mask = self._targets(params, codes, mask)
         if mask is None: return -self.log_prob(params, codes).mean()
         nats = -self.log_prob(params, codes.masked_fill(~mask.bool(), 0))
         return torch.where(mask.bool(), nats, 0).sum() / mask.sum().clamp(min=1)
@@ -164,6 +162,14 @@ class Head(nn.Module):
     )->Float[Tensor, ""]:                   # mean nats per counted token
         """`loss(self(feats), codes, mask)`; a head may compute it in blocks and never hold all parameters."""
         return self.loss(self(feats), codes, mask)
+
+    def _targets(self, like, codes, mask):
+        "Codes and mask in the shape of the tokens."
+        codes, mask = (v if v is None else drop_token_axis(v, like) for v in (codes, mask))
+        for name, v in (("codes", codes), ("mask", mask)):
+            if v is not None and v.shape != like.shape[:-1]:
+                raise ValueError(f"{name}: expected shape {tuple(like.shape[:-1])} or with a last axis of 1, got {tuple(v.shape)}")
+        return codes, mask
 
 # %% ../nbs/10_decoders.ipynb #013185fd
 def at_least_float32(params:Tensor)->Tensor:
@@ -206,7 +212,7 @@ def table_to_tie(
                          f"{type(encoder).__name__} with {None if weight is None else tuple(weight.shape)}")
     return weight
 
-# %% ../nbs/10_decoders.ipynb #0fa3939b
+# %% ../nbs/10_decoders.ipynb #f11901cd
 class CategoricalHead(Head):
     """Logits over all codes: (..., h) to (..., 2**bits). Methods as the protocol says.
 
@@ -219,9 +225,17 @@ class CategoricalHead(Head):
     ):
         super().__init__(d_model, bits, 2**check_bits(bits))
 
+    def loss_from_feats(self, feats, codes, mask=None):
+        codes, mask = self._targets(feats, codes, mask)
+        counted = torch.ones_like(codes, dtype=torch.bool) if mask is None else mask.bool()
+        codes = valid_codes(codes.masked_fill(~counted, 0), feats, self.bits)
+        weights = counted/counted.sum().clamp(min=1)
+        output = self.decoder.output
+        return blocked_cross_entropy(feats.flatten(0, -2), output.weight, output.bias, codes.flatten(), weights.flatten())
+
     def log_probs(self, params): return at_least_float32(params).log_softmax(-1)
 
-    def log_prob(self, params, codes): return self._pick(self.log_probs(params), valid_codes(codes, params, self.bits))
+    def log_prob(self, params, codes): return self._pick(at_least_float32(params).log_softmax(-1), valid_codes(codes, params, self.bits))
 
     def cdf(self, params, codes):
         codes = valid_codes(codes, params, self.bits)

@@ -79,7 +79,7 @@ def initial_parameters(
     dt = torch.exp(steps*math.log(config.dt_max/config.dt_min) + math.log(config.dt_min))
     return values | {"inv_dt": dt + torch.log(-torch.expm1(-dt))}          # softplus^-1
 
-# %% ../nbs/07c_ssm.ipynb #cf57250a
+# %% ../nbs/07c_ssm.ipynb #8bf1a47a
 class SSMKernel(nn.Module):
     """`d_model` state spaces with learned parameters: convolution kernel, step matrices, states.
 
@@ -125,7 +125,7 @@ class SSMKernel(nn.Module):
         method = self.config.method
         if method == "auto": return train_kernel(*self.discrete(rate), length, self.C.dtype)
         if self.config.form == "diag": return diagonal_kernel(*self.discrete(rate), length, method, self.C.dtype)
-        return dplr_kernel_cauchy(*self.continuous(rate), length, method, torch.float64).to(self.C.dtype)
+        return dplr_kernel_cauchy(*self.continuous(rate), length, method).to(self.C.dtype)
 
     def step_matrices(self) -> tuple[Discrete, Tensor]:
         """The sampled system and C in the dtype of the parameters."""

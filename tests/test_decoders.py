@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sashimi_wb import cross_entropy
 from sashimi_wb.decoders import HEADS, MODES, CategoricalHead, DMLHead, SequenceDecoder, make_head, sample_logits
 from sashimi_wb.encoders import make_encoder
 from sashimi_wb.mixtures import Mixture, mixture_cdf, mixture_log_prob, mixture_log_probs, mixture_sample
@@ -364,3 +365,29 @@ def test_reference_loss_is_about_ln2_too_high(name):
     want = (p * torch.arange(2**bits)).sum(-1)
     sd = ((p * torch.arange(2**bits)**2.).sum(-1) - want**2).clamp(min=1e-6).sqrt()
     assert (((drawn.mean(0) - want) / sd * 20).square().mean()) < 2.5 # unbiased: the reference's are half a code low
+
+
+@pytest.mark.parametrize("bits,tokens", [(1, 9), (8, 300), (16, 40)])
+def test_categorical_loss_in_blocks_equals_the_plain_one(bits, tokens, monkeypatch):
+    monkeypatch.setattr(cross_entropy, "BLOCK", 2**bits*16)                 # 16 tokens a block
+    head, feats = CategoricalHead(16, bits), torch.randn(2, tokens, 16, requires_grad=True)
+    codes, mask = torch.randint(2**bits, (2, tokens, 1)), torch.rand(2, tokens, 1) > 0.3
+    mask[0] = False                                                         # a row that does not count at all
+    inputs = [feats, *head.parameters()]
+    for counted in (None, mask):
+        losses = head.loss(head(feats), codes, counted), head.loss_from_feats(feats, codes, counted)
+        grads = [torch.autograd.grad(2*loss, inputs) for loss in losses]
+        for a, b in zip((losses[0], *grads[0]), (losses[1], *grads[1]), strict=True):
+            assert (a - b).abs().max() <= 1e-5*a.abs().max()
+    nothing = head.loss_from_feats(feats, codes, torch.zeros_like(mask))
+    assert nothing == 0 and all((g == 0).all() for g in torch.autograd.grad(nothing, inputs))
+    value = head.loss_from_feats(feats, codes)
+    with torch.no_grad(): assert head.loss_from_feats(feats, codes) == value
+
+
+def test_categorical_loss_in_blocks_checks_its_targets():
+    head, feats = CategoricalHead(4, 3), torch.randn(1, 5, 4)
+    with pytest.raises(ValueError, match="codes: expected shape"): head.loss_from_feats(feats, torch.zeros(1, 4, dtype=torch.long))
+    with pytest.raises(ValueError): head.loss_from_feats(feats, torch.full((1, 5), 8))
+    padded = torch.tensor([[0, 1, 2, -100, 99]])
+    assert head.loss_from_feats(feats, padded, torch.tensor([[True]*3 + [False]*2])).isfinite()

@@ -167,16 +167,6 @@ def test_step_matrices_follow_the_parameters():
     close(step_through(module, x.float())[0], module(x.float())[0], 2e-5)
 
 
-@pytest.mark.parametrize("length", [1, 2, 64, 1023, 1024, 16000])
-@pytest.mark.parametrize("form", ["dplr", "diag"])
-@torch.no_grad()
-def test_float32_kernels_are_as_good_as_float64(form, length):
-    torch.manual_seed(1)
-    kernel = SSMKernel(3, KernelConfig(form, 64))
-    exact = copy.deepcopy(kernel).double()
-    for K in (kernel(length), kernel.window(length).K): close(K.double(), exact(length), 1e-5)
-
-
 @pytest.mark.parametrize("kernel", KERNELS)
 @torch.no_grad()
 def test_a_kernel_is_an_impulse_response(kernel):
