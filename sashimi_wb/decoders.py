@@ -212,7 +212,7 @@ def table_to_tie(
                          f"{type(encoder).__name__} with {None if weight is None else tuple(weight.shape)}")
     return weight
 
-# %% ../nbs/10_decoders.ipynb #f11901cd
+# %% ../nbs/10_decoders.ipynb #c858916b
 class CategoricalHead(Head):
     """Logits over all codes: (..., h) to (..., 2**bits). Methods as the protocol says.
 
@@ -229,8 +229,8 @@ class CategoricalHead(Head):
         codes, mask = self._targets(feats, codes, mask)
         counted = torch.ones_like(codes, dtype=torch.bool) if mask is None else mask.bool()
         codes = valid_codes(codes.masked_fill(~counted, 0), feats, self.bits)
-        weights = counted/counted.sum().clamp(min=1)
         output = self.decoder.output
+        weights = counted.to(output.weight.dtype)/counted.sum().clamp(min=1)
         return blocked_cross_entropy(feats.flatten(0, -2), output.weight, output.bias, codes.flatten(), weights.flatten())
 
     def log_probs(self, params): return at_least_float32(params).log_softmax(-1)
