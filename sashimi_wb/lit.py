@@ -28,18 +28,17 @@ from .evaluation import add_batch
 from .metrics import Tally, bits_per_sample
 from .recipe import History, TrainConfig, peak_bytes
 
-# %% ../nbs/13_lit.ipynb #ba457fe9
+# %% ../nbs/13_lit.ipynb #e8f28c13
 class LitWave(LightningModule):
     """A model as Lightning wants it: training step, validation over exact sums, AdamW with groups and schedule."""
 
     def __init__(self,
         model:nn.Module,    # with loss, parameter_groups, encoder, backbone, head
         config:TrainConfig, # how to train
-        bits:int,           # size of a sample in bits
         total:int,          # steps of the whole run
     ):
         super().__init__()
-        self.model, self.train_config, self.bits, self.total, self.figures = model, config, bits, total, {}
+        self.model, self.train_config, self.total, self.figures = model, config, total, {}
 
     def training_step(self, batch, batch_idx):
         loss, tokens = self.model.loss(batch["x"], batch["y"], batch["mask"]), batch["mask"].sum()
@@ -47,21 +46,21 @@ class LitWave(LightningModule):
         if self.trainer.world_size > 1:
             nats, counted = self.trainer.strategy.reduce(torch.stack([nats*tokens, tokens.float()]), reduce_op="sum")
             weight, tokens, nats = self.trainer.world_size*tokens/counted.clamp(min=1), counted.long(), nats/counted.clamp(min=1)
-        self.log_dict({"train/loss": nats, "train/bits": nats/math.log(2)*self.train_config.tokens_per_sample}, batch_size=len(batch["x"]))
+        self.log_dict({"train/loss": nats, "train/bits": bits_per_sample(nats, self.model.head.tokens_per_sample)}, batch_size=len(batch["x"]))
         return {"loss": loss*weight, "nats": nats, "tokens": tokens}
 
     def on_validation_epoch_start(self):
-        c, few = self.train_config, self.model.head.n_codes <= 4096
-        self.tally = Tally(self.bits, ((1,) if few else ()) if c.val_ks is None else c.val_ks, c.tokens_per_sample)
+        c, head = self.train_config, self.model.head
+        self.tally = Tally(head.sample_bits, ((1,) if head.n_codes <= 4096 else ()) if c.val_ks is None else c.val_ks, head.tokens_per_sample)
 
     def validation_step(self, batch, batch_idx): add_batch(self.tally, self.model, batch)
 
     def on_validation_epoch_end(self):
         t = self.tally
         if self.trainer.world_size > 1:
-            sums = torch.tensor([t.nats, t.tokens, t.ranked, *t.hits.values()], dtype=torch.float64, device=self.device)
-            t.nats, *counts = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
-            t.tokens, t.ranked, *hits = map(int, counts)
+            sums = torch.cat([t.by_place.flatten(), torch.tensor([t.ranked, *t.hits.values()], dtype=torch.float64)]).to(self.device)
+            sums = self.trainer.strategy.reduce(sums, reduce_op="sum").cpu()
+            t.by_place, (t.ranked, *hits) = sums[:t.by_place.numel()].view_as(t.by_place), map(int, sums[t.by_place.numel():].tolist())
             t.hits = dict(zip(t.hits, hits))
         self.figures = t.result()
         names = {"nats_per_token": "val/loss", "bits_per_sample": "val/bits"} | {k: f"val/{k}" for k in self.figures if k.startswith("accuracy")}
@@ -258,7 +257,7 @@ class Keeper(Callback):
 
     def on_train_end(self, trainer, module): self.save(trainer)
 
-# %% ../nbs/13_lit.ipynb #4d617e8d
+# %% ../nbs/13_lit.ipynb #2fe3006d
 class Bar(Callback):
     """A tqdm bar over all steps of a run."""
 
@@ -271,9 +270,9 @@ class Bar(Callback):
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         if self.bar is None: return
-        h, c = self.keeper.history, self.keeper.config
+        h = self.keeper.history
         if h.steps:
-            facts = {"bits": f"{bits_per_sample(float(np.mean(h.train_nats[-50:])), c.tokens_per_sample):.3f}"}
+            facts = {"bits": f"{bits_per_sample(float(np.mean(h.train_nats[-50:])), module.model.head.tokens_per_sample):.3f}"}
             if h.epochs: facts["val"] = f"{h.epochs[-1]['val']['bits_per_sample']:.3f}"
             speed = (h.tokens - self.before)/(time.perf_counter() - self.began)
             self.bar.set_postfix(facts | {"tokens/s": f"{speed:,.0f}"}, refresh=False)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ModelConfig', 'WaveModel', 'stages', 'stage_report']
 
-# %% ../nbs/11_model.ipynb #911e17ec
+# %% ../nbs/11_model.ipynb #a2fb189f
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -14,27 +14,30 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from .byte_tokens import whole_bytes
 from .core import check_bits, choose
 from .decoders import HEADS, make_head
 from .encoders import ENCODERS, make_encoder
 from .ssm import SSM_PARAMETERS
 from .sashimi import SaShiMi, SaShiMiConfig
 
-# %% ../nbs/11_model.ipynb #59c6cde3
+# %% ../nbs/11_model.ipynb #fb7e95ab
 @dataclass(frozen=True)
 class ModelConfig:
     """What decides the weights' shapes. Raises: ValueError for an unknown name or a combination that cannot be."""
-    bits: int = 8                               # code size in bits, 1 to 16
+    bits: int = 8                               # size of a sample in bits, 1 to 16; as bytes 8, 16 or 24
     encoder: str = "embedding"                  # "embedding", "embedding_squeeze" or "linear_projection"
-    head: str = "categorical"                   # "categorical" or "dml"
+    head: str = "categorical"                   # "categorical", "dml" or "bytes"
     n_mixtures: int = 10                        # parts of the mixture of logistics
     tie_weights: bool = False                   # one table for the embedding and the categorical output
     backbone: SaShiMiConfig = SaShiMiConfig()
 
     def __post_init__(self):
-        check_bits(self.bits)
         choose(self.encoder, ENCODERS, "encoder")
         choose(self.head, HEADS, "head")
+        _ = whole_bytes(self.bits) if self.head == "bytes" else check_bits(self.bits)
+        if self.head == "bytes" and self.input == "float":
+            raise ValueError(f"the encoder {self.encoder} takes samples, and the head bytes reads a byte at a time: use the encoder embedding")
         for option in ("bidirectional", "interp"):
             if getattr(self.backbone, option):
                 raise ValueError(f"backbone.{option}={getattr(self.backbone, option)}: such a backbone hears the future, which an autoregressive "
@@ -45,7 +48,12 @@ class ModelConfig:
         """What the encoder takes: "codes" or "float"."""
         return ENCODERS[self.encoder].input
 
-# %% ../nbs/11_model.ipynb #12af90f1
+    @property
+    def n_inputs(self) -> int:
+        """Input ids: a row for every code, or for every byte and place."""
+        return 256*whole_bytes(self.bits) if self.head == "bytes" else 2**self.bits
+
+# %% ../nbs/11_model.ipynb #876e0179
 class WaveModel(nn.Module):
     """An autoregressive model of a token stream: encoder, SaShiMi, head.
 
@@ -56,7 +64,7 @@ class WaveModel(nn.Module):
         super().__init__()
         c = config.backbone
         self.config = config
-        self.encoder = make_encoder(config.encoder, 2**config.bits, c.d_model)
+        self.encoder = make_encoder(config.encoder, config.n_inputs, c.d_model)
         self.backbone = SaShiMi(*(getattr(c, f.name) for f in fields(c)))
         self.head = make_head(config.head, c.d_model, config.bits, config.n_mixtures)
         if config.tie_weights: self.head.tie(self.encoder)

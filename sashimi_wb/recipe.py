@@ -15,7 +15,7 @@ import torch
 
 from .core import choose
 
-# %% ../nbs/13_recipe.ipynb #9d9d6ce0
+# %% ../nbs/13_recipe.ipynb #e9167b10
 SCHEDULES = {"plateau": lambda done: 1.0, "constant": lambda done: 1.0,
              "cosine": lambda done: 0.5*(1 + math.cos(math.pi*min(done, 1.0)))}  # of the share of steps done
 PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
@@ -37,7 +37,6 @@ class TrainConfig:
     device:str = "auto"           # "auto", "cpu", "cuda", "cuda:1", "mps"
     precision:str = "32-true"     # or "bf16-mixed"
     n_processes:int = 1           # processes, each with batches of its own: CPU cores or GPUs
-    tokens_per_sample:int = 1     # ceil(bits / 8) for byte tokens
     val_ks:tuple[int, ...]|None = None # accuracies at validation; None: (1,) up to 4,096 codes, else none, since they cost most there
     save_every:int|None = None    # steps between checkpoints; None: by time only
     save_every_s:float = 60.0     # seconds between checkpoints
@@ -48,7 +47,7 @@ class TrainConfig:
         if self.max_steps is None and self.max_epochs is None:
             raise ValueError("expected max_steps or max_epochs, got neither: for example TrainConfig(max_steps=1000)")
         optional = {k for k in ("max_steps", "max_epochs", "save_every", "grad_clip") if getattr(self, k) is None}
-        whole = dict(max_steps=1, max_epochs=1, patience=0, warmup_steps=0, n_processes=1, tokens_per_sample=1, save_every=1, log_every=1)
+        whole = dict(max_steps=1, max_epochs=1, patience=0, warmup_steps=0, n_processes=1, save_every=1, log_every=1)
         for name, low in whole.items():
             v = getattr(self, name)
             if name not in optional and (isinstance(v, bool) or not isinstance(v, int) or v < low):

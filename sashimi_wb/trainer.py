@@ -84,7 +84,7 @@ def _loggers(folder, step):
         tables.save()
     return [tables, TensorBoardLogger(folder, "logs", "tensorboard", purge_step=step or None, default_hp_metric=False)]
 
-# %% ../nbs/13_trainer.ipynb #1f855471
+# %% ../nbs/13_trainer.ipynb #7bb9758e
 def fit(
     model:nn.Module,      # with loss, parameter_groups, encoder, backbone, head and config; trained in place
     data,                 # an AudioData
@@ -125,7 +125,7 @@ def fit(
     with _quiet(), _signals(keeper):
         try:
             trainer = _trainer(config, device, folder, epochs, here["step"] if here else 0, [keeper] + ([Bar(keeper, total)] if progress else []))
-            trainer.fit(LitWave(model.train(), config, data.config.bits, total), module, ckpt_path=last if here else None, weights_only=False if here else None)
+            trainer.fit(LitWave(model.train(), config, total), module, ckpt_path=last if here else None, weights_only=False if here else None)
         except OSError as e:
             if e.errno not in FULL or str(folder) in str(e): raise
             raise OSError(e.errno, f"cannot write in {folder} ({e.strerror}): free some space or choose another folder; the same call goes on from {last}") from e

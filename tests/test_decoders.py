@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sashimi_wb import cross_entropy
-from sashimi_wb.decoders import HEADS, MODES, CategoricalHead, DMLHead, SequenceDecoder, make_head, sample_logits
+from sashimi_wb.decoders import HEADS, CategoricalHead, DMLHead, SequenceDecoder, make_head, sample_logits
 from sashimi_wb.encoders import make_encoder
 from sashimi_wb.mixtures import Mixture, mixture_cdf, mixture_log_prob, mixture_log_probs, mixture_sample
 from sashimi_wb.quantization import linear_decode, linear_encode
+from sashimi_wb.sequence_decoder import MODES
 
 REFERENCE = Path(__file__).parent / "reference"
 LENGTHS = {"None": None, "varied": torch.tensor([9, 4, 6]), "equal6": torch.tensor([6, 6, 6])}
@@ -103,8 +104,7 @@ def test_sequence_decoder_wrong_width():
 def seed(): torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("bits", [1, 2, 8, 12])
-@pytest.mark.parametrize("name", list(HEADS))
+@pytest.mark.parametrize("name, bits", [(name, bits) for name in ("categorical", "dml") for bits in (1, 2, 8, 12)] + [("bytes", 8)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_protocol(name, bits, dtype):
     head = make_head(name, 16, bits, 4).to(dtype)
@@ -121,6 +121,10 @@ def test_protocol(name, bits, dtype):
     torch.testing.assert_close(head.cdf(params, codes), cdf.gather(-1, codes[..., None])[..., 0])
     torch.testing.assert_close(head.loss(params, codes[..., None]), -head.log_prob(params, codes).mean())
     torch.testing.assert_close(head.loss_from_feats(feats, codes), head.loss(params, codes))
+    exact = params.double()
+    own = head.log_prob(exact, codes)[..., None]
+    assert torch.equal(head.rank(exact, codes, 2**bits), (head.log_probs(exact) > own + 1e-12).sum(-1))
+    assert torch.equal(head.rank(exact, codes, 2), head.rank(exact, codes, 2**bits).clamp(max=2))
     drawn = head.sample(params)
     assert drawn.shape == (2, 3) and drawn.dtype == torch.int64 and 0 <= drawn.min() and drawn.max() < 2**bits
     again = [head.sample(params, 0.7, torch.Generator().manual_seed(3)) for _ in range(2)]
@@ -153,7 +157,7 @@ def test_bits(name, bits):
 
 
 def test_names():
-    with pytest.raises(ValueError, match="categorical, dml"): make_head("softmax", 8, 8)
+    with pytest.raises(ValueError, match="categorical, dml, bytes"): make_head("softmax", 8, 8)
     with pytest.raises(ValueError, match="n_mixtures"): DMLHead(8, 8, 0)
     assert sum(p.numel() for p in make_head("categorical", 64, 8).parameters()) == 16640
     assert sum(p.numel() for p in make_head("dml", 64, 16).parameters()) == 1950
@@ -391,3 +395,31 @@ def test_categorical_loss_in_blocks_checks_its_targets():
     with pytest.raises(ValueError): head.loss_from_feats(feats, torch.full((1, 5), 8))
     padded = torch.tensor([[0, 1, 2, -100, 99]])
     assert head.loss_from_feats(feats, padded, torch.tensor([[True]*3 + [False]*2])).isfinite()
+
+
+@pytest.mark.parametrize("bits, n", [(8, 1), (16, 2), (24, 3)])
+def test_bytes(bits, n):
+    head = make_head("bytes", 8, bits)
+    assert (head.bits, head.sample_bits, head.tokens_per_sample, head.n_codes, head.n_params) == (8, bits, n, 256, 256)
+    for wrong in (12, 1, 32):
+        with pytest.raises(ValueError, match="expected 8, 16 or 24"): make_head("bytes", 8, wrong)
+
+
+@pytest.mark.parametrize("name", list(HEADS))
+@pytest.mark.parametrize("mode, l_output", [("full", None), ("last", 2), ("first", 2), ("last", 1), ("pool", 2), ("sum", 2), ("ragged", None)])
+@pytest.mark.parametrize("use_lengths", [False, True])
+def test_modes_and_lengths(name, mode, l_output, use_lengths):
+    "Every head keeps the steps that its decoder keeps, and its loss is that of those steps; bytes of different places are not added up."
+    if mode in ("pool", "sum") and name == "bytes":
+        with pytest.raises(ValueError, match="stand for different things"): HEADS[name](8, 8, mode=mode, l_output=l_output)
+        return
+    if use_lengths and mode == "full": return
+    head = HEADS[name](8, 8, mode=mode, l_output=l_output, use_lengths=use_lengths)
+    feats, lengths = torch.randn(3, 6, 8, requires_grad=True), torch.tensor([6, 2, 4])
+    params = head(feats, lengths)
+    torch.testing.assert_close(params, head.decoder(feats, lengths))
+    codes = torch.randint(0, 256, params.shape[:2])
+    torch.testing.assert_close(head.loss_from_feats(feats, codes, lengths=lengths), head.loss(params, codes))
+    with pytest.raises(ValueError, match="shape"): head.loss_from_feats(feats, codes[:, :1].expand(-1, 9), lengths=lengths)
+    if use_lengths or mode == "ragged":
+        with pytest.raises(ValueError, match="needs lengths"): head(feats)

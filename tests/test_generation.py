@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from sashimi_wb.generation import ENGINES, Sampling, Stepper, choose_engine, generate, generate_stream, known_runs
+from sashimi_wb.byte_tokens import from_bytes, place_bytes, silent_input, to_bytes
+from sashimi_wb.generation import generate, generate_stream, known_runs
 from sashimi_wb.interleave import deinterleave, interleave, token_order
 from sashimi_wb.model import ModelConfig, WaveModel
 from sashimi_wb.quantization import Quantizer
 from sashimi_wb.sashimi import SaShiMiConfig
 from sashimi_wb.ssm import KernelConfig
+from sashimi_wb.stepping import ENGINES, Sampling, Stepper, choose_engine
 
 torch.set_num_threads(1)
 STRATEGIES = ("temporal", "blocking-1", "blocking-4", "blocking-24", "blocking")
@@ -199,3 +201,38 @@ def test_a_broken_model_names_the_sample(strategy, place):
     model.head.register_forward_hook(breaks)
     with pytest.raises(ValueError, match=f"not finite at {place}.*row 0"):
         generate(model, 8, n_channels=2, strategy=strategy, progress=False, engine="plain")
+
+
+@pytest.mark.parametrize("bits", (8, 16, 24))
+@pytest.mark.parametrize("strategy", ("temporal", "blocking-4", "blocking"))
+def test_bytes_are_drawn_one_after_the_other(bits, strategy):
+    "The naive loop over bytes, at temperature 0, in the order of the layout."
+    torch.manual_seed(bits)
+    model = WaveModel(ModelConfig(bits, head="bytes", backbone=SaShiMiConfig(8, 1, (2, 3), kernel=KernelConfig("diag", 8)))).double()
+    with torch.no_grad(): model.head.decoder.output.weight.mul_(10)
+    q, n = Quantizer(bits=bits), model.head.tokens_per_sample
+    made = generate(model, 8, n_channels=2, strategy=strategy, temperature=0, progress=False)
+    x, state, tokens = torch.full((1, 1), silent_input(bits)), model.initial_state(1), []
+    with torch.no_grad():
+        for i in range(8*2*n):
+            params, state = model.step(x, state)
+            tokens.append(params.argmax(-1))
+            x = place_bytes(tokens[-1][:, None, None], n, i % n)[..., 0]
+    naive = q.decode(deinterleave(from_bytes(torch.stack(tokens, 1)[..., None], bits), strategy, 2))
+    assert torch.equal(made, naive)
+
+
+@pytest.mark.parametrize("engine", list(ENGINES))
+@pytest.mark.parametrize("strategy", ("temporal", "blocking-4", "blocking"))
+def test_bytes_after_a_prompt(engine, strategy):
+    "A prompt that ends inside a block: the same in any blocks, by either engine, and the prompt is kept to the bit."
+    torch.manual_seed(3)
+    model = WaveModel(ModelConfig(24, head="bytes", backbone=SaShiMiConfig(8, 1, (2, 3), kernel=KernelConfig("diag", 8))))
+    prompt = torch.randint(-2**23, 2**23, (6, 2)).double()/2**23
+    whole = generate(model, 7, prompt, n_channels=2, strategy=strategy, seed=5, progress=False, keep_prompt=True, engine="plain")
+    assert torch.equal(whole[0, :6].double(), prompt) and whole.shape == (1, 13, 2)
+    for block in (1, 5, 100):
+        again = generate(model, 7, prompt, n_channels=2, strategy=strategy, seed=5, progress=False, block=block, engine=engine)
+        assert torch.equal(again, whole[:, 6:])
+    codes = Quantizer(bits=24).encode(whole)
+    assert torch.equal(from_bytes(to_bytes(interleave(codes, strategy), 24), 24), interleave(codes, strategy))

@@ -122,13 +122,31 @@ def test_random_pcm_round_trip(values, channels):
     assert torch.equal((linear_decode(codes, 16)*2**15).long(), pcm)
 
 
-@pytest.mark.parametrize("bits", (0, 17, -1, "8", True, 8.0, None))
+@pytest.mark.parametrize("bits", (0, 25, 32, -1, "8", True, 8.0, None))
 def test_wrong_bits(bits):
-    for f in (linear_encode, mu_law_encode):
-        with pytest.raises(ValueError, match="bits: expected an integer from 1 to 16"): f(torch.zeros(3), bits)
-    for f in (linear_decode, mu_law_decode):
-        with pytest.raises(ValueError, match="bits: expected an integer from 1 to 16"): f(torch.zeros(3, dtype=torch.long), bits)
+    for encode, decode, most in ((linear_encode, linear_decode, 24), (mu_law_encode, mu_law_decode, 16)):
+        with pytest.raises(ValueError, match=f"bits: expected an integer from 1 to {most}"): encode(torch.zeros(3), bits)
+        with pytest.raises(ValueError, match=f"bits: expected an integer from 1 to {most}"): decode(torch.zeros(3, dtype=torch.long), bits)
     with pytest.raises(ValueError, match="bits: expected"): Quantizer(bits=bits)
+
+
+@pytest.mark.parametrize("bits", (17, 20, 24))
+def test_deep_codes_are_linear_on_the_full_scale_only(bits):
+    wave = torch.linspace(-1, 1, 999, dtype=torch.float64)[None, :, None]
+    codes = linear_encode(wave, bits)
+    assert torch.equal(linear_encode(linear_decode(codes, bits), bits), codes)
+    assert (linear_decode(codes, bits).double() - wave)[:, :-1].abs().max() <= 2.0**-bits
+    for call in (lambda: mu_law_encode(wave, bits), lambda: linear_encode(wave, bits, "clip_minmax"), lambda: Quantizer("mu_law", bits),
+                 lambda: Quantizer("linear", bits, "clip_minmax"), lambda: linear_decode(codes, bits, "clip_minmax")):
+        with pytest.raises(ValueError, match="from 1 to 16"): call()
+
+
+@given(st.lists(st.integers(-2**23, 2**23 - 1), min_size=1, max_size=60), st.sampled_from((torch.float32, torch.float64)))
+@settings(max_examples=50, deadline=None)
+def test_random_24_bit_pcm_round_trip(values, dtype):
+    pcm = torch.tensor(values).view(1, -1, 1)
+    codes = linear_encode(pcm.to(dtype)/2**23, 24)
+    assert torch.equal((linear_decode(codes, 24).double()*2**23).long(), pcm) and torch.equal(codes - 2**23, pcm)
 
 
 @pytest.mark.parametrize("value,said", ((1.0001, "1.0001"), (-1.5, "-1.5"), (float("nan"), "nan"), (float("inf"), "inf"), (-float("inf"), "-inf")))

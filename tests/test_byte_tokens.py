@@ -1,0 +1,93 @@
+"""Samples as bytes: there and back, their places, and models that read them."""
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sashimi_wb.byte_tokens import from_bytes, n_bytes, place_bytes, silent_input, to_bytes
+from sashimi_wb.interleave import deinterleave, interleave
+from sashimi_wb.model import ModelConfig, WaveModel
+from sashimi_wb.quantization import Quantizer
+from sashimi_wb.sashimi import SaShiMiConfig
+from sashimi_wb.ssm import KernelConfig
+
+
+@pytest.mark.parametrize("bits", range(1, 25))
+def test_there_and_back(bits):
+    codes = torch.cat([torch.tensor([0, 2**bits - 1, 2**(bits - 1)]), torch.randint(2**bits, (500,))]).view(1, -1, 1)
+    tokens = to_bytes(codes, bits)
+    assert tokens.shape == (1, codes.shape[1]*n_bytes(bits), 1) and 0 <= int(tokens.min()) <= int(tokens.max()) <= 255
+    assert torch.equal(from_bytes(tokens, bits), codes)
+    naive = [b for code in codes.flatten().tolist() for b in code.to_bytes(n_bytes(bits), "big")]
+    assert tokens.flatten().tolist() == naive
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_after_every_layout(data):
+    bits, channels = data.draw(st.sampled_from((8, 16, 24))), data.draw(st.integers(1, 3))
+    strategy = data.draw(st.sampled_from(("temporal", "blocking", "blocking-3")))
+    values = data.draw(st.lists(st.integers(0, 2**bits - 1), min_size=channels, max_size=30))
+    codes = torch.tensor(values[:len(values)//channels*channels]).view(1, -1, channels)
+    tokens = to_bytes(interleave(codes, strategy), bits)
+    assert torch.equal(deinterleave(from_bytes(tokens, bits), strategy, channels), codes)
+    n, cut = n_bytes(bits), data.draw(st.integers(0, tokens.shape[1]))
+    placed = place_bytes(tokens, n)
+    assert torch.equal(torch.cat([place_bytes(tokens[:, :cut], n), place_bytes(tokens[:, cut:], n, cut % n)], 1), placed)
+    assert torch.equal(placed % 256, tokens) and placed.max() < 256*n
+
+
+@pytest.mark.parametrize("bits, last", [(8, 128), (16, 0), (24, 0), (12, 0), (4, 8)])
+def test_silence_comes_before_the_first_byte(bits, last):
+    code = torch.full((1, 1, 1), Quantizer(bits=bits).zero_code)
+    assert silent_input(bits) == place_bytes(to_bytes(code, bits), n_bytes(bits))[0, -1, 0] == last + 256*(n_bytes(bits) - 1)
+
+
+def test_errors():
+    long = torch.long
+    for call, words in (
+        (lambda: to_bytes(torch.tensor([[[256]]]), 8), "0 to 255"), (lambda: to_bytes(torch.zeros(1, 2, 1), 8), "expected integers"),
+        (lambda: to_bytes(torch.zeros(2, 3, dtype=long), 8), "expected .b l 1."), (lambda: n_bytes(25), "1 to 24"),
+        (lambda: from_bytes(torch.zeros(1, 5, 1, dtype=long), 16), "expected 2 bytes"),
+        (lambda: from_bytes(torch.tensor([[[300]]]), 8), "0 to 255"),
+    ):
+        with pytest.raises(ValueError, match=words): call()
+
+
+@pytest.mark.parametrize("bits", (8, 16, 24))
+@pytest.mark.parametrize("form", ("dplr", "diag"))
+def test_windows_steps_and_one_convolution_agree(bits, form):
+    "Carried state in windows that cut samples in two, and stepping: float64, any place of a byte."
+    torch.manual_seed(bits)
+    config = ModelConfig(bits, head="bytes", backbone=SaShiMiConfig(8, 1, (2, 3), kernel=KernelConfig(form, 8)))
+    model, n = WaveModel(config).double(), n_bytes(bits)
+    y = to_bytes(torch.randint(2**bits, (2, 23, 1)), bits)
+    x = torch.cat([torch.full((2, 1, 1), silent_input(bits)), place_bytes(y, n)[:, :-1]], 1)
+    with torch.no_grad():
+        whole, _ = model(x)
+        state, parts = model.initial_state(2), []
+        for part in x.split(7, 1):
+            params, state = model(part, state)
+            parts.append(params)
+        torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-9, atol=1e-9)
+        state, steps = model.initial_state(2), []
+        for t in range(x.shape[1]):
+            params, state = model.step(x[:, t], state)
+            steps.append(params)
+        torch.testing.assert_close(torch.stack(steps, 1), whole, rtol=1e-9, atol=1e-9)
+
+
+def test_the_place_is_known():
+    "A sample's upper byte is constant and its lower one uniform: a model that knows the place needs 8 bits, one that does not 9 or more."
+    torch.manual_seed(0)
+    codes = torch.randint(2**8, (32, 64, 1)) + 77*256
+    model = WaveModel(ModelConfig(16, head="bytes", backbone=SaShiMiConfig(16, 1, (), ff=1, kernel=KernelConfig("diag", 4))))
+    y = to_bytes(codes, 16)
+    x = torch.cat([torch.full((32, 1, 1), silent_input(16)), place_bytes(y, 2)[:, :-1]], 1)
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    for _ in range(60):
+        loss = model.loss(x, y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert 2*loss.item()/torch.log(torch.tensor(2.0)) < 8.7
