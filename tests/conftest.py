@@ -1,10 +1,13 @@
-"""Shared settings: one thread per test process, no display, hypothesis without deadlines or luck."""
+"""Shared settings: one thread per test process, no display, a cache of its own, hypothesis without deadlines or luck."""
 import os
+import tempfile
 
 # Before torch and NumPy are imported: `make test` runs two processes, and more threads than cores are slower, not faster.
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+cache = tempfile.TemporaryDirectory(prefix="sashimi_wb_tests_")  # also for the notebooks that tests run
+os.environ["SASHIMI_WB_CACHE"] = cache.name
 
 from hypothesis import settings
 

@@ -1,8 +1,7 @@
-"""sashimi_wb.files and sashimi_wb.data: reading, resampling, splits, windows, chunked epochs, bad input."""
-import itertools
-import logging
+"""sashimi_wb.data and sashimi_wb.sampling: configuration, windows, tokens, chunked epochs, loaders, the account of what is reduced."""
 import os
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,24 +9,15 @@ import soundfile as sf
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_audio import write
 
-from sashimi_wb.core import from_json, import_torchaudio, to_json
-from sashimi_wb.data import AudioData, ChunkSampler, DataConfig, WindowDataset, split_files
-from sashimi_wb.files import AudioInfo, find_audio, index_audio, read_span
-from sashimi_wb.interleave import deinterleave
-
-
-def noise(frames, channels=2, seed=0, peak=0.5):
-    rng = np.random.default_rng(seed)
-    smooth = np.cumsum(rng.normal(size=(frames, channels)), axis=0)
-    return peak*(smooth/np.abs(smooth).max()) if frames else smooth
-
-
-def write(folder, name, frames=4000, channels=2, rate=16_000, seed=0, **options):
-    path = folder/name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sf.write(path, noise(frames, channels, seed), rate, **options)
-    return path
+from sashimi_wb.byte_tokens import from_bytes, silent_input
+from sashimi_wb.core import from_json, to_json
+from sashimi_wb.data import AudioData, DataConfig, WindowDataset
+from sashimi_wb.files import read_span
+from sashimi_wb.index import index_audio
+from sashimi_wb.interleave import deinterleave, interleave
+from sashimi_wb.sampling import ChunkSampler
 
 
 @pytest.fixture
@@ -37,112 +27,7 @@ def corpus(tmp_path):
     return tmp_path
 
 
-# ---- files
-
-def test_find_audio_is_sorted_and_sees_any_depth(corpus):
-    write(corpus, "Z.WAV"), write(corpus, "._hidden.wav"), (corpus/"readme.txt").write_text("x")
-    assert [p.relative_to(corpus).as_posix() for p in find_audio(corpus)] == ["Z.WAV", "a/x.flac", "a/y.wav", "b.wav", "c.ogg", "d.flac", "e.wav"]
-
-
-def test_folders_without_audio(tmp_path):
-    (tmp_path/"none").mkdir()
-    with pytest.raises(FileNotFoundError, match="no folder .*missing.*give a folder"): index_audio(tmp_path/"missing")
-    with pytest.raises(ValueError, match="is empty: put .wav"): index_audio(tmp_path/"none")
-    (tmp_path/"none"/"a.mid").write_text("x")
-    with pytest.raises(ValueError, match="no audio in .*expected .wav, .flac, .ogg, .mp3.*1 others \\(.mid\\)"): index_audio(tmp_path/"none")
-    with pytest.raises(ValueError, match="give the folder it is in"): index_audio(tmp_path/"none"/"a.mid")
-    with pytest.raises(FileNotFoundError): AudioData(DataConfig(str(tmp_path/"missing")))
-
-
-@pytest.mark.parametrize("suffix", ("wav", "flac", "mp3"))
-@pytest.mark.parametrize("share", (0.5, 0.97))
-def test_truncated_files_are_named(tmp_path, suffix, share):
-    for i in range(3): write(tmp_path, f"good{i}.wav")
-    cut = write(tmp_path, f"cut.{suffix}", 30_000)
-    cut.write_bytes(cut.read_bytes()[:int(cut.stat().st_size*share)])
-    with pytest.raises(ValueError, match=f"1 of 4 files.*cut.{suffix}.*truncated.*skip_bad=True"): index_audio(tmp_path, decode_s=0)
-    assert [i.name for i in index_audio(tmp_path, skip_bad=True, decode_s=0)] == ["good0.wav", "good1.wav", "good2.wav"]
-
-
-@pytest.mark.parametrize("suffix", ("wav", "flac", "ogg", "mp3"))
-@pytest.mark.parametrize("content", (b"", b"hello world "*40))
-def test_files_that_are_no_audio(tmp_path, suffix, content, caplog):
-    write(tmp_path, "good.wav"), (tmp_path/f"bad.{suffix}").write_bytes(content)
-    with pytest.raises(ValueError, match=f"bad.{suffix}"): index_audio(tmp_path)
-    with caplog.at_level(logging.WARNING, "sashimi_wb"): assert [i.name for i in index_audio(tmp_path, skip_bad=True)] == ["good.wav"]
-    assert f"bad.{suffix}" in caplog.text
-    os.remove(tmp_path/"good.wav")
-    with pytest.raises(ValueError, match="1 of 1 files"): index_audio(tmp_path, skip_bad=True)
-
-
-@pytest.mark.parametrize("suffix", ("flac", "ogg", "mp3"))
-def test_damage_in_the_middle(tmp_path, suffix):
-    for i in range(3): write(tmp_path, f"good{i}.wav", 30_000)
-    hurt = write(tmp_path, f"hurt.{suffix}", 60_000)
-    whole = hurt.read_bytes()
-    hurt.write_bytes(whole[:len(whole)//2] + b"\0"*400 + whole[len(whole)//2 + 400:])
-    with pytest.raises(ValueError, match=f"hurt.{suffix}.*damaged"): index_audio(tmp_path)
-    data = AudioData(DataConfig(str(tmp_path), sample_len=500, skip_bad=True))
-    assert len(data.files) == 3
-    for _ in itertools.chain(data.train_loader(), data.val_loader(), data.test_loader()): pass
-
-
-def test_damage_met_while_reading_is_named(tmp_path):
-    hurt = write(tmp_path, "hurt.flac", 60_000)
-    whole = hurt.read_bytes()
-    hurt.write_bytes(whole[:len(whole)//2] + b"\0"*400 + whole[len(whole)//2 + 400:])
-    info, = index_audio(tmp_path, decode_s=0)
-    with pytest.raises(ValueError, match="hurt.flac: damaged"):
-        for start in range(0, 60_000, 1000): read_span(info, start, 1000)
-
-
-def test_streamed_wav_with_open_length_is_accepted(tmp_path):
-    path = write(tmp_path, "stream.wav", 500)
-    whole = bytearray(path.read_bytes())
-    at = whole.index(b"data") + 4
-    whole[at:at + 4] = b"\xff"*4
-    path.write_bytes(whole)
-    assert index_audio(tmp_path)[0].frames == 500
-
-
-@pytest.mark.parametrize("value", (1.5, float("nan"), float("inf")))
-def test_out_of_range_float_files_are_named(tmp_path, value):
-    wave = np.zeros((70_000, 2))
-    wave[66_001, 1] = value
-    sf.write(tmp_path/"hot.wav", wave, 16_000, subtype="FLOAT")
-    write(tmp_path, "good.wav")
-    with pytest.raises(ValueError, match="sample 66001, channel 1 of hot.wav: expected a number in \\[-1, 1\\]"): index_audio(tmp_path)
-    assert len(index_audio(tmp_path, skip_bad=True)) == 1
-    info = index_audio(tmp_path, decode_s=0)[1]
-    with pytest.raises(ValueError, match="sample 66001, channel 1 of hot.wav"): read_span(info, 66_000, 10)
-
-
-@pytest.mark.parametrize("suffix", ("ogg", "mp3"))
-def test_overshoot_of_lossy_decoders_is_clamped(tmp_path, suffix):
-    t = np.arange(30_000)
-    sf.write(tmp_path/f"loud.{suffix}", np.sign(np.sin(t/30))[:, None]*0.999, 16_000)
-    wave = read_span(index_audio(tmp_path)[0])
-    assert sf.read(tmp_path/f"loud.{suffix}")[0].max() > 1 and np.abs(wave).max() == 1
-
-
-@pytest.mark.parametrize("suffix,subtype,bits", [(s, f"PCM_{b}", b) for s, depths in (("wav", (16, 24, 32)), ("flac", (16, 24))) for b in depths])
-def test_integers_stay_exact(tmp_path, suffix, subtype, bits):
-    rng = np.random.default_rng(0)
-    k = rng.integers(-2**(bits - 1), 2**(bits - 1), (999, 2))
-    k[:2] = -2**(bits - 1), 2**(bits - 1) - 1
-    sf.write(tmp_path/f"x.{suffix}", (k << (32 - bits)).astype(np.int32), 16_000, subtype=subtype)
-    wave = read_span(index_audio(tmp_path)[0], channels="stereo")
-    assert np.array_equal(wave.astype(np.float64)*2**(bits - 1), k)
-
-
-def test_channels(corpus):
-    info = index_audio(corpus)[0]
-    stereo, left, right, mono = (read_span(info, 100, 700, c) for c in ("stereo", "left", "right", "mono"))
-    assert stereo.shape == (700, 2) and left.shape == right.shape == mono.shape == (700, 1)
-    assert np.array_equal(stereo, np.hstack([left, right])) and np.array_equal(mono, (left + right)/2)
-    with pytest.raises(ValueError, match="expected a span within"): read_span(info, 3000, 200)
-    with pytest.raises(ValueError, match="unknown channels 'side'; known"): read_span(info, 0, 2, "side")
-
+# ---- bad input
 
 @pytest.mark.parametrize("channels", ("stereo", "left", "right"))
 def test_mono_file_asked_for_as_stereo(tmp_path, channels):
@@ -152,49 +37,14 @@ def test_mono_file_asked_for_as_stereo(tmp_path, channels):
     AudioData(DataConfig(str(tmp_path), sample_len=100))
 
 
-@pytest.mark.parametrize("rate,target", ((44_100, 16_000), (16_000, 44_100), (48_000, 44_100), (22_050, 44_100), (16_000, 8_000), (8_000, 11_025)))
-def test_any_resampled_span_is_a_slice_of_the_whole(tmp_path, rate, target):
-    write(tmp_path, "x.wav", 9_001, rate=rate)
-    info, = index_audio(tmp_path)
-    whole = read_span(info, channels="stereo", target_sr=target)
-    source = torch.from_numpy(read_span(info, channels="stereo").T.astype(np.float64))
-    direct = import_torchaudio().functional.resample(source, rate, target).clamp(-1, 1).T.numpy()
-    assert len(whole) == info.frames_at(target) == len(direct)
-    np.testing.assert_allclose(whole, direct, atol=1e-6)
-    rng = np.random.default_rng(0)
-    for start in (0, 1, len(whole) - 1, *rng.integers(0, len(whole), 20)):
-        n = int(rng.integers(1, min(1500, len(whole) - start) + 1))
-        np.testing.assert_allclose(read_span(info, int(start), n, "stereo", target), whole[start:start + n], rtol=0, atol=1e-7)
-
-
-# ---- split
-
-@given(st.integers(3, 60), st.floats(0.01, 0.99), st.integers(0, 5))
-@settings(max_examples=50, deadline=None)
-def test_split_is_a_partition_without_empty_parts(n, share, seed):
-    files = [AudioInfo(f"/{i}", f"f{i:02}.wav", 10, 8000, 1, "PCM_16") for i in range(n)]
-    parts = split_files(files, share, seed)
-    assert all(parts) and sorted(f.name for p in parts for f in p) == [f.name for f in files]
-    assert split_files(files[::-1], share, seed) == parts
-    assert len(parts[2]) - len(parts[1]) in (0, 1)
-    assert abs(len(parts[0]) - n*share) <= 2
-
-
-def test_split_values():
-    files = [AudioInfo(f"/{i}", f"f{i:03}.wav", 10, 8000, 1, "PCM_16") for i in range(100)]
-    a, b = split_files(files), split_files(files, seed=1)
-    assert [len(p) for p in a] == [88, 6, 6] and a != b
-    with pytest.raises(ValueError, match="at least 3 files.*got 2"): split_files(files[:2])
-    for share in (0, 1, 88, "0.88", True, float("nan")):
-        with pytest.raises(ValueError, match="share between 0 and 1"): split_files(files, share)
-
-
 # ---- configuration
 
 @pytest.mark.parametrize("field,value", [
-    ("bits", 0), ("bits", 17), ("bits", "8"), ("bits", True), ("quantization", "alaw"), ("scaling", "max"), ("input", "wave"), ("sample_len", 0),
+    ("bits", 0), ("bits", 25), ("bits", "8"), ("bits", True), ("quantization", "alaw"), ("scaling", "max"), ("input", "wave"), ("sample_len", 0),
     ("sample_len", 10.0), ("channels", "5.1"), ("interleaving_strategy", "blocking-0"), ("target_sr", 0), ("target_sr", "16000"), ("train_percentage", 88),
-    ("drop_last", 1), ("batch_size", 0), ("train_chunk_size", 0), ("val_chunk_size", -1), ("seed", -1), ("num_workers", -1), ("skip_bad", None), ("path", ""), ("path", 3)])
+    ("drop_last", 1), ("batch_size", 0), ("train_chunk_size", 0), ("val_chunk_size", -1), ("seed", -1), ("num_workers", -1), ("skip_bad", None), ("path", ""), ("path", 3),
+    ("dataset", "timit"), ("dataset", ["folder"]), ("stem", "drums"), ("tokens", "bits"), ("tokens", None), ("context_len", -1), ("context_len", 8192), ("context_len", 1.0),
+    ("pad_len", -1), ("pad_len", "8"), ("pad_len", True), ("quantize_input", 1), ("is_stereo", "yes")])
 def test_config_errors_name_what_came(field, value):
     with pytest.raises(ValueError) as e: DataConfig(**{"path": "x", field: value})
     assert repr(value) in str(e.value) or "blocking-0" in str(e.value)
@@ -204,6 +54,36 @@ def test_config_survives_json(tmp_path):
     config = DataConfig(tmp_path, bits=12, channels="stereo", target_sr=8000)
     assert from_json(DataConfig, to_json(config)) == config and config.path == str(tmp_path)
     assert (config.n_channels, config.n_tokens, config.quantizer.n_codes) == (2, 16_384, 4096)
+
+
+@pytest.mark.parametrize("options,match", [
+    (dict(quantization="mu_law", bits=17), "1 to 16"), (dict(scaling="clip_minmax", bits=24), "1 to 16"),
+    (dict(tokens="bytes", input="raw"), "expected input='codes', got 'raw'"), (dict(tokens="bytes", input="dequantized"), "got 'dequantized'"),
+    (dict(quantize_input=True, input="raw"), "quantize_input=True contradicts input='raw'"),
+    (dict(quantize_input=False, input="dequantized"), "quantize_input=False contradicts input='dequantized'"),
+    (dict(is_stereo=True, channels="right"), "is_stereo=True contradicts channels='right'"),
+    (dict(is_stereo=False, channels="stereo"), "is_stereo=False contradicts channels='stereo'"),
+    (dict(quantize_input=False, tokens="bytes"), "expected input='codes', got 'raw'"),
+    (dict(dataset="sc09", stem="vocals"), "unknown stem of sc09 'vocals'"), (dict(sample_len=8, context_len=8), "less than sample_len=8, got 8; nothing would be left")])
+def test_contradictions(options, match):
+    with pytest.raises(ValueError, match=match): DataConfig("x", **options)
+
+
+def test_names_of_the_notes():
+    assert DataConfig("x", quantize_input=False, is_stereo=True) == DataConfig("x", input="raw", channels="stereo")
+    assert DataConfig("x", quantize_input=True, input="dequantized").input == "dequantized" and DataConfig("x", quantize_input=True).input == "codes"
+    assert DataConfig("x", is_stereo=False, channels="left").channels == "left" and DataConfig("x", is_stereo=False).channels == "mono"
+    assert DataConfig("x", context_len=None, pad_len=None) == DataConfig("x")
+    raw = DataConfig("x", quantize_input=False, is_stereo=True, dataset="musdb18hq", stem="bass", tokens="codes", context_len=3, pad_len=2)
+    assert replace(raw, input="dequantized").input == "dequantized" and replace(raw, batch_size=2).input == "raw"
+    assert from_json(DataConfig, to_json(raw)) == raw and set(to_json(raw)) == set(raw.__dataclass_fields__) - {"quantize_input", "is_stereo"}
+    assert pickle.loads(pickle.dumps(raw)) == raw and hash(raw) == hash(replace(raw))
+
+
+@pytest.mark.parametrize("bits,tokens,n", ((8, "codes", 1), (24, "codes", 1), (5, "bytes", 1), (8, "bytes", 1), (9, "bytes", 2), (16, "bytes", 2), (17, "bytes", 3), (24, "bytes", 3)))
+def test_tokens_of_a_window(bits, tokens, n):
+    config = DataConfig("x", bits=bits, tokens=tokens, channels="stereo", sample_len=100, pad_len=7)
+    assert config.tokens_per_sample == n and config.n_tokens == 107*2*n
 
 
 # ---- windows
@@ -239,6 +119,82 @@ def test_windows_cover_the_files_and_the_inputs_agree(corpus, strategy, quantiza
         for f in files:
             if not drop_last: assert sum(n for _, n in seen[f.name]) == f.frames
             assert [s for s, _ in seen[f.name]] == list(range(0, 600*len(seen[f.name]), 600))
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory): return tmp_path_factory.mktemp("shelf")
+
+
+SUBTYPES = {8: "PCM_U8", 16: "PCM_16", 24: "PCM_24"}
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_every_sample_is_scored_once_and_every_input_is_one_late(shelf, data):
+    """Whatever the lengths, context, padding, layout, channels and tokens: the scored targets are the files, in order."""
+    draw = data.draw
+    depth, channels = draw(st.sampled_from((8, 16, 24))), draw(st.sampled_from(("mono", "left", "right", "stereo")))
+    bits = draw(st.sampled_from((depth, depth, 1, 7, 12, 24)))
+    lengths = draw(st.lists(st.integers(1, 40), min_size=1, max_size=2))
+    sample_len = draw(st.integers(1, 20))
+    context, pad = draw(st.integers(0, sample_len - 1)), draw(st.integers(0, 9))
+    strategy = draw(st.sampled_from(("temporal", "blocking", "blocking-1", "blocking-4", "blocking-100")))
+    tokens = draw(st.sampled_from(("codes", "bytes")))
+    feed = "codes" if tokens == "bytes" else draw(st.sampled_from(("codes", "dequantized", "raw")))
+    n_file = 2 if channels in ("stereo", "left", "right") else draw(st.integers(1, 2))
+    rng, whole = np.random.default_rng(sum(lengths)), []
+    for f in shelf.iterdir(): f.unlink()
+    for i, n in enumerate(lengths):
+        k = rng.integers(-2**(depth - 1), 2**(depth - 1), (n, n_file))
+        sf.write(shelf/f"{i}.wav", (k << (32 - depth)).astype(np.int32), 16_000, subtype=SUBTYPES[depth])
+        whole.append(k)
+    drop_last = draw(st.booleans()) and max(lengths) >= sample_len
+    config = DataConfig(shelf, bits=bits, input=feed, sample_len=sample_len, channels=channels, interleaving_strategy=strategy, drop_last=drop_last,
+                        tokens=tokens, context_len=context, pad_len=pad)
+    d, q, n, c = WindowDataset(index_audio(shelf), config), config.quantizer, config.tokens_per_sample, config.n_channels
+    back = {f.name: [] for f in d.files}
+    for i in range(len(d)):
+        x, y, mask = (d[i][key] for key in ("x", "y", "mask"))
+        info, start, frames = d.span(i)
+        assert x.shape == y.shape == mask.shape == (config.n_tokens, 1) == ((pad + sample_len)*c*n, 1)
+        if feed == "codes":
+            assert x[0] == (silent_input(bits) if tokens == "bytes" else q.zero_code)
+            assert torch.equal(x[1:] % 256 if tokens == "bytes" else x[1:], y[:-1])
+            if tokens == "bytes": assert torch.equal(x[:, 0]//256, (torch.arange(len(x)) - 1) % n)
+        codes, scored = (deinterleave(t, strategy, c)[0] for t in ((from_bytes(y[None], bits), mask[None, ::n]) if tokens == "bytes" else (y[None], mask[None])))
+        assert torch.equal(mask.view(-1, n), mask.view(-1, n)[:, :1].expand(-1, n))  # a sample is scored whole
+        assert (codes[:pad] == q.zero_code).all() and (codes[pad + frames:] == q.zero_code).all()
+        first = context if start else 0
+        want = torch.zeros(pad + sample_len, dtype=torch.bool)
+        want[pad + first:pad + frames] = True
+        assert torch.equal(scored, want[:, None].expand(-1, c))
+        wave = torch.from_numpy(read_span(info, start, frames, channels))
+        heard = q.encode(wave[None])[0]
+        assert torch.equal(codes[pad:pad + frames], heard)
+        if feed != "codes":
+            floats = torch.zeros(1, pad + sample_len, c)
+            floats[0, pad:pad + frames] = wave if feed == "raw" else q.decode(heard)
+            assert x[0] == 0.0 and torch.equal(x[1:], interleave(floats, strategy)[0, :-1])
+        assert np.array_equal(d.codes(i), codes[want].numpy()) and len(d.wave(i)) == len(d.codes(i))
+        back[info.name].append(codes[want].numpy())
+    for (name, got), info, k in zip(back.items(), d.files, whole):
+        got = np.concatenate(got) if got else np.zeros((0, c), dtype=np.int64)
+        file = q.encode(torch.from_numpy(read_span(info, channels=channels))[None])[0].numpy()
+        if drop_last: assert len(file) - len(got) < sample_len and np.array_equal(got, file[:len(got)])
+        else: assert np.array_equal(got, file)
+        if bits == depth and (channels != "mono" or n_file == 1):
+            columns = {"left": slice(0, 1), "right": slice(1, 2)}.get(channels, slice(None))
+            assert np.array_equal(file, k[:, columns] + 2**(depth - 1))  # the integers of the file, bit for bit
+
+
+def test_context_costs_windows_not_samples(corpus):
+    base = dict(path=str(corpus), sample_len=400, drop_last=False, train_percentage=0.34, channels="stereo", batch_size=3)
+    plain, context = AudioData(DataConfig(**base)), AudioData(DataConfig(**base, context_len=300, pad_len=11, tokens="bytes", bits=16))
+    assert len(context.test) > 3*len(plain.test)
+    for d in (plain, context):
+        assert sum(int(b["mask"].sum()) for b in d.test_loader()) == sum(d.test.lengths)*2*d.config.tokens_per_sample
+        assert sum(len(c) for c in d.test_codes()) == sum(d.test.lengths)
+    assert context.test.context(0) == 0 and context.test.context(1) == 300
 
 
 def test_window_indices(corpus):
@@ -347,6 +303,58 @@ def test_fingerprint_follows_contents_and_names(corpus):
     os.rename(corpus/"bb.wav", corpus/"b.wav")
     write(corpus, "b.wav", 4000, seed=99)
     assert print_of() != first
+
+
+def test_fingerprint_follows_parts_and_stem(tmp_path):
+    for part in ("train/Some One - Song", "train/Leaf - Summerghost", "test/Any One - Tune"):
+        for i, stem in enumerate(("mixture", "drums")): write(tmp_path, f"{part}/{stem}.wav", seed=i)
+    base = dict(path=str(tmp_path), sample_len=100)
+    prints = [AudioData(DataConfig(**base, **o)).fingerprint() for o in (dict(dataset="musdb18hq"), dict(dataset="musdb18hq", stem="drums"), {}, dict(seed=1))]
+    assert len(set(prints)) == 4
+
+
+def account(folder, **options):
+    data = AudioData(DataConfig(str(folder), sample_len=100, **options))
+    return data.reductions(), data.remarks()
+
+
+def test_reductions_name_every_reason(tmp_path):
+    def folder(name, suffix="wav", **options):
+        for i in range(3): write(tmp_path/name, f"{i}.{suffix}", 1000, seed=i, **options)
+        return tmp_path/name
+    deep, mono = folder("deep", subtype="PCM_24"), folder("mono", channels=1)
+    exact = dict(channels="stereo", drop_last=False)
+    for channels in ("stereo", "left", "right"): assert account(deep, bits=24, channels=channels, drop_last=False) == ([], [])
+    assert account(mono, bits=16, drop_last=False) == ([], [])
+    assert account(folder("flac", "flac"), bits=16, **exact) == ([], [])
+    assert account(folder("eight", subtype="PCM_U8"), bits=8, **exact) == ([], [])
+    assert account(deep, bits=16, **exact) == (["3 files of 24 bit coded at 16 bit"], [])
+    assert account(deep, bits=24) == (["3 files reduced to the mean of 2 channels"], [])
+    assert account(mono, bits=16, target_sr=8000, drop_last=False) == (["3 files resampled from 16000 to 8000 Hz"], [])
+    assert account(mono, bits=16, quantization="mu_law", drop_last=False)[0] == ["mu-law: samples are bent before they are rounded"]
+    assert account(mono, bits=16, scaling="clip_minmax", drop_last=False)[0][0].startswith("per-clip scaling: every window is stretched")
+    assert account(folder("float", subtype="FLOAT"), bits=24, **exact) == (["3 files of floats (FLOAT) rounded to 24 bit"], [])
+    assert account(folder("double", subtype="DOUBLE"), bits=8, **exact) == (["3 files of floats (DOUBLE) rounded to 8 bit"], [])
+    for suffix, kind in (("mp3", "MPEG_LAYER_III"), ("ogg", "VORBIS")):
+        assert account(folder(suffix, suffix), bits=8, **exact)[0] == [f"3 files of lossy audio ({kind}): the codes are of its decoded form"]
+    assert account(folder("phone", subtype="ULAW"), bits=8, **exact)[0][0].startswith("3 files of lossy audio (ULAW)")
+    write(tmp_path/"deep", "3.wav", rate=8000, subtype="PCM_32"), write(tmp_path/"deep", "4.mp3", 4000, channels=1)
+    assert account(tmp_path/"deep", bits=8, target_sr=8000, quantization="mu_law")[0] == [
+        "4 files resampled from 16000 to 8000 Hz", "4 files reduced to the mean of 2 channels", "3 files of 24 bit coded at 8 bit", "1 file of 32 bit coded at 8 bit",
+        "1 file of lossy audio (MPEG_LAYER_III): the codes are of its decoded form", "mu-law: samples are bent before they are rounded"]
+
+
+def test_remarks(tmp_path):
+    for i in range(3): write(tmp_path, f"{i}.wav", 1050, seed=i)
+    assert account(tmp_path, bits=24, channels="stereo", tokens="bytes", drop_last=False) == ([], ["3 files of 16 bit coded at 24 bit: the low 8 bits of every code are constant"])
+    data = AudioData(DataConfig(str(tmp_path), sample_len=100, bits=24, channels="stereo", tokens="bytes"))
+    assert all((b["y"][2::3][b["mask"][2::3]] == 0).all() for b in data.test_loader())
+    assert data.remarks()[1:] == ["drop_last leaves out 50 of 1,050 samples per channel of the test files"]
+    assert account(tmp_path, bits=24)[1][0] == "3 files of 16 bit coded at 24 bit"  # the mean has half steps
+    for context in (0, 1, 60, 99):
+        data = AudioData(DataConfig(str(tmp_path), sample_len=100, bits=16, channels="left", context_len=context))
+        left = 1050 - sum(len(c) for c in data.test_codes())
+        assert data.remarks() == ([f"drop_last leaves out {left} of 1,050 samples per channel of the test files"] if left else [])
 
 
 def test_too_few_files(tmp_path):
