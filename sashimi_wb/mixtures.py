@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MEAN_UNIT', 'squash', 'Mixture', 'mixture_of', 'start_params', 'mixture_log_prob', 'mixture_cdf', 'mixture_log_probs',
-           'mixture_sample']
+           'mixture_sample', 'mixture_rank']
 
 # %% ../nbs/09_mixtures.ipynb #93c21f0c
 import math
@@ -54,20 +54,22 @@ def start_params(
     means = 0.15 * torch.logit((torch.arange(n_mixtures) + 0.5) / n_mixtures)
     return torch.cat([torch.zeros(n_mixtures), means / MEAN_UNIT, torch.log(0.03 + 0.2 * means.abs())])
 
-# %% ../nbs/09_mixtures.ipynb #0abbec31
+# %% ../nbs/09_mixtures.ipynb #be79eab4
 def mixture_log_prob(
     mix:Mixture,              # from `mixture_of`
     codes:Int[Tensor, "..."], # codes in [0, 2**bits); broadcast against the mixture's leading axes
     bits:int,                 # code size in bits, 1 to 16
 )->Float[Tensor, "..."]:      # log-probability of each code, nats; finite whatever the parameters
     "Log-probability of codes: a mixture of three-term bin masses."
-    bottom, top = (codes == 0)[..., None], (codes == 2**bits - 1)[..., None]
-    x, inv_s = _centred(codes, mix, bits), torch.exp(-mix.log_scales)
+    return (mix.log_weights + _log_bins(mix, codes[..., None], bits)).logsumexp(-1)
+
+def _log_bins(mix, codes, bits): # log mass of every part in the bins of codes, which broadcast against (..., k)
+    bottom, top = codes == 0, codes == 2**bits - 1
+    x, inv_s = (codes - 2 ** (bits - 1)).to(mix.means.dtype), torch.exp(-mix.log_scales)
     upper = F.logsigmoid((x + 0.5 - mix.means) * inv_s)
     lower = F.logsigmoid((mix.means - x + 0.5) * inv_s)
     inside = torch.log(-torch.expm1(-inv_s))
-    log_bin = torch.where(top, 0, upper) + torch.where(bottom, 0, lower) + torch.where(bottom | top, 0, inside)
-    return (mix.log_weights + log_bin).logsumexp(-1)
+    return torch.where(top, 0, upper) + torch.where(bottom, 0, lower) + torch.where(bottom | top, 0, inside)
 
 def mixture_cdf(
     mix:Mixture,              # from `mixture_of`; made from float64 parameters for a coder
@@ -75,11 +77,10 @@ def mixture_cdf(
     bits:int,                 # code size in bits, 1 to 16
 )->Float[Tensor, "..."]:      # P(code <= codes), exactly 1 at the top code
     "Cumulative probability: a mixture of logistic cumulatives at the upper edges."
-    a = (_centred(codes, mix, bits) + 0.5 - mix.means) * torch.exp(-mix.log_scales)
+    x = (codes - 2 ** (bits - 1)).to(mix.means.dtype)[..., None]
+    a = (x + 0.5 - mix.means) * torch.exp(-mix.log_scales)
     below = (mix.log_weights.exp() * torch.sigmoid(a)).sum(-1).clamp(max=1)
     return torch.where(codes == 2**bits - 1, 1.0, below)
-
-def _centred(codes, mix, bits): return (codes - 2 ** (bits - 1)).to(mix.means.dtype)[..., None]
 
 # %% ../nbs/09_mixtures.ipynb #7cda16fb
 def mixture_log_probs(
@@ -121,3 +122,52 @@ def mixture_sample(
         tiny = torch.finfo(u.dtype).eps / 2
         point = point + temperature * mix.log_scales.gather(-1, part)[..., 0].exp() * torch.logit(u.clamp(tiny, 1 - tiny))
     return torch.floor(point + 0.5).clamp(-half, half - 1).long() + half
+
+# %% ../nbs/09_mixtures.ipynb #99b6e8a1
+def mixture_rank(
+    mix:Mixture,              # from `mixture_of`
+    codes:Int[Tensor, "..."], # true codes in [0, 2**bits), one per mixture
+    bits:int,                 # code size in bits, 1 to 16
+    k:int,                    # count no further than this
+)->Int[Tensor, "..."]:        # min(rank, k); rank 0 if the true code is the likeliest
+    "How many codes come before the true one: likelier ones, and of equal ones the lower. Exact, without the table."
+    device, parts = ("cpu" if codes.device.type == "mps" else codes.device), mix.means.shape[-1]
+    fields = [field.detach().to(device, torch.float64).expand(*codes.shape, -1).reshape(-1, parts) for field in mix]
+    rows = max(1, 2**20 // (parts * max(2 ** (bits // 2), 2 * k)))
+    blocks = zip(codes.reshape(-1).to(device).split(rows), *(field.split(rows) for field in fields))
+    ranks = [_rank(Mixture(*block), own, bits, k) for own, *block in blocks]
+    return torch.cat(ranks).clamp(max=k).reshape(codes.shape).to(codes.device)
+
+def _rank(mix, codes, bits, k): # of (r,) codes: near the highest peak, and in the cells where that does not settle it
+    own = mixture_log_prob(mix, codes, bits)[:, None]
+    peaks = _nearest(mix, bits)
+    best = peaks.gather(-1, mixture_log_prob(_rows(mix), peaks, bits).argmax(-1, keepdim=True))
+    near = best + torch.arange(-k, k + 1, device=best.device)
+    there = (near >= 0) & (near < 2**bits)
+    rank = (_before(_rows(mix), near.clamp(0, 2**bits - 1), own, codes, bits) & there).sum(-1)
+    open_ = (rank < k).nonzero()[:, 0]
+    if len(open_): rank[open_] = _rank_in_cells(Mixture(*(field[open_] for field in mix)), codes[open_], own[open_], bits)
+    return rank
+
+# %% ../nbs/09_mixtures.ipynb #d1ecc66e
+def _rank_in_cells(mix, codes, own, bits):
+    width, rank = 2 ** ((bits + 1) // 2), torch.zeros_like(codes)
+    first = torch.arange(0, 2**bits, width, device=codes.device)[:, None]
+    inside = _nearest(mix, bits)[:, None].clamp(first.clamp(min=1), (first + width - 1).clamp(max=2**bits - 2)) # (r, cells, k)
+    bound = (mix.log_weights[:, None] + _log_bins(_rows(mix), inside, bits)).logsumexp(-1)
+    for end, code in ((0, 0), (-1, 2**bits - 1)):
+        bound[:, end] = torch.maximum(bound[:, end], mixture_log_prob(mix, torch.full_like(codes, code), bits))
+    token, cell = (bound >= own - 1e-12 * (1 + own.abs())).nonzero(as_tuple=True)
+    pairs = max(1, 2**20 // (width * mix.means.shape[-1]))
+    for i, c in zip(token.split(pairs), cell.split(pairs)):
+        there, block = first[c] + torch.arange(width, device=c.device), Mixture(*(field[i, None] for field in mix))
+        rank.index_add_(0, i, _before(block, there, own[i], codes[i], bits).sum(-1))
+    return rank
+
+def _before(mix, there, own, codes, bits):
+    log_p = mixture_log_prob(mix, there, bits)
+    return (log_p > own) | ((log_p == own) & (there < codes[:, None]))
+
+def _nearest(mix, bits): return torch.round(mix.means + 2 ** (bits - 1)).clamp(0, 2**bits - 1).long()
+
+def _rows(mix): return Mixture(*(field[:, None] for field in mix))

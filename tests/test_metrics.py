@@ -1,7 +1,4 @@
-import io
 import math
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sashimi_wb.core import seed_everything
+from sashimi_wb.data import AudioData, DataConfig
+from sashimi_wb.evaluation import evaluate, evaluate_whole, whole_files
 from sashimi_wb.metrics import (
     Tally,
     accuracy_at,
@@ -18,12 +18,12 @@ from sashimi_wb.metrics import (
     bits_per_sample,
     code_rank,
     compression_ratio,
-    flac_bits_per_sample,
-    flac_bytes,
-    order0_entropy,
     perplexity,
     snr_db,
 )
+from sashimi_wb.model import ModelConfig, WaveModel
+from sashimi_wb.sashimi import SaShiMiConfig
+from sashimi_wb.ssm import KernelConfig
 
 REFERENCE = Path(__file__).parent / "reference" / "metrics"
 NAMES = {1: "accuracy", 3: "accuracy@3", 5: "accuracy@5", 10: "accuracy@10"}
@@ -35,7 +35,7 @@ def test_against_reference(name):
     log_probs, y = torch.from_numpy(data["logits"]).double().log_softmax(-1), torch.from_numpy(data["y"])
     nats = -log_probs.gather(-1, y[..., None])[..., 0]
     bits = log_probs.shape[-1].bit_length() - 1
-    result = Tally(bits).add(nats, None, log_probs, y).result()
+    result = Tally(bits).add(nats, None, code_rank(log_probs, y)).result()
     assert result["nats_per_token"] == pytest.approx(float(data["cross_entropy_f64"]), abs=1e-6)
     assert result["bits_per_sample"] == pytest.approx(float(data["bpb_f64"]), abs=1e-6)
     assert result["perplexity"] == pytest.approx(float(data["ppl_f64"]), rel=1e-6)
@@ -50,7 +50,7 @@ def test_padding_counts_as_wrong_there_and_not_here():
     mask = y != -100
     assert 0 < (~mask).sum() == 5
     nats = -log_probs.gather(-1, y.clamp(min=0)[..., None])[..., 0]
-    result = Tally(4).add(nats, mask, log_probs, y).result()
+    result = Tally(4).add(nats, mask, code_rank(log_probs, y.clamp(min=0))).result()
     assert result["nats_per_token"] == pytest.approx(float(data["cross_entropy_f64"]), abs=1e-6)
     for k, key in NAMES.items():
         theirs = float(data[f"{key}_f64"])
@@ -95,75 +95,23 @@ def test_tally_does_not_depend_on_the_batches(seed, cuts):
     codes, mask = torch.randint(0, 16, (40,), generator=g), torch.rand(40, generator=g) < .7
     mask[0] = True
     nats = -log_probs.gather(-1, codes[:, None])[:, 0]
-    whole = Tally(4).add(nats, mask, log_probs, codes).result()
+    ranks = code_rank(log_probs, codes)
+    whole = Tally(4).add(nats, mask, ranks).result()
     edges = [0, *sorted(cuts), 40]
     parts = Tally(4)
-    for a, b in zip(edges, edges[1:]): parts = parts + Tally(4).add(nats[a:b], mask[a:b], log_probs[a:b], codes[a:b])
+    for a, b in zip(edges, edges[1:]): parts = parts + Tally(4).add(nats[a:b], mask[a:b], ranks[a:b])
     assert parts.result() == pytest.approx(whole, rel=1e-9)
 
 
 def test_tally_shapes_and_errors():
-    nats, codes = torch.rand(2, 5), torch.zeros(2, 5, 1, dtype=torch.long)
+    nats, ranks = torch.rand(2, 5), torch.zeros(2, 5, 1, dtype=torch.long)
     result = Tally(8).add(nats, torch.ones(2, 5, 1)).result()
     assert "accuracy" not in result and result["compression_ratio"] == pytest.approx(8 / result["bits_per_sample"])
-    assert Tally(8).add(nats, None, torch.zeros(2, 5, 256), codes).result()["accuracy"] == 1
+    assert Tally(8).add(nats, None, ranks).result()["accuracy"] == 1
     assert Tally(16, tokens_per_sample=2).add(nats).result()["bits_per_sample"] == pytest.approx(2 * nats.mean().item() / math.log(2))
     with pytest.raises(ValueError, match="at least one token"): Tally(8).add(nats, torch.zeros(2, 5)).result()
     with pytest.raises(ValueError, match="same bits"): Tally(8) + Tally(16)
     with pytest.raises(ValueError, match="1 to 24"): Tally(0)
-
-
-def test_order0_entropy():
-    assert order0_entropy(np.arange(65536), 65536) == pytest.approx(16)
-    assert order0_entropy(torch.tensor([[0, 1], [2, 3]]), 256) == pytest.approx(2)
-    assert order0_entropy(np.zeros((3, 2), int), 256) == 0
-    for bad in (np.array([], int), np.array([-1]), np.array([256]), np.array([1.0])):
-        with pytest.raises(ValueError, match="codes"): order0_entropy(bad, 256)
-
-
-@pytest.mark.parametrize("bits", [1, 4, 7, 8, 9, 12, 15, 16, 20, 24])
-@pytest.mark.parametrize("shape", [(1, 1), (70000, 1), (3000, 2), (777,)])
-def test_flac_is_lossless_and_fair(bits, shape):
-    codes = np.random.default_rng(bits).integers(0, 2**bits, shape)
-    data = flac_bytes(torch.from_numpy(codes), bits, 44100)
-    decoded, rate = soundfile.read(io.BytesIO(data), dtype="int32", always_2d=True)
-    assert rate == 44100 and np.array_equal((decoded >> (32 - bits)) + 2 ** (bits - 1), codes.reshape(len(codes), -1))
-    container = {"PCM_S8": 8, "PCM_16": 16, "PCM_24": 24}[soundfile.info(io.BytesIO(data)).subtype]
-    assert container == (8 if bits <= 8 else 16 if bits <= 16 else 24)
-    rate = flac_bits_per_sample(codes, bits, 44100)
-    assert rate == 8 * len(data) / codes.size
-    if codes.size > 5000 and bits >= 4: assert bits <= rate < bits + .35 # noise: nothing gained, the shift costs nothing
-
-
-def test_flac_levels_and_stereo():
-    t = np.arange(40000) / 44100
-    left = np.round(9000 * np.sin(2 * np.pi * 330 * t) + 500 * np.sin(2 * np.pi * 3000 * t)).astype(int) + 32768
-    rates = [flac_bits_per_sample(left, 16, 44100, level) for level in (0, 5, 8)]
-    assert rates[0] >= rates[1] >= rates[2] and rates[2] < order0_entropy(left, 65536)
-    both = np.stack([left, left], 1)
-    assert flac_bits_per_sample(both, 16, 44100) < .6 * rates[2] # equal channels are shared
-    assert isinstance(rates[0], float)
-
-
-@pytest.mark.skipif(not shutil.which("flac"), reason="no flac program")
-@pytest.mark.parametrize("level", [0, 5, 8])
-def test_flac_has_the_size_of_the_flac_program(level):
-    t, rng = np.arange(60000) / 44100, np.random.default_rng(0)
-    wave = 9000 * np.sin(2 * np.pi * 330 * t)[:, None] * [1, .6] + 40 * rng.standard_normal((60000, 2))
-    pcm = np.round(wave).astype("<i2")
-    program = subprocess.run(["flac", f"-{level}", "--silent", "--stdout", "--no-padding", "--force-raw-format", "--endian=little",
-                              "--sign=signed", "--channels=2", "--bps=16", "--sample-rate=44100", "-"],
-                             input=pcm.tobytes(), capture_output=True, check=True)
-    ours = len(flac_bytes(pcm.astype(int) + 32768, 16, 44100, level))
-    assert abs(ours - len(program.stdout)) < 250
-
-
-@pytest.mark.parametrize("codes, kw, words", [
-    (np.zeros((10, 9), int), {}, "1 to 8 channels"), (np.zeros((2, 3, 4), int), {}, "shape"), (np.full(10, 256), {}, "256"),
-    (np.zeros(10), {}, "float64"), (np.zeros(0, int), {}, "at least one"), (np.zeros(10, int), {"level": 9}, "0 to 8"),
-    (np.zeros(10, int), {"bits": 25}, "1 to 24"), (np.zeros(10, int), {"bits": 0}, "1 to 24")])
-def test_flac_errors(codes, kw, words):
-    with pytest.raises(ValueError, match=words): flac_bits_per_sample(codes, kw.pop("bits", 8), 16000, **kw)
 
 
 def test_snr():
@@ -171,3 +119,89 @@ def test_snr():
     assert snr_db(x, x) == math.inf and snr_db(0 * x, x) == -math.inf
     assert snr_db(x, x * 1.1) == pytest.approx(20) and snr_db(torch.from_numpy(x), x * .9) == pytest.approx(20)
     with pytest.raises(ValueError, match="shape"): snr_db(x, x[:5])
+
+
+@given(seed=st.integers(0, 10**6), n=st.integers(1, 3), cut=st.integers(1, 29))
+@settings(max_examples=25, deadline=None)
+def test_tally_by_place(seed, n, cut):
+    g = torch.Generator().manual_seed(seed)
+    nats, mask = torch.rand(2, 30, generator=g), torch.rand(2, 30, generator=g) < .7
+    mask[:, :3] = True
+    whole = Tally(8*n, (), n).add(nats, mask).result()
+    parts = Tally(8*n, (), n).add(nats[:, :cut], mask[:, :cut]).add(nats[:, cut:], mask[:, cut:], first=cut).result()
+    assert ("bits_by_byte" in whole) == (n > 1)
+    if n > 1:
+        assert parts.pop("bits_by_byte") == pytest.approx(whole.pop("bits_by_byte"))
+        by_place = [nats[:, i::n][mask[:, i::n]].mean().item()/math.log(2) for i in range(n)]
+        assert Tally(8*n, (), n).add(nats, mask).result()["bits_by_byte"] == pytest.approx(by_place, rel=1e-6)
+    assert parts == pytest.approx(whole)
+
+
+# whole files
+
+LAYOUTS = [("mono", "temporal"), ("stereo", "temporal"), ("stereo", "blocking-48"), ("stereo", "blocking")]
+INPUTS = [dict(bits=8), dict(bits=8, input="dequantized"), dict(bits=6, quantization="mu_law", input="raw"), dict(bits=16, tokens="bytes"),
+          dict(bits=24, tokens="bytes")]
+
+
+def write_waves(folder, lengths):
+    rng = np.random.default_rng(0)
+    for i, frames in enumerate(lengths):
+        wave = .3*np.sin(2*np.pi*(200 + 90*i)*np.arange(frames)[:, None]/8000*[1, 1.5]) + .05*rng.standard_normal((frames, 2))
+        soundfile.write(folder/f"{i}.wav", wave, 8000, subtype="PCM_24")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def audio(tmp_path_factory): return write_waves(tmp_path_factory.mktemp("audio"), (700, 700, 523, 700, 190, 523))
+
+
+@pytest.fixture(scope="module")
+def even(tmp_path_factory): return write_waves(tmp_path_factory.mktemp("even"), [480]*6)
+
+
+def sets(audio, **options):
+    return AudioData(DataConfig(**{"path": audio, "sample_len": 96, "train_percentage": .2, "drop_last": False, "batch_size": 2} | options))
+
+
+def model_for(config):
+    seed_everything(0)
+    head = "bytes" if config.tokens == "bytes" else "dml" if config.bits == 6 else "categorical"
+    encoder = "embedding" if config.input == "codes" else "linear_projection"
+    backbone = SaShiMiConfig(d_model=8, n_layers=1, pool=(2,), ff=1, kernel=KernelConfig(d_state=8))
+    return WaveModel(ModelConfig(bits=config.bits, head=head, encoder=encoder, backbone=backbone)).double()
+
+
+@pytest.mark.parametrize("options", INPUTS, ids=str)
+@pytest.mark.parametrize("channels, layout", LAYOUTS)
+def test_carried_windows_equal_one_convolution(audio, channels, layout, options):
+    data = sets(audio, channels=channels, interleaving_strategy=layout, **options)
+    model, c = model_for(data.config), data.config
+    window, bits, tokens = (96 if layout == "blocking" else 100), 0.0, 0
+    streams = {}
+    for batch, begins in whole_files(data, window):
+        if begins: current = streams[len(streams)] = []
+        current.append(batch)
+    with torch.no_grad():
+        for parts in streams.values():
+            x, y = (torch.cat([p[k] for p in parts], 1) for k in ("x", "y"))
+            bits -= model.head.log_prob(model(x.double() if x.is_floating_point() else x)[0], y[..., 0]).sum().item()/math.log(2)
+            tokens += y.numel()
+            shift = c.tokens_per_sample > 1
+            if c.input == "codes": assert torch.equal(x[:, 1:] % 256 if shift else x[:, 1:], y[:, :-1])   # no token lost at a border
+            assert torch.equal(x[:, :1], data.test[0]["x"][None, :1].expand(len(x), 1, 1))
+    assert tokens == sum(data.test.lengths)*data.n_channels*c.tokens_per_sample
+    model = model.float() if c.input != "codes" else model
+    result = evaluate_whole(model, data, "cpu", window, ks=(1, 3))
+    assert result["tokens"] == tokens and model.training
+    assert result["bits_per_sample"] == pytest.approx(bits/tokens*c.tokens_per_sample, abs=1e-6 if c.input == "codes" else 1e-5)
+    if c.tokens_per_sample > 1: assert sum(result["bits_by_byte"]) == pytest.approx(result["bits_per_sample"])
+
+
+@pytest.mark.parametrize("channels, layout", LAYOUTS)
+@pytest.mark.parametrize("options", INPUTS, ids=str)
+def test_whole_files_of_one_window_equal_evaluate(even, channels, layout, options):
+    data = sets(even, channels=channels, interleaving_strategy=layout, sample_len=480, **options)
+    model = model_for(data.config).float()
+    windowed, whole = evaluate(model, data.test_loader(), "cpu"), evaluate_whole(model, data, "cpu", window=480)
+    assert whole.pop("bits_by_byte", []) == pytest.approx(windowed.pop("bits_by_byte", [])) and whole == pytest.approx(windowed, rel=1e-6)

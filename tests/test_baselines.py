@@ -1,0 +1,201 @@
+import io
+import math
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sashimi_wb import baselines
+from sashimi_wb.baselines import (
+    BLOCK,
+    all_baselines,
+    autocorrelation,
+    block_bits,
+    flac_bits_per_sample,
+    flac_bytes,
+    integer_weights,
+    levinson,
+    order0_entropy,
+    prediction_error,
+    rice_bits,
+    rice_bits_per_sample,
+)
+
+MUSIC = sorted((Path(__file__).parents[1]/"data"/"music").glob("*.flac"))[::5]
+
+
+def test_order0_entropy():
+    assert order0_entropy(np.arange(65536), 65536) == pytest.approx(16)
+    assert order0_entropy(torch.tensor([[0, 1], [2, 3]]), 256) == pytest.approx(2)
+    assert order0_entropy(np.zeros((3, 2), int), 256) == 0
+    for bad in (np.array([], int), np.array([-1]), np.array([256]), np.array([1.0])):
+        with pytest.raises(ValueError, match="codes"): order0_entropy(bad, 256)
+
+
+def test_order0_entropy_of_24_bits_needs_no_table():
+    codes = np.random.default_rng(0).integers(0, 2**24, 100_000)
+    start = time.perf_counter()
+    rate = order0_entropy(codes, 2**24)
+    assert time.perf_counter() - start < 1 and math.log2(100_000) - .01 < rate <= math.log2(100_000)
+
+
+@pytest.mark.parametrize("bits", [1, 4, 7, 8, 9, 12, 15, 16, 20, 24])
+@pytest.mark.parametrize("shape", [(1, 1), (70000, 1), (3000, 2), (777,)])
+def test_flac_is_lossless_and_fair(bits, shape):
+    codes = np.random.default_rng(bits).integers(0, 2**bits, shape)
+    data = flac_bytes(torch.from_numpy(codes), bits, 44100)
+    decoded, rate = soundfile.read(io.BytesIO(data), dtype="int32", always_2d=True)
+    assert rate == 44100 and np.array_equal((decoded >> (32 - bits)) + 2 ** (bits - 1), codes.reshape(len(codes), -1))
+    container = {"PCM_S8": 8, "PCM_16": 16, "PCM_24": 24}[soundfile.info(io.BytesIO(data)).subtype]
+    assert container == (8 if bits <= 8 else 16 if bits <= 16 else 24)
+    rate = flac_bits_per_sample(codes, bits, 44100)
+    assert rate == 8 * len(data) / codes.size
+    if codes.size > 5000 and bits >= 4: assert bits <= rate < bits + .35 # noise: nothing gained, the shift costs nothing
+
+
+def test_flac_levels_and_stereo():
+    t = np.arange(40000) / 44100
+    left = np.round(9000 * np.sin(2 * np.pi * 330 * t) + 500 * np.sin(2 * np.pi * 3000 * t)).astype(int) + 32768
+    rates = [flac_bits_per_sample(left, 16, 44100, level) for level in (0, 5, 8)]
+    assert rates[0] >= rates[1] >= rates[2] and rates[2] < order0_entropy(left, 65536)
+    both = np.stack([left, left], 1)
+    assert flac_bits_per_sample(both, 16, 44100) < .6 * rates[2] # equal channels are shared
+    assert isinstance(rates[0], float)
+
+
+@pytest.mark.skipif(not shutil.which("flac"), reason="no flac program")
+@pytest.mark.parametrize("level", [0, 5, 8])
+def test_flac_has_the_size_of_the_flac_program(level):
+    t, rng = np.arange(60000) / 44100, np.random.default_rng(0)
+    wave = 9000 * np.sin(2 * np.pi * 330 * t)[:, None] * [1, .6] + 40 * rng.standard_normal((60000, 2))
+    pcm = np.round(wave).astype("<i2")
+    program = subprocess.run(["flac", f"-{level}", "--silent", "--stdout", "--no-padding", "--force-raw-format", "--endian=little",
+                              "--sign=signed", "--channels=2", "--bps=16", "--sample-rate=44100", "-"],
+                             input=pcm.tobytes(), capture_output=True, check=True)
+    ours = len(flac_bytes(pcm.astype(int) + 32768, 16, 44100, level))
+    assert abs(ours - len(program.stdout)) < 250
+
+
+@pytest.mark.parametrize("codes, kw, words", [
+    (np.zeros((10, 9), int), {}, "1 to 8 channels"), (np.zeros((2, 3, 4), int), {}, "shape"), (np.full(10, 256), {}, "256"),
+    (np.zeros(10), {}, "float64"), (np.zeros(0, int), {}, "at least one"), (np.zeros(10, int), {"level": 9}, "0 to 8"),
+    (np.zeros(10, int), {"bits": 25}, "1 to 24"), (np.zeros(10, int), {"bits": 0}, "1 to 24")])
+def test_flac_errors(codes, kw, words):
+    with pytest.raises(ValueError, match=words): flac_bits_per_sample(codes, kw.pop("bits", 8), 16000, **kw)
+
+
+# linear prediction and Rice codes
+
+def restored(residual, start, q, shift):
+    x = list(start)
+    for e in residual[len(start):]: x.append(e + (sum(w*v for w, v in zip(q, x[::-1])) >> shift))
+    return x
+
+
+@given(seed=st.integers(0, 10**6), order=st.integers(1, 12), precision=st.integers(5, 15), depth=st.integers(4, 24))
+@settings(max_examples=30, deadline=None)
+def test_prediction_is_invertible(seed, order, precision, depth):
+    rng = np.random.default_rng(seed)
+    x = np.clip(np.cumsum(rng.standard_normal((2, 80))*2.0**(depth - 4), 1), -2**(depth - 1), 2**(depth - 1) - 1).astype(np.int64)
+    weights, errors = levinson(autocorrelation(x*np.hanning(80), order))
+    assert (np.diff(errors) <= 0).all()
+    q, shift = integer_weights(weights[:, -1], precision)
+    assert np.abs(q).max() <= 2**(precision - 1) and (shift >= 0).all() and (shift < 16).all()
+    e = prediction_error(x, q, shift, np.full(2, order))
+    for i in range(2): assert restored(e[i].tolist(), x[i, :order].tolist(), q[i].tolist(), int(shift[i])) == x[i].tolist()
+
+
+def test_levinson_solves_the_normal_equations():
+    rng = np.random.default_rng(0)
+    r = autocorrelation(np.cumsum(rng.standard_normal((5, 400)), 1)*np.hanning(400), 10)
+    weights, errors = levinson(r)
+    for b in range(5):
+        for m in (1, 3, 10):
+            want = np.linalg.solve(r[b, np.abs(np.subtract.outer(range(m), range(m)))], r[b, 1:m + 1])
+            np.testing.assert_allclose(weights[b, m - 1, :m], want, rtol=1e-6)
+            np.testing.assert_allclose(errors[b, m - 1], r[b, 0] - want @ r[b, 1:m + 1], rtol=1e-6)
+
+
+def words(e, k): return sum(1 + k + ((2*v if v >= 0 else -2*v - 1) >> k) for v in e)
+
+
+@pytest.mark.parametrize("n, order", [(4096, 0), (4096, 32), (4096, 200), (96, 5), (97, 3), (1, 0)])
+def test_rice_bits_are_those_of_the_best_cut(n, order):
+    e = np.round(np.random.default_rng(n).laplace(size=n)*np.linspace(1, 300, n)).astype(int)
+    e[:order] = 0
+    best = min(sum(min(words(part[max(0, order - i*len(part)):], k) for k in range(13)) + 5 for i, part in enumerate(e.reshape(p, -1))) + 6
+               for p in (1, 2, 4, 8, 16, 32, 64) if n % p == 0)
+    assert rice_bits(e[None], np.array([order]), 12)[0] == best
+
+
+def signals():
+    rng, t = np.random.default_rng(0), np.arange(2*BLOCK + 777)
+    yield "noise", rng.uniform(-1, 1, len(t))
+    yield "quiet noise", .01*rng.standard_normal(len(t))
+    yield "sine", .6*np.sin(2*np.pi*440*t/44100)
+    yield "sine and noise", .6*np.sin(2*np.pi*1310.7*t/44100) + .003*rng.standard_normal(len(t))
+    yield "steps", .5*np.sign(np.sin(2*np.pi*50*t/44100))
+    yield "note", np.where(t % 9000 > 3000, .7*np.sin(2*np.pi*523*t/44100)*np.exp(-(t % 9000)/3000), 0)
+
+
+@pytest.mark.parametrize("bits", [8, 16, 24])
+@pytest.mark.parametrize("name, wave", signals(), ids=[name for name, _ in signals()])
+def test_rice_rate_beside_flac(name, wave, bits):
+    half = 2**(bits - 1)
+    mono = np.clip(np.round(wave*half), -half, half - 1).astype(np.int64) + half
+    delayed = np.roll(mono, 5)
+    for codes in (mono, np.stack([mono, mono], 1), np.stack([mono, delayed], 1)):
+        ours, flac = rice_bits_per_sample(codes, bits), flac_bits_per_sample(codes, bits, 44100)
+        assert ours <= min(bits + .01, 1.05*flac + .02)                # never above the samples themselves
+        if name in ("noise", "quiet noise") and codes.ndim == 1: assert ours > .9*flac - .1
+    assert rice_bits_per_sample(np.stack([mono, mono], 1), bits) < .55*rice_bits_per_sample(mono, bits) + .02
+
+
+@pytest.mark.parametrize("bits", [8, 16, 24])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_rice_rate_on_music_is_a_little_below_flac(bits, channels):
+    for path in MUSIC:
+        pcm = soundfile.read(path, frames=32_000, start=44_100, dtype="int16", always_2d=True)[0].astype(np.int64)[:, :channels]
+        codes = (pcm >> 8) + 128 if bits == 8 else (pcm << (bits - 16)) + 2**(bits - 1)
+        ours, flac = rice_bits_per_sample(codes, bits), flac_bits_per_sample(codes, bits, 44100)
+        assert .95*flac - .05 < ours < 1.005*flac
+        if bits == 16: assert rice_bits_per_sample(codes*256, 24) == pytest.approx(ours, abs=.03)    # zero bits below are free
+
+
+@pytest.mark.parametrize("shape", [(1,), (2, 1), (3, 2), (65, 2), (4095,), (4097, 1), (4096, 3), (64*4096 + 5,)])
+def test_rice_rate_of_any_shape(shape):
+    codes = np.random.default_rng(0).integers(0, 256, shape)
+    rate = rice_bits_per_sample(torch.from_numpy(codes), 8)
+    assert 8*(1 - 1/len(codes)) <= rate + 1e-9 and rate < 8 + 12/len(codes) + .01
+    assert rice_bits_per_sample(np.zeros(shape, int), 8) <= 18/min(len(codes), BLOCK) + .02
+
+
+def test_rice_rate_is_a_sum_over_blocks():
+    x = np.round(900*np.sin(np.arange(3*BLOCK)/9)).astype(np.int64)
+    each = sum(block_bits(part[None], 16)[0] for part in x.reshape(3, BLOCK))
+    assert rice_bits_per_sample(x + 2**15, 16) == pytest.approx(each/len(x))
+    for bad in ({"codes": x, "bits": 16}, {"codes": x[:0], "bits": 16}, {"codes": np.zeros((2, 2, 2), int), "bits": 8}):
+        with pytest.raises(ValueError, match="codes"): rice_bits_per_sample(**bad)
+    with pytest.raises(ValueError, match="1 to 24"): rice_bits_per_sample(x + 2**15, 25)
+
+
+def test_all_baselines(monkeypatch):
+    rng = np.random.default_rng(0)
+    codes = np.clip(np.round(128 + 40*np.sin(np.arange(20_000)/11)[:, None]*[1, .9] + rng.standard_normal((20_000, 2))), 0, 255).astype(int)
+    whole = all_baselines([codes], 8, 16000)
+    assert whole == {"order0": order0_entropy(codes, 256), "flac5": flac_bits_per_sample(codes, 8, 16000, 5),
+                     "flac8": flac_bits_per_sample(codes, 8, 16000), "lpc_rice": rice_bits_per_sample(codes, 8)}
+    assert all_baselines((c for c in np.split(codes, [5, 7000, 7001])), 8, 16000) == pytest.approx(whole)
+    monkeypatch.setattr(baselines, "CHUNK", 4096*2)
+    in_chunks = all_baselines(np.split(codes, [4096, 8192, 8200]), 8, 16000)
+    assert in_chunks["order0"] == pytest.approx(whole["order0"]) and in_chunks["lpc_rice"] == pytest.approx(whole["lpc_rice"], rel=.02)
+    assert whole["flac8"] < in_chunks["flac8"] < whole["flac8"] + .3
+    for bad, words_ in (([], "at least one"), ([codes + 256], "codes")):
+        with pytest.raises(ValueError, match=words_): all_baselines(bad, 8, 16000)
