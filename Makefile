@@ -27,10 +27,10 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  PYTHON=/path/to/python3.12  the Python to build on, 3.11 or later (default: the first that fits)"
-	@echo "  AUDIO=folder                your own wav, flac, ogg or mp3 files for the ablations"
+	@echo "  AUDIO=folder                your own wav, flac, ogg, mp3 or mp4 files for the ablations"
 	@echo "  JOBS=2                      test processes      ARGS='-k name'  more options for pytest or JupyterLab"
 
-ablations: $(STAMP)  ## run both ablations and write runs/report.html [AUDIO=folder]
+ablations: $(STAMP)  ## run the ablations and write runs/report.html [AUDIO=folder]
 	@$(VENV)/bin/sashimi-wb ablations $(if $(AUDIO),--audio "$(AUDIO)")
 
 test: $(STAMP)  ## all tests: exports, notebooks, pytest, import order, ruff

@@ -6,7 +6,7 @@
 __all__ = ['code_fingerprint', 'Run', 'audio_folder', 'runs_folder', 'excerpt', 'listen', 'baselines', 'score', 'execute',
            'provenance']
 
-# %% ../nbs/16a_runs.ipynb #d76fdbe0
+# %% ../nbs/16a_runs.ipynb #73cc04e8
 import hashlib
 import json
 import os
@@ -22,17 +22,16 @@ import numpy as np
 import torch
 
 from . import __version__
+from .baselines import all_baselines, flac_bits_per_sample
 from .checkpoints import save_weights
 from .core import pick_device, project_root, seed_everything, to_json, write_atomic
 from .data import AudioData
-from .evaluation import evaluate
+from .evaluation import evaluate, evaluate_whole
 from .experiments import Experiment
 from .files import read_span
 from .generation import generate
-from .metrics import flac_bits_per_sample, order0_entropy
 from .model import WaveModel, stage_report
 from .players import sound_bytes
-from .quantization import Quantizer
 from .recipe import peak_bytes
 
 # %% ../nbs/16a_runs.ipynb #31bbeb34
@@ -120,19 +119,18 @@ def listen(
                         progress=progress, sample_rate=run.data.sample_rate, keep_prompt=True)[0]
     return {"original": original.numpy(), "quantized": quantized.clamp(-1, 1).numpy(), "continuation": made.clamp(-1, 1).numpy()}
 
-# %% ../nbs/16a_runs.ipynb #f33590fa
+# %% ../nbs/16a_runs.ipynb #79cebb4a
 def baselines(
-    data:AudioData, # whose test windows are measured
-)->dict[str, float]: # bits per sample of "order0" entropy, of "flac" at level 8, and of "flac_linear" on linear codes
-    """What simpler means need for the test codes of this layout and depth.
+    data:AudioData, # whose scored test samples are measured
+)->dict[str, float]: # bits per sample: "order0", "flac5", "flac8", "lpc_rice"; for companded codes also "flac8_linear"
+    """What simpler means need for exactly the test codes, at this depth and with these channels.
 
     FLAC predicts linearly, which companding spoils; so it is measured on linear codes of the same samples too."""
-    bits = data.config.bits
-    def flac(codes): return flac_bits_per_sample(codes, bits, data.sample_rate, 8)
-    codes = np.concatenate(list(data.test_codes()))
-    wave = np.concatenate([data.test.wave(i) for i in range(len(data.test))])
-    linear = Quantizer("linear", bits).encode(torch.from_numpy(wave)[None])[0].numpy()
-    return {"order0": order0_entropy(codes, 2**bits), "flac": flac(codes), "flac_linear": flac(linear)}
+    bits, codes = data.config.bits, list(data.test_codes())
+    found = all_baselines(codes, bits, data.sample_rate)
+    if data.config.quantization == "linear": return found
+    linear = np.concatenate(list(AudioData(replace(data.config, quantization="linear", input="codes")).test_codes()))
+    return found | {"flac8_linear": flac_bits_per_sample(linear, bits, data.sample_rate, 8)}
 
 
 def score(
@@ -140,14 +138,16 @@ def score(
     model:WaveModel,
     device:torch.device,
     progress:bool=True, # a bar over the test windows
-)->dict:                # figures on the test windows; "realisable": the same with dequantized inputs, for float inputs
+)->dict:                # figures on the test windows; "realisable" and "whole": bits with dequantized inputs, by windows and by files
     """Exact figures on the test files."""
-    figures = evaluate(model, run.data.test_loader(), device=str(device), progress=progress)
-    if run.experiment.input != "raw": return figures | {"realisable": figures["bits_per_sample"]}
-    twin = AudioData(replace(run.data.config, input="dequantized"))
-    return figures | {"realisable": evaluate(model, twin.test_loader(), device=str(device), ks=())["bits_per_sample"]}
+    figures, device = evaluate(model, run.data.test_loader(), device=str(device), progress=progress), str(device)
+    data, realisable = run.data, figures["bits_per_sample"]
+    if run.experiment.input == "raw":
+        data = AudioData(replace(run.data.config, input="dequantized"))
+        realisable = evaluate(model, data.test_loader(), device=device, ks=())["bits_per_sample"]
+    return figures | {"realisable": realisable, "whole": evaluate_whole(model, data, device=device, ks=(), progress=progress)["bits_per_sample"]}
 
-# %% ../nbs/16a_runs.ipynb #538eb582
+# %% ../nbs/16a_runs.ipynb #83f79dac
 def execute(
     run:Run,
     progress:bool=True,               # bars while it trains, scores and generates
@@ -172,9 +172,9 @@ def execute(
 
     for steps in e.steps or (None,):
         history = fit(model, run.data, e.train_config(steps), run.folder/"training", progress=progress, on_epoch=tick)
-        seen = history.steps*e.batch_size*e.sample_len
-        results.append({"steps": history.steps, "tokens": seen*run.data.n_channels,
-                        "audio_s": seen/run.data.sample_rate, "test": score(run, model, device, progress)})
+        windows = history.steps*e.batch_size
+        results.append({"steps": history.steps, "tokens": windows*run.data.config.n_tokens,
+                        "audio_s": windows*(e.sample_len - e.context_len)/run.data.sample_rate, "test": score(run, model, device, progress)})
     show("history", history)
     clips = listen(run, model.to("cpu"), progress)
     show("clips", clips)
@@ -184,7 +184,7 @@ def execute(
     record = {
         "hash": run.hash, **run.identity, "results": results, "baselines": baselines(run.data), "stages": rows,
         "curve": _curve(history), "validation": history.epochs, "sample_rate": run.data.sample_rate,
-        "n_channels": run.data.n_channels, "lossless": run.data.quantizer.lossless,
+        "n_channels": run.data.n_channels, "reductions": run.data.reductions(), "remarks": run.data.remarks(),
         "test_files": [f.name for f in run.data.test.files], "parameter_count": sum(p.numel() for p in model.parameters()),
         "seconds": {"training": history.seconds, "all": time.time() - started}, "peak_bytes": peak_bytes(),
         "provenance": provenance(),

@@ -21,6 +21,8 @@ SMOKE = experiment("smoke")
 @pytest.mark.parametrize("changes, words", [
     ({"bits": 0}, "integer from 1 to 16, got 0"),
     ({"bits": 17}, "integer from 1 to 16, got 17"),
+    ({"bits": 12, "head": "bytes"}, "expected 8, 16 or 24, got 12"),
+    ({"head": "bytes", "input": "raw", "encoder": "linear_projection"}, "a byte at a time"),
     ({"bits": "8"}, "got '8' (str)"),
     ({"encoder": "mel"}, "unknown encoder 'mel'; known: embedding"),
     ({"head": "softmax"}, "known: categorical"),
@@ -39,6 +41,10 @@ def test_parameters(changes, words):
     ({"channels": "surround"}, "known"),
     ({"quantization": "vector"}, "known"),
     ({"sample_len": 10**7}, "longer than every file"),
+    ({"bits": 24, "head": "bytes", "quantization": "mu_law"}, "from 1 to 16, got 24"),
+    ({"context_len": -1}, "context_len"),
+    ({"dataset": "musdb"}, "known: folder"),
+    ({"dataset": "sc09"}, "validation_list.txt"),
 ])
 def test_parameters_of_the_audio(changes, words, tmp_path):
     with pytest.raises(ValueError, match=words): Run(experiment("smoke", changes), runs=tmp_path)
