@@ -100,7 +100,7 @@ class Experiment:
         return TrainConfig(max_steps, None if max_steps else self.max_epochs, self.lr, self.ssm_lr, self.weight_decay,
                            self.scheduler, warmup_steps=self.warmup_steps, seed=self.seed)
 
-# %% ../nbs/16_experiments.ipynb #f64743e8
+# %% ../nbs/16_experiments.ipynb #f4d8d289
 _RAW = {"input": "raw", "encoder": "linear_projection"}
 _DML = {"head": "dml", "lr": 0.01}
 _STEREO = {"channels": "stereo"}
@@ -108,7 +108,7 @@ _SC09 = {"dataset": "sc09", "quantization": "mu_law", "sample_len": 16000, "targ
 _YOUTUBEMIX = {"dataset": "youtubemix", "quantization": "mu_law", "sample_len": 960512, "target_sr": 16000}
 _SMALL = {"quantization": "mu_law", "target_sr": 16000, "train_percentage": 0.78, "d_model": 32, "n_layers": 1, "pool": (2, 4),
           "kernel": "diag", "d_state": 32, "sample_len": 1024, "batch_size": 4, "train_chunk_size": 60, "val_chunk_size": 4,
-          "steps": (240,), "warmup_steps": 20, "scheduler": "constant", "prompt_s": 0.4, "continuation_s": 0.4}
+          "steps": (240,), "warmup_steps": 20, "scheduler": "constant", "drop_last": False, "prompt_s": 0.4, "continuation_s": 0.4}
 _MUSDB = {"dataset": "musdb18hq"}
 _SMOKE = {"d_model": 8, "d_state": 8, "sample_len": 512, "batch_size": 1, "train_chunk_size": 2,
           "val_chunk_size": 1, "steps": (4,), "prompt_s": 0.02, "continuation_s": 0.02, "target_sr": 4000}

@@ -24,12 +24,12 @@ from .players import figure_html, player_row
 from .results import BASELINES, result_rows, result_table
 from .visualise import plot_clips
 
-# %% ../nbs/16d_report.ipynb #719eb359
+# %% ../nbs/16d_report.ipynb #9fd86352
 def bits_figure(ablation, records):
     """Final bits of every arm with its baselines; layouts as matched by seconds. Depths are compared by their ratio to FLAC."""
     rows = [r for r in result_rows(records) if r["matched"] in ("", "seconds")]
     if ablation == "bit_depth":
-        return plot_bits([{"arm": r["arm"], "bits": r["of_flac"], "baselines": {name: r[k]/r["flac8"] for k, name in BASELINES.items()}}
+        return plot_bits([{"arm": r["arm"], "bits": r["of_flac"], "baselines": {name: r[k]/r["flac8"] for k, name in BASELINES.items() if k != "order0"}}
                           for r in rows], x="bits per sample over whole files, as a multiple of FLAC level 8 (fewer is better)")
     return plot_bits([{"arm": r["arm"], "bits": r["realisable"], "baselines": {name: r[k] for k, name in BASELINES.items() if k != "flac5"}}
                       for r in rows])
