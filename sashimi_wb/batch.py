@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Job', 'notebook_path', 'run_notebook', 'cost', 'run_all', 'ablation_records', 'ablation_jobs']
 
-# %% ../nbs/16b_batch.ipynb #58a311d4
+# %% ../nbs/16b_batch.ipynb #267dd209
 import json
 import os
 import subprocess
@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from .core import log, project_root, to_json, write_atomic
 from .experiments import Experiment, ablation_arms, materials
-from .runs import Run, runs_folder
+from .runs import Run, execute, runs_folder
 
 # %% ../nbs/16b_batch.ipynb #c8d0f9d1
 def notebook_path(
@@ -60,7 +60,7 @@ def run_notebook(
         out.seek(0)
         if process.returncode: raise RuntimeError(f"{name} failed; its notebook is {output}\n" + out.read()[-3000:].strip())
 
-# %% ../nbs/16b_batch.ipynb #edd9d133
+# %% ../nbs/16b_batch.ipynb #47a00292
 Job = Experiment | tuple[Experiment, str | Path]   # an experiment; its folder, where it has one of its own
 
 
@@ -78,6 +78,7 @@ def run_all(
     workers:int=0,                # processes at a time; 0: one for every core, at most 8
     progress:bool=True,           # a bar
     executor:Executor|None=None,  # another pool than threads of this process
+    here:bool=False,              # in this process, one after the other: for runs shorter than the start of a kernel
 )->dict[Job, Run]:                # every job's run; all are done
     """Carry out all runs that are not done yet.
 
@@ -86,6 +87,9 @@ def run_all(
         raise ValueError(f"workers: expected an integer of at least 0, got {workers!r}")
     all_runs = {job: Run(*(job if isinstance(job, tuple) else (job, audio)), runs) for job in dict.fromkeys(jobs)}
     waiting = sorted((run for run in all_runs.values() if not run.done), key=lambda run: -cost(run.experiment))
+    if here:
+        for run in tqdm(waiting, desc="runs", unit="run", disable=not progress): execute(run, progress=False)
+        return all_runs
     workers = min(workers or min(os.cpu_count() or 1, 8), max(len(waiting), 1))
     threads, stop = max(1, (os.cpu_count() or 1)//workers), threading.Event()
     if len(waiting) < len(all_runs): log.info("%d of %d runs are done already", len(all_runs) - len(waiting), len(all_runs))
@@ -118,16 +122,16 @@ def run_all(
     if failures: raise RuntimeError("\n\n".join(f"run {r.hash} failed: {e or 'it left no record'}" for r, e in failures.items()))
     return all_runs
 
-# %% ../nbs/16b_batch.ipynb #437c4c37
+# %% ../nbs/16b_batch.ipynb #89c61d82
 def ablation_records(
     ablation:str,         # a name of ABLATIONS
     base:Experiment,      # what all arms share
     n_seeds:int=1,        # runs of every arm
-    audio:str|Path="", runs:str|Path="", workers:int=0, progress:bool=True,
+    audio:str|Path="", runs:str|Path="", workers:int=0, progress:bool=True, here:bool=False,
 )->dict[str, list[dict]]: # arm -> one record for every seed, with "folder" added
     """Run what is missing of an ablation and read its records."""
     arms = ablation_jobs(ablation, base, n_seeds, audio)
-    done = run_all([job for jobs in arms.values() for job in jobs], audio, runs, workers, progress)
+    done = run_all([job for jobs in arms.values() for job in jobs], audio, runs, workers, progress, here=here)
     return {arm: [done[job].record | {"folder": str(done[job].folder)} for job in jobs] for arm, jobs in arms.items()}
 
 

@@ -40,7 +40,7 @@ def test_parameters(changes, words):
     ({"interleaving_strategy": "zigzag", "channels": "stereo"}, "zigzag"),
     ({"channels": "surround"}, "known"),
     ({"quantization": "vector"}, "known"),
-    ({"sample_len": 10**7}, "longer than every file"),
+    ({"sample_len": 10**7, "drop_last": True}, "longer than every file"),
     ({"bits": 24, "head": "bytes", "quantization": "mu_law"}, "from 1 to 16, got 24"),
     ({"context_len": -1}, "context_len"),
     ({"dataset": "musdb"}, "known: folder"),
