@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['known_runs', 'encode_prompt', 'check_request', 'generate_stream', 'generate']
 
-# %% ../nbs/14_generation.ipynb #38354a71
+# %% ../nbs/14_generation.ipynb #c29cae51
 import math
 import sys
 from collections.abc import Iterator
@@ -20,7 +20,8 @@ from .byte_tokens import from_bytes, to_bytes
 from .interleave import deinterleave, interleave, parse_strategy, token_order
 from .model import WaveModel
 from .quantization import Quantizer
-from .stepping import Sampling, choose_engine
+from .engine import make_engine
+from .stepping import Sampling
 
 # %% ../nbs/14_generation.ipynb #c58c26e1
 def known_runs(
@@ -65,7 +66,7 @@ def check_request(model, n_samples, batch, block, quantizer, sampling)->None:
     params = torch.zeros(1, model.head.n_params)
     model.head.sample(params, sampling.temperature, torch.Generator(), sampling.top_k, sampling.top_p)
 
-# %% ../nbs/14_generation.ipynb #bac33d14
+# %% ../nbs/14_generation.ipynb #b5cd8539
 def _stream(engine, quantizer, known, n_samples, unit, block, strategy, keep_prompt, bar):
     (n_prompt, n_channels), n = known.shape[1:], engine.places
     stop = math.inf if n_samples is None else n_prompt + n_samples
@@ -106,15 +107,16 @@ class _Bar(tqdm):
     "Samples a second, of one row, and as a share of real time."
 
     def __init__(self, total, sample_rate, show):
-        self.sample_rate = sample_rate
+        self.sample_rate = sample_rate                                # asked for by what comes next
         super().__init__(total=total, unit=" samples", unit_scale=True, disable=not show)
 
-    def update(self, n=1):
-        rate = self.format_dict["rate"] if not self.disable and self.sample_rate else None
-        if rate: self.set_postfix_str(f"{rate/self.sample_rate:.2f} x real time", refresh=False)
-        return super().update(n)
+    @property
+    def format_dict(self):
+        shown = super().format_dict
+        rate = shown["rate"] or shown["n"]/max(shown["elapsed"], 1e-9)
+        return shown | ({"postfix": f"{rate/self.sample_rate:.2f} x real time"} if self.sample_rate else {})
 
-# %% ../nbs/14_generation.ipynb #ca183362
+# %% ../nbs/14_generation.ipynb #fa1fa7b9
 def generate_stream(
     model:WaveModel,
     n_samples:int|None,                      # new samples per channel; None goes on until the iterator is dropped
@@ -129,7 +131,7 @@ def generate_stream(
     block:int=1024,                          # samples per block, rounded up to whole units of the layout
     sample_rate:int|None=None,               # Hz, for the bar's ratio to real time
     keep_prompt:bool=False,                  # the prompt first, as the model heard it: quantized
-    engine:str="auto",                       # "plain", "traced", or "auto" by length
+    engine:str="auto",                       # a name of ENGINES, or "auto" by device and model
 )->Iterator[Float[Tensor, "b t c"]]:         # blocks of samples in [-1, 1], float32
     """Generate audio block by block, in constant memory; the audio does not depend on the size of the blocks.
 
@@ -148,8 +150,7 @@ def generate_stream(
         units, token = divmod(token//n, unit*n_channels)
         sample, channel = divmod(int(token_order(unit, n_channels, strategy)[token]), n_channels)
         return f"sample {units*unit + sample}, channel {channel}, counted from the start of the prompt"
-    cls = choose_engine(engine, math.inf if n_samples is None else n_samples*n_channels*n)
-    return _stream(cls(model, batch, sampling, quantizer, where), quantizer, known, n_samples, unit, block, strategy, keep_prompt,
+    return _stream(make_engine(engine, model, batch, sampling, quantizer, where), quantizer, known, n_samples, unit, block, strategy, keep_prompt,
                    _Bar(n_samples, sample_rate, progress))
 
 
@@ -167,7 +168,7 @@ def generate(
     block:int=1024,                          # samples between two looks at the prompt's layout; no effect on the audio
     sample_rate:int|None=None,               # Hz, for the bar's ratio to real time
     keep_prompt:bool=False,                  # the prompt first, as the model heard it: quantized
-    engine:str="auto",                       # "plain", "traced", or "auto" by length
+    engine:str="auto",                       # a name of ENGINES, or "auto" by device and model
 )->Float[Tensor, "b t c"]:                   # samples in [-1, 1], float32
     """Generate audio, alone or as the continuation of a prompt; what was drawn is fed back.
 

@@ -1,0 +1,190 @@
+"""Samples a second of every way to generate, against what the caches and the arithmetic of this machine allow.
+
+    python benchmarks/generation.py [--seconds 3]
+
+The full-size model, 8 bit, categorical, unless said otherwise. "plain torch" is the model's own `step` in float32, one
+row; "reference" is `Stepper`, the same in float64. Each rate is the best of some stretches of a few seconds. The bound
+by memory takes every byte of weights and states that a sample touches, by the rate at which one core reads an array that
+lies in its second cache, and one as large as the whole model; the bound by arithmetic takes the multiply-adds by the rate
+of one layer that lies in the first cache. "first" and "later" calls are whole processes, with an empty and a filled cache of
+compiled code, less the time they take to import torch and make the model.
+"""
+import argparse
+import json
+import os
+import tempfile
+import time
+from functools import partial
+
+import numpy as np
+from machine import case, describe
+
+
+def full_size(form="diag", head="categorical", bits=8):
+    import torch
+
+    from sashimi_wb.model import ModelConfig, WaveModel
+    from sashimi_wb.sashimi import SaShiMiConfig
+    from sashimi_wb.ssm import KernelConfig
+    torch.manual_seed(0)
+    return WaveModel(ModelConfig(bits, head=head, backbone=SaShiMiConfig(kernel=KernelConfig(form)))).eval()
+
+
+def rate(work, unit, seconds, repeats=3):
+    """Units a second: the best of some stretches; `work(n)` does n units."""
+    n, best = unit, 0.0
+    work(unit)
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        work(n)
+        took = time.perf_counter() - start
+        best, n = max(best, n/took), max(unit, int(n/took*seconds/repeats)//unit*unit)
+    return best
+
+
+def engine_rate(form, head, bits, batch, threads, engine, seconds):
+    """Samples a second of all rows together."""
+    import torch
+
+    from sashimi_wb.engine import make_engine
+    from sashimi_wb.quantization import Quantizer
+    from sashimi_wb.stepping import Sampling
+    torch.set_num_threads(threads)
+    made = make_engine(engine, full_size(form, head, bits), batch, Sampling(), Quantizer(bits=bits))
+    return batch*rate(made.draw, 16, seconds)
+
+
+def torch_rate(form, seconds):
+    """Samples a second of the model's own step, float32, one row."""
+    import torch
+    torch.set_num_threads(1)
+    model = full_size(form)
+    held = [torch.zeros(1, 1, dtype=torch.int64), model.initial_state(1)]
+    @torch.inference_mode()
+    def work(n):
+        for _ in range(n):
+            params, held[1] = model.step(*held)
+            held[0] = model.head.sample(params)[:, None]
+    return rate(work, 16, seconds)
+
+
+def first_call():
+    """Seconds from the model to its first samples, in this process."""
+    import torch
+    torch.set_num_threads(1)
+    model = full_size()
+    start = time.perf_counter()
+    from sashimi_wb.generation import generate
+    generate(model, 16, progress=False)
+    return time.perf_counter() - start
+
+
+def levels(form):
+    """Of every level: how often it runs in a sample, its floats of tape and of state, its multiply-adds."""
+    from sashimi_wb.engine import lay_out
+    from sashimi_wb.quantization import Quantizer
+    layout = lay_out(full_size(form), Quantizer(bits=8))
+    L, N, low_rank = layout.config[:3]
+    every, rows = 1, []
+    for i, (H, pool, *_, h, ff) in enumerate(layout.plan.tolist()):
+        matrices = L*(2*H*H + 2*H*ff) + (2*pool*H*layout.plan[i + 1, 0]/pool if i < len(layout.plan) - 1 else 0)
+        spaces = L*H*N*(8 if low_rank else 4)
+        rows.append({"width": h, "share": 1/every, "weights": matrices + spaces, "states": L*H*N*2, "multiply-adds": matrices + L*H*N*(9 if low_rank else 6)})
+        every *= pool
+    return rows
+
+
+def stage_times(form, seconds):
+    """Microseconds of the stage of every level, run again and again."""
+    from sashimi_wb.compiled import stage
+    from sashimi_wb.engine import lay_out
+    from sashimi_wb.quantization import Quantizer
+    layout = lay_out(full_size(form), Quantizer(bits=8))
+    L, N, low_rank, S = *layout.config[:3], layout.config[-1]
+    state, x, a, b = np.zeros(layout.n_state, np.float32), np.ones(S, np.float32), np.zeros(S, np.float32), np.zeros(S, np.float32)
+    def work(n, row):
+        for _ in range(n):
+            x[:] = 1
+            stage(x, state, row[7], layout.tape, row[4], a, b, S, 1, L, row[0], row[8], N, low_rank, row[9])
+    return [1e6/rate(partial(work, row=row), 4, seconds/4) for row in layout.plan.tolist()]
+
+
+def machine_rates(seconds):
+    """Bytes a second read from arrays of several sizes, and multiply-adds a second, one core."""
+    from sashimi_wb.compiled import affine
+    from sashimi_wb.lanes import jit, load, spread, total
+
+    @jit
+    def read(x, n, times):
+        a = b = c = d = spread(np.float32(0))
+        for _ in range(times):
+            for i in range(0, n, 64):
+                a, b, c, d = a + load(x, i), b + load(x, i + 16), c + load(x, i + 32), d + load(x, i + 48)
+        return total(a + b + c + d)
+
+    @jit
+    def multiply(x, w, y, times):
+        for _ in range(times): affine(y, 0, 64, x, 0, 64, w, 0, 1, 64, 64)
+
+    reads = {}
+    for name, size in (("second cache", 2**19), ("the model's size", 19*10**6)):
+        x = np.ones(size//256*64, np.float32)
+        reads[name] = 4*len(x)*rate(partial(read, x, len(x)), max(1, 2**22//size), seconds/4)
+    x, y, w = np.ones(64, np.float32), np.zeros(64, np.float32), np.ones(65*64, np.float32)
+    return reads, 64*64*rate(lambda n: multiply(x, w, y, n), 1000, seconds/4)
+
+
+def bound(form, seconds):
+    """Bytes and multiply-adds of a sample, and the samples a second that they allow."""
+    reads, multiplies = machine_rates(seconds)
+    rows = levels(form)
+    n_bytes = 4*sum(r["share"]*(r["weights"] + 2*r["states"]) for r in rows) + 4*64*256
+    n_adds = sum(r["share"]*r["multiply-adds"] for r in rows) + 64*256
+    return {"bytes": n_bytes, "adds": n_adds, "reads": reads, "multiplies": multiplies, "levels": rows, "times": stage_times(form, seconds),
+            "by memory": {name: r/n_bytes for name, r in reads.items()}, "by arithmetic": multiplies/n_adds}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=3)
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.case:
+        import torch
+        torch.set_num_threads(1)
+        what, *rest = json.loads(args.case)
+        return print(json.dumps({"engine": engine_rate, "torch": torch_rate, "first": first_call, "bound": bound}[what](*rest)))
+    def ask(*what): return case(__file__, "--seconds", args.seconds, "--case", json.dumps(what))
+    print("generation, full-size model, samples a second")
+    print(describe(2))
+    s, found = args.seconds, {}
+    def show(name, value, goal=""): print(f"{name:58} {value:>12} {goal:>12}", flush=True)
+    show("", "", "goal")
+    for form in ("diag", "dplr"):
+        plain = ask("torch", form, s)
+        found[form] = ask("engine", form, "categorical", 8, 1, 1, "compiled", s)
+        show(f"{form}, batch 1, one thread, compiled", f"{found[form]:,.0f}", f"{16000 if form == 'diag' else 10000:,}")
+        show("  plain torch, float32", f"{plain:,.0f}")
+        show("  reference, float64", f"{ask('engine', form, 'categorical', 8, 1, 1, 'plain', s):,.0f}")
+        show("  ratio to plain torch", f"{found[form]/plain:,.0f}", "100")
+    show("diag, batch 32, two threads, in total", f"{ask('engine', 'diag', 'categorical', 8, 32, 2, 'compiled', s):,.0f}", "60,000")
+    show("dplr, batch 32, two threads, in total", f"{ask('engine', 'dplr', 'categorical', 8, 32, 2, 'compiled', s):,.0f}")
+    deep = ask("engine", "diag", "dml", 16, 1, 1, "compiled", s)
+    show("diag, 16 bit, dml, batch 1", f"{deep:,.0f}")
+    show("  ratio to 8 bit categorical", f"{deep/found['diag']:.2f}", "0.85")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["NUMBA_CACHE_DIR"] = folder
+        for name, goal in (("first call, compiling, seconds", "20"), ("later call in a new process, seconds", "1")): show(name, f"{ask('first'):.1f}", goal)
+    os.environ.pop("NUMBA_CACHE_DIR")
+    for form in ("diag", "dplr"):
+        b = ask("bound", form, s)
+        print(f"\n{form}: {b['bytes']/1e6:.2f} MB and {b['adds']/1e3:.0f} thousand multiply-adds a sample")
+        for name, value in b["by memory"].items(): show(f"  bound by memory, {b['reads'][name]/1e9:.0f} GB/s ({name})", f"{value:,.0f}")
+        show(f"  bound by arithmetic, {b['multiplies']/1e9:.0f} G/s", f"{b['by arithmetic']:,.0f}")
+        for row, time_ in zip(b["levels"], b["times"]):
+            mb = 4*(row["weights"] + 2*row["states"])/1e6
+            show(f"  stage of width {row['width']}, {mb:.1f} MB: {time_:.0f} us at {mb*1e6/time_/1e3:.0f} GB/s, of every sample", f"{time_*row['share']:.1f} us")
+        show("  together with the rest, as generated", f"{1e6/found[form]:.1f} us")
+
+
+if __name__ == "__main__": main()

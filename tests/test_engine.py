@@ -1,0 +1,190 @@
+"""The compiled engine: against `forward` at full size, its dice, its bits, what it refuses, the state it is given."""
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from sashimi_wb.decoders import sample_logits
+from sashimi_wb.draws import pick_class, pick_mixture
+from sashimi_wb.engine import ENGINES, CompiledStepper, Unsupported, lay_out, make_engine
+from sashimi_wb.generation import generate, generate_stream
+from sashimi_wb.mixtures import mixture_log_probs, mixture_of
+from sashimi_wb.model import ModelConfig, WaveModel
+from sashimi_wb.quantization import Quantizer
+from sashimi_wb.sashimi import SaShiMiConfig
+from sashimi_wb.ssm import KernelConfig
+from sashimi_wb.stepping import Sampling, Stepper
+
+torch.set_num_threads(1)
+KINDS = [("embedding", "categorical", 8), ("linear_projection", "categorical", 8), ("embedding", "dml", 16), ("linear_projection", "dml", 16), ("embedding", "bytes", 24)]
+
+
+def make(form="diag", encoder="embedding", head="categorical", bits=6, seed=0, d_model=20, n_layers=2, pool=(2, 3), d_state=8, **options):
+    torch.manual_seed(seed)
+    backbone = SaShiMiConfig(d_model, n_layers, pool, options.pop("expand", 2), options.pop("ff", 2), KernelConfig(form, d_state), **options)
+    return WaveModel(ModelConfig(bits, encoder, head, 4, backbone=backbone)).eval()
+
+
+@torch.no_grad()
+def forward(model, tokens, quantizer):
+    "What the model says of every token, given those before: by convolution in double precision."
+    reference = Stepper(model, len(tokens), Sampling(), quantizer)
+    x = torch.cat([reference.x, reference._inputs(tokens)[:, :-1]], 1)
+    return reference.model(x[..., None], need_state=False)[0]
+
+
+def assert_close(got, want): assert (got - want).abs().max() <= 1e-4*want.abs().max()
+
+
+@pytest.mark.parametrize("form", ("diag", "dplr"))
+@pytest.mark.parametrize("encoder,head,bits", KINDS)
+def test_full_size_says_what_forward_says(form, encoder, head, bits):
+    "The paper's model after a prompt of noise, 4,096 samples at temperature 0: parameters as of `forward`, and its choices."
+    torch.manual_seed(1)
+    model, q = WaveModel(ModelConfig(bits, encoder, head, backbone=SaShiMiConfig(kernel=KernelConfig(form)))).eval(), Quantizer(bits=bits)
+    greedy, prompt = CompiledStepper(model, 1, Sampling(temperature=0), q), torch.randint(2**model.head.bits, (1, 100))
+    greedy.feed(prompt)
+    tokens = torch.cat([prompt, greedy.draw(4096)], 1)
+    want = forward(model, tokens, q)
+    assert_close(CompiledStepper(model, 1, Sampling(), q).read(tokens), want)
+    says = model.head.sample(want, 0)[:, 100:]
+    other = says != tokens[:, 100:]
+    assert other.sum() <= (20 if head == "dml" else 4)
+    if head == "dml": assert (says - tokens[:, 100:]).abs().max() <= 1                     # a mean between two codes
+    elif other.any():                                                                       # a tie in float32
+        first, second = want[:, 100:][other].topk(2).values.unbind(-1)
+        assert (first - second).max() < 2e-5*want.abs().max()
+
+
+@pytest.mark.parametrize("form", ("diag", "dplr"))
+def test_every_die_falls_where_forward_says(form):
+    model, q, n = make(form, bits=8, d_model=32), Quantizer(bits=8), 3000
+    tokens = CompiledStepper(model, 1, Sampling(seed=2), q).draw(n)
+    dice, p = np.random.default_rng((2, 0)).random((n, 2))[:, 0], forward(model, tokens, q)[0].softmax(-1)
+    upto, own = (v.gather(1, tokens[0, :, None])[:, 0].numpy() for v in (p.cumsum(-1), p))
+    assert len(tokens.unique()) > 100 and (dice < upto + 1e-5).all() and (dice > upto - own - 1e-5).all()
+
+
+@pytest.mark.parametrize("options", [{"pool": ()}, {"pool": (3,)}, {"pool": (2, 2, 2), "expand": 1}, {"ff": 0}, {"ff": 3, "d_model": 17}, {"pool_weight_norm": False},
+                                     {"pool_activation": True}, {"d_model": 1, "expand": 3}, {"d_state": 2}, {"dropout": 0.3}])
+@pytest.mark.parametrize("form", ("diag", "dplr"))
+def test_every_shape_it_takes(form, options):
+    model, q = make(form, **options), Quantizer(bits=6)
+    tokens = torch.randint(64, (3, 60))
+    assert_close(CompiledStepper(model, 3, Sampling(), q).read(tokens), forward(model, tokens, q))
+    engines = [make(form, **options) and CompiledStepper(model, 3, Sampling(temperature=0), q), Stepper(model, 3, Sampling(temperature=0), q)]
+    for e in engines: e.feed(tokens[:, :31])
+    assert torch.equal(*(e.draw(40) for e in engines))
+
+
+@pytest.mark.parametrize("encoder,head,bits", KINDS)
+@pytest.mark.parametrize("form", ("diag", "dplr"))
+def test_a_prompt_leaves_the_state_of_its_steps(form, encoder, head, bits):
+    for n in (1, 2, 5, 6, 12, 29):
+        model, q, tokens = make(form, encoder, head, bits), Quantizer(bits=bits), torch.randint(200, (3, n + 20))
+        fed, stepped = (CompiledStepper(model, 3, Sampling(), q, threads=2) for _ in "ab")
+        fed.feed(tokens[:, :n])
+        stepped.read(tokens[:, :n])
+        torch.testing.assert_close(fed.read(tokens[:, n:]), stepped.read(tokens[:, n:]), rtol=1e-4, atol=1e-4)
+        assert np.array_equal(fed.ids, stepped.ids)
+
+
+@pytest.mark.parametrize("encoder,head,bits", KINDS)
+def test_the_same_bits_in_any_batch_block_and_number_of_threads(encoder, head, bits):
+    model, q, prompts = make("dplr", encoder, head, bits, d_model=40), Quantizer(bits=bits), torch.randint(200, (7, 23))
+    def drawn(rows, blocks, threads, engine=CompiledStepper):
+        e = engine(model, rows, Sampling(0.9, seed=4), q, threads=threads)
+        e.feed(prompts[:rows])
+        return torch.cat([e.draw(n) for n in blocks], 1)
+    def read(rows, blocks, threads):
+        e, tokens = CompiledStepper(model, rows, Sampling(), q, threads=threads), prompts[:rows]
+        return torch.cat([e.read(part) for part in tokens.split(blocks, 1)], 1)
+    whole, said = drawn(7, (60,), 1), read(7, [23], 1)
+    for rows, blocks, threads in ((7, (1, 2, 3, 54), 1), (7, (60,), 3), (1, (60,), 1), (2, (59, 1), 2), (5, (30, 30), 2)):
+        assert torch.equal(drawn(rows, blocks, threads), whole[:rows])
+        assert torch.equal(read(rows, [5, 18], threads), said[:rows])
+    if head == "categorical": assert len({tuple(r) for r in whole.tolist()}) == 7
+
+
+@pytest.mark.parametrize("strategy", ("temporal", "blocking-4", "blocking"))
+@pytest.mark.parametrize("encoder,head,bits", KINDS)
+def test_streams_do_not_know_their_blocks(strategy, encoder, head, bits):
+    model, how = make("diag", encoder, head, bits), {"n_channels": 2, "strategy": strategy, "seed": 5, "progress": False}
+    prompt = Quantizer(bits=bits).decode(torch.randint(2**bits, (2, 6, 2)))
+    whole = generate(model, 27, prompt, keep_prompt=True, **how)
+    assert torch.equal(whole[:, :6], prompt) and whole.shape == (2, 33, 2) and whole.abs().max() <= 1
+    for block in (1, 5, 100):
+        assert torch.equal(torch.cat(list(generate_stream(model, 27, prompt, block=block, **how)), 1), whole[:, 6:])
+    assert torch.equal(generate(model, 27, prompt[:1], **how), whole[:1, 6:])
+
+
+def kept_by(logits, top_k, top_p):
+    "The plain definition: likeliest first, of equal ones the lower code first; all that equal the k-th stay."
+    p = np.exp((logits - logits.max()).astype(float))
+    if top_k and top_k < len(p): p[p < np.sort(p)[-top_k]] = 0
+    order = np.argsort(-p, kind="stable")
+    before = np.r_[0, (p[order]/p.sum()).cumsum()[:-1]]
+    return {int(i) for i, b in zip(order, before) if p[i] > 0 and (top_p == 1 or b < top_p)}
+
+
+def test_cuts_are_those_of_the_head():
+    rng = np.random.default_rng(0)
+    for n in (2, 5, 64, 250):
+        for _ in range(4):
+            logits = np.round(rng.standard_normal(n)*1.5, rng.integers(0, 3)).astype(np.float32)    # some of them equal
+            at, scratch = np.r_[np.zeros(3), logits, np.zeros(32)].astype(np.float32), np.zeros(n + 32, np.float32)
+            k, p = int(rng.integers(1, n + 3)), float(rng.uniform(0.05, 1.0))
+            for top_k, top_p in ((k, 1.0), (0, p), (k, p)):
+                kept, want = {pick_class(at, 3, n, u, 1.0, top_k, top_p, scratch) for u in np.linspace(0, 1, 5_000, endpoint=False)}, kept_by(logits, top_k, top_p)
+                share = np.exp(logits - logits.max())/np.exp(logits - logits.max()).sum()
+                assert kept <= want and {i for i in want if share[i] > 4e-4} <= kept
+                drawn = sample_logits(torch.as_tensor(logits).double().expand(500, -1), 1.0, torch.Generator().manual_seed(0), top_k or None, top_p)
+                assert set(drawn.tolist()) <= want
+            assert pick_class(at, 3, n, rng.random(), 0.0, 0, 1.0, scratch) == logits.argmax()
+
+
+@pytest.mark.parametrize("bits", (1, 4, 6))
+@pytest.mark.parametrize("temperature", (0.5, 1.0, 2.0))
+def test_mixtures_are_drawn_as_they_say(bits, temperature):
+    rng = np.random.default_rng(bits)
+    params, n = (rng.standard_normal(12)*2).astype(np.float32), 20_000
+    found = np.bincount([pick_mixture(params, bits, u, v, temperature) for u, v in rng.random((n, 2))], minlength=2**bits)
+    mix = mixture_of(torch.as_tensor(params).double(), bits)
+    warm = mix._replace(log_weights=(mix.log_weights/temperature).log_softmax(-1), log_scales=mix.log_scales + np.log(temperature))
+    want = mixture_log_probs(warm, bits).exp().numpy()*n
+    seen = want > 5
+    assert ((found - want)**2/want)[seen].sum() < seen.sum() + 5*np.sqrt(2*seen.sum()) + 5
+    assert abs(found[~seen].sum() - want[~seen].sum()) < 30
+
+
+@pytest.mark.parametrize("change,why", [
+    (lambda m: m.double(), "float64"), (lambda m: m.to("meta"), "meta"),
+    (lambda m: m.backbone.center.blocks[0].layer.s4.kernel.B.data.zero_(), "without input"),
+])
+def test_what_it_does_not_take(change, why):
+    model = make()
+    change(model)
+    with pytest.raises(Unsupported, match=why): lay_out(model, Quantizer(bits=6))
+
+
+@pytest.mark.parametrize("options,why", [({"unet": True}, "unet"), ({"norm": "scalar"}, "'scalar'"), ({"prenorm": False}, "prenorm")])
+def test_falls_back_with_a_line(options, why, caplog):
+    model, q = make(**options), Quantizer(bits=6)
+    with caplog.at_level(logging.INFO, "sashimi_wb"): engine = make_engine("auto", model, 1, Sampling(), q)
+    assert isinstance(engine, ENGINES["traced"]) and why in caplog.text
+    with pytest.raises(Unsupported, match=why): make_engine("compiled", model, 1, Sampling(), q)
+    assert generate(model, 5, progress=False).shape == (1, 5, 1)
+
+
+def test_a_broken_model_names_the_sample():
+    model = make()
+    with torch.no_grad(): model.backbone.center.blocks[0].layer.mix.weight.fill_(float("inf"))
+    with pytest.raises(ValueError, match="not finite at sample 8, channel 0.*row 0"): generate(model, 40, torch.zeros(3, 1), batch=3, progress=False)
+
+
+def test_seeds_of_rows():
+    model = make()
+    a, b = (generate(model, 40, batch=3, seed=s, progress=False) for s in (1, 2))
+    assert torch.equal(a, generate(model, 40, batch=3, seed=1, progress=False)) and not torch.equal(a, b)
+    assert len({tuple(r.flatten().tolist()) for r in a}) == 3
