@@ -21,10 +21,10 @@ endif
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test ablations lab export readme hooks clean stale
+.PHONY: help setup test test-browser ablations checkpoints lab export readme hooks clean stale
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  PYTHON=/path/to/python3.12  the Python to build on, 3.11 or later (default: the first that fits)"
 	@echo "  AUDIO=folder                your own wav, flac, ogg, mp3 or mp4 files for the ablations"
@@ -34,7 +34,19 @@ ablations: $(STAMP)  ## run the ablations and write runs/report.html [AUDIO=fold
 	@$(VENV)/bin/sashimi-wb ablations $(if $(AUDIO),--audio "$(AUDIO)")
 
 test: $(STAMP)  ## all tests: exports, notebooks, pytest, import order, ruff
-	@$(PY) -m pytest -n $(JOBS) --dist worksteal --durations=10 $(ARGS)
+	@$(PY) -m pytest -n $(JOBS) --dist worksteal --durations=10 -rs $(ARGS)
+
+test-browser: $(STAMP)  ## the explorations in a real browser [CHROMIUM=/path/to/chrome]; `make test` has them too
+	@$(PY) -c 'import sys; sys.path.insert(0, "tests"); import browser; sys.exit(browser.missing() or 0)'
+	@$(PY) -m pytest tests/test_browser.py $(ARGS)
+
+checkpoints: $(STAMP)  ## train the two models of data/checkpoints anew, half an hour each
+	@set -e; for name in music digits; do \
+		mkdir -p runs/demo-$$name; \
+		$(PY) -m papermill nbs/experiments/train_arm.ipynb runs/demo-$$name/notebook.ipynb -k python3 -l python \
+			-p preset demo-$$name -p audio data/$$name -p runs runs/demo-$$name; \
+		cp "$$(ls -t runs/demo-$$name/*/model.safetensors | head -1)" data/checkpoints/$$name.safetensors; \
+	done
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab, on this machine only
 	@$(PY) -m jupyterlab --ip=127.0.0.1 --ServerApp.root_dir="$(HERE)" --LabApp.default_url=/lab/tree/nbs \

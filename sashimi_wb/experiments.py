@@ -100,7 +100,7 @@ class Experiment:
         return TrainConfig(max_steps, None if max_steps else self.max_epochs, self.lr, self.ssm_lr, self.weight_decay,
                            self.scheduler, warmup_steps=self.warmup_steps, seed=self.seed)
 
-# %% ../nbs/16_experiments.ipynb #f4d8d289
+# %% ../nbs/16_experiments.ipynb #6c1a4ee0
 _RAW = {"input": "raw", "encoder": "linear_projection"}
 _DML = {"head": "dml", "lr": 0.01}
 _STEREO = {"channels": "stereo"}
@@ -108,7 +108,9 @@ _SC09 = {"dataset": "sc09", "quantization": "mu_law", "sample_len": 16000, "targ
 _YOUTUBEMIX = {"dataset": "youtubemix", "quantization": "mu_law", "sample_len": 960512, "target_sr": 16000}
 _SMALL = {"quantization": "mu_law", "target_sr": 16000, "train_percentage": 0.78, "d_model": 32, "n_layers": 1, "pool": (2, 4),
           "kernel": "diag", "d_state": 32, "sample_len": 1024, "batch_size": 4, "train_chunk_size": 60, "val_chunk_size": 4,
-          "steps": (240,), "warmup_steps": 20, "scheduler": "constant", "drop_last": False, "prompt_s": 0.4, "continuation_s": 0.4}
+          "steps": (240,), "warmup_steps": 20, "scheduler": "constant", "drop_last": False, "prompt_s": 0.4, "continuation_s": 1.0}
+_DEMO = _SMALL | {"target_sr": 8000, "train_percentage": 0.84, "train_chunk_size": None, "val_chunk_size": None, "warmup_steps": 100,
+                  "scheduler": "cosine", "temperature": 0.7}
 _MUSDB = {"dataset": "musdb18hq"}
 _SMOKE = {"d_model": 8, "d_state": 8, "sample_len": 512, "batch_size": 1, "train_chunk_size": 2,
           "val_chunk_size": 1, "steps": (4,), "prompt_s": 0.02, "continuation_s": 0.02, "target_sr": 4000}
@@ -127,6 +129,8 @@ PRESETS = {
     "sashimi-sc09": _SC09,
     "small": _SMALL,
     "smoke": _SMALL | _SMOKE,
+    "demo-music": _DEMO | {"quantization": "linear", "sample_len": 2048, "batch_size": 2, "steps": (9000,), "prompt_s": 1.0, "continuation_s": 1.0},
+    "demo-digits": _DEMO | {"sample_len": 4000, "batch_size": 1, "steps": (2400,), "dropout": 0.1, "prompt_s": 0.45, "continuation_s": 0.55},
 }
 
 
@@ -143,7 +147,7 @@ def experiment(
     if unknown: raise ValueError(f"unknown parameter {', '.join(unknown)}; known: {', '.join(known)}")
     return Experiment(**(choose(preset, PRESETS, "preset") | changes))
 
-# %% ../nbs/16_experiments.ipynb #2ef2d5ae
+# %% ../nbs/16_experiments.ipynb #0df4b951
 def _as_stereo(base, strategy):
     return replace(base, channels="stereo", interleaving_strategy=strategy, sample_len=base.sample_len//2,
                    steps=tuple(sorted({*base.steps, *(2*s for s in base.steps)})))

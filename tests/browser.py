@@ -1,0 +1,169 @@
+"""JupyterLab in a real browser: a server on this machine only, Chromium driven by playwright, everything in temporary folders.
+
+    with Lab(folder) as lab, lab.open("generation.ipynb") as notebook:
+        notebook.run_all()
+        notebook.page.get_by_role("button", name="Generate").click()
+        assert not notebook.problems()
+"""
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from importlib.util import find_spec
+from pathlib import Path
+
+import nbformat
+
+ROOT = Path(__file__).resolve().parents[1]
+SCREENSHOTS = ROOT / "screenshots"
+PATIENCE_MS = 120_000
+TOKEN = "only-for-this-test"
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
+         "--disable-sync", "--no-proxy-server", "--autoplay-policy=no-user-gesture-required"]
+CURRENT = "window.jupyterapp?.shell?.currentWidget"
+
+
+def chromium() -> str | None:
+    """The browser: $CHROMIUM, else the first of its usual names that is installed."""
+    return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+
+
+def missing() -> str:
+    """What the browser tests lack here and how to get it; empty where they can run."""
+    if not find_spec("playwright"): return "no browser tests: playwright is not installed (`make setup` brings it)"
+    if not chromium():
+        return "no browser tests: no Chromium here; install it (Debian, Ubuntu: apt install chromium) or name one: CHROMIUM=/path/to/chrome"
+    return ""
+
+
+def free_port() -> int:
+    """A port that is free now."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def copy_notebook(source: Path, target: Path, parameters: dict) -> None:
+    """A copy to run, with parameters set as papermill would: in a cell after the one with that tag."""
+    notebook = nbformat.read(source, 4)
+    at = next((i for i, c in enumerate(notebook.cells) if "parameters" in c.metadata.get("tags", [])), None)
+    lines = [f"{name} = {value!r}" for name, value in parameters.items()]
+    if at is not None and lines: notebook.cells.insert(at + 1, nbformat.v4.new_code_cell("\n".join(lines)))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, target)
+
+
+class Lab:
+    """A JupyterLab server on a folder, and a browser; both end with the `with` block."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.port = Path(folder), free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self):
+        self.settings = Path(tempfile.mkdtemp(prefix="sashimi_wb_lab_"))
+        names = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime", "IPYTHONDIR": "ipython",
+                 "JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces"}
+        env = os.environ | {k: str(self.settings / v) for k, v in names.items()}
+        quiet = self.settings / "settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings"
+        quiet.parent.mkdir(parents=True)
+        quiet.write_text(json.dumps({"fetchNews": "false", "checkForUpdates": False}))
+        self.log = self.settings / "lab.log"
+        command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={self.port}", "--ServerApp.port_retries=0",
+                   f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={self.folder}", "--expose-app-in-browser", "--LabApp.news_url=",
+                   "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--LabApp.extension_manager=readonly"]
+        if hasattr(os, "geteuid") and os.geteuid() == 0: command.append("--allow-root")
+        with open(self.log, "wb") as log: self.server = subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=self.folder)
+        try:
+            self._wait()
+            from playwright.sync_api import sync_playwright
+            self.playwright = sync_playwright().start()
+            sandbox = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+            self.browser = self.playwright.chromium.launch(executable_path=chromium(), args=FLAGS + sandbox)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _wait(self, seconds: float = 60.0) -> None:
+        opener, end = urllib.request.build_opener(urllib.request.ProxyHandler({})), time.monotonic() + seconds
+        while time.monotonic() < end and self.server.poll() is None:
+            try: return opener.open(f"{self.url}/api/status?token={TOKEN}", timeout=5).close()
+            except OSError: time.sleep(0.2)
+        raise RuntimeError(f"JupyterLab does not answer:\n{self.log.read_text()[-4000:]}")
+
+    def open(self, name: str, width: int = 1280, height: int = 900) -> "Notebook":
+        """A notebook of the folder, in a window of its own."""
+        return Notebook(self, name, width, height)
+
+    def __exit__(self, *error):
+        if browser := getattr(self, "browser", None): browser.close()
+        if playwright := getattr(self, "playwright", None): playwright.stop()
+        self.server.terminate()
+        try: self.server.wait(20)
+        except subprocess.TimeoutExpired: self.server.kill()
+        shutil.rmtree(self.settings, ignore_errors=True)
+
+
+class Notebook:
+    """A notebook in the browser: `page` is playwright's, `problems` collects what went wrong."""
+
+    def __init__(self, lab: Lab, name: str, width: int, height: int):
+        self.lab, self.name, self.seen = lab, name, []
+        self.context = lab.browser.new_context(viewport={"width": width, "height": height})
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(PATIENCE_MS)
+        self.page.on("pageerror", lambda e: self.seen.append(f"page error: {e}"))
+        self.page.on("request", lambda r: self._check(r.url))
+
+    def _check(self, url):
+        if not url.startswith((self.lab.url, self.lab.url.replace("http", "ws"), "data:", "blob:")): self.seen.append(f"fetched from outside: {url}")
+
+    def __enter__(self):
+        self.page.goto(f"{self.lab.url}/lab/tree/{self.name}?token={TOKEN}&reset")
+        self.page.wait_for_function(f"() => {CURRENT}?.sessionContext?.session?.kernel?.status === 'idle'")
+        return self
+
+    def __exit__(self, *error):
+        self.context.close()
+
+    def command(self, name: str, **arguments) -> None:
+        """One of JupyterLab's commands, to its end."""
+        self.page.evaluate("([name, args]) => jupyterapp.commands.execute(name, args).then(() => null)", [name, arguments])
+
+    def run_all(self) -> None:
+        """Run every cell and wait until the kernel is idle."""
+        self.command("notebook:run-all-cells")
+        self.page.wait_for_function(f"() => {CURRENT}.sessionContext.session.kernel.status === 'idle'")
+
+    def execute(self, code: str) -> float:
+        """Run code in the kernel beside the page, and say how many seconds it took to answer."""
+        started = time.monotonic()
+        status = self.page.evaluate(f"code => {CURRENT}.sessionContext.session.kernel.requestExecute({{code}}).done.then(m => m.content.status)", code)
+        if status != "ok": raise RuntimeError(f"{code!r} ended with {status}")
+        return time.monotonic() - started
+
+    def problems(self) -> list[str]:
+        """Page errors, requests that left this machine, and tracebacks in the notebook."""
+        cells = self.page.evaluate(f"() => {CURRENT}.content.model.toJSON().cells")
+        outputs = [o for c in cells for o in c.get("outputs", [])]
+        return self.seen + [f"{o['ename']}: {o['evalue']}" for o in outputs if o["output_type"] == "error"] + \
+            [o["text"] for o in outputs if o["output_type"] == "stream" and o["name"] == "stderr" and "Traceback" in "".join(o["text"])]
+
+    def theme(self, dark: bool) -> None:
+        """Change JupyterLab's theme."""
+        self.command("apputils:change-theme", theme="JupyterLab Dark" if dark else "JupyterLab Light")
+        self.page.wait_for_function(f"() => document.body.dataset.jpThemeLight === '{str(not dark).lower()}'")
+        self.page.locator("#jupyterlab-splash").wait_for(state="detached")
+
+    def screenshot(self, name: str) -> Path:
+        """The window as a PNG in the ignored folder."""
+        SCREENSHOTS.mkdir(exist_ok=True)
+        self.page.screenshot(path=SCREENSHOTS / f"{name}.png")
+        return SCREENSHOTS / f"{name}.png"

@@ -1,0 +1,92 @@
+"""The explorations in a real browser: open, run all cells, turn knobs, see and hear a change, find no error."""
+import re
+import time
+
+import pytest
+from browser import ROOT, Lab, copy_notebook, missing
+from made_models import save_model
+
+WHY_NOT = missing()
+pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """A server on copies of the notebooks, with untrained models to choose from."""
+    folder = tmp_path_factory.mktemp("lab")
+    for name, changes in (("a", {}), ("b", {"bits": 16, "head": "dml"})): save_model(folder / "runs" / name / "model.safetensors", **changes)
+    for source in (ROOT / "nbs/explore").glob("*.ipynb"): copy_notebook(source, folder / source.name, {"runs": str(folder / "runs")})
+    with Lab(folder) as lab: yield lab
+
+
+def shown(page):
+    """The picture and the player of the upper half."""
+    return page.locator(".swb-one img").get_attribute("src"), page.locator(".swb-one audio").get_attribute("src")
+
+
+def slide(page, label, *keys):
+    """Move a slider by the keyboard."""
+    handle = page.locator(".widget-hslider", has_text=label).locator(".noUi-handle")
+    for key in keys: handle.press(key)
+
+
+def press(page, name):
+    """Press a button, and wait until its work is done."""
+    page.get_by_role("button", name=name, exact=True).click()
+    time.sleep(0.3)
+    page.wait_for_function("() => [...document.querySelectorAll('button')].filter(b => b.innerText.trim() === 'Stop').every(b => b.disabled)")
+
+
+def seconds_heard(page):
+    """Length of the sound in the player, as the browser decodes it."""
+    return page.locator(".swb-one audio").evaluate("a => new Promise(done => a.readyState ? done(a.duration) : a.onloadedmetadata = () => done(a.duration))")
+
+
+def test_generation(lab):
+    with lab.open("generation.ipynb", height=1500) as notebook:
+        page = notebook.page
+        notebook.run_all()
+        page.locator(".swb-one audio").wait_for()
+        still = page.locator("div[class^=swb-still]")
+        assert still.is_hidden() and (still.locator("img").count(), still.locator("audio").count()) == (1, 1), "for where nothing is live"
+        before = shown(page)
+        slide(page, "Temperature", *["ArrowLeft"] * 6)
+        slide(page, "New audio", "ArrowLeft", "ArrowLeft")
+        press(page, "Generate")
+        after = shown(page)
+        assert after[0] != before[0] and after[1] != before[1]
+        assert "temperature 0.7" in page.locator(".swb-one figcaption").inner_text()
+        assert abs(seconds_heard(page) - 0.5) < 0.01, "0.3 s of prompt and 0.2 s"
+        notebook.screenshot("generation")
+
+        slide(page, "New audio", "End")                      # 100 s, stopped on the way
+        page.get_by_role("button", name="Generate", exact=True).click()
+        page.locator(".swb-one", has_text=re.compile(r"[1-9][0-9]*(\.[0-9]+)? of 100 s, ")).wait_for()
+        notebook.screenshot("generation-growing")
+        assert notebook.execute("1 + 1") < 3, "the kernel stays usable"
+        page.locator(".swb-one").get_by_role("button", name="Stop").click()
+        page.locator(".swb-one", has_text=", stopped").wait_for()
+        assert shown(page)[1] != after[1] and 1 < seconds_heard(page) < 100, "the prompt, and some more"
+
+        slide(page, "New audio", "Home")
+        page.get_by_label("Prompt", exact=True).select_option(label="own file, by its path")
+        page.get_by_label("Own file").fill("nowhere.wav")
+        page.get_by_label("Own file").press("Enter")
+        press(page, "Generate")
+        assert "no audio file nowhere.wav" in page.locator(".swb-one [role=alert]").inner_text()
+        notebook.screenshot("generation-error")
+        page.get_by_label("Prompt", exact=True).select_option(index=2)
+        press(page, "Generate")
+        assert page.locator(".swb-one [role=alert]").count() == 0
+
+        press(page, "Compare")
+        assert page.locator(".swb-many audio").count() == 4
+        notebook.theme(dark=True)
+        notebook.screenshot("generation-dark")
+        page.get_by_label("Compare", exact=True).and_(page.locator("select")).select_option(label="models")
+        press(page, "Compare")
+        assert page.locator(".swb-many audio").count() == 2
+        notebook.theme(dark=False)
+        notebook.screenshot("generation-models")
+        assert re.search("bit.* kHz", page.locator(".swb-many figcaption").first.inner_text())
+        assert not notebook.problems()
