@@ -54,6 +54,15 @@ def engine_rate(form, head, bits, batch, threads, engine, seconds):
     return batch*rate(made.draw, 16, seconds)
 
 
+def depth_ratio(seconds, rounds=4):
+    """16-bit mixtures against 8-bit classes, turn by turn, so that both meet the same machine."""
+    best = [0.0, 0.0]
+    for _ in range(rounds):
+        for i, (head, bits) in enumerate((("categorical", 8), ("dml", 16))):
+            best[i] = max(best[i], engine_rate("diag", head, bits, 1, 1, "compiled", seconds/rounds))
+    return best
+
+
 def torch_rate(form, seconds):
     """Samples a second of the model's own step, float32, one row."""
     import torch
@@ -96,12 +105,12 @@ def levels(form):
 
 def stage_times(form, seconds):
     """Microseconds of the stage of every level, run again and again."""
-    from sashimi_wb.compiled import stage
+    from sashimi_wb.compiled import stage, zeros
     from sashimi_wb.engine import lay_out
     from sashimi_wb.quantization import Quantizer
     layout = lay_out(full_size(form), Quantizer(bits=8))
     L, N, low_rank, S = *layout.config[:3], layout.config[-1]
-    state, x, a, b = np.zeros(layout.n_state, np.float32), np.ones(S, np.float32), np.zeros(S, np.float32), np.zeros(S, np.float32)
+    state, x, a, b = zeros(layout.n_state), zeros(S), zeros(S), zeros(S)
     def work(n, row):
         for _ in range(n):
             x[:] = 1
@@ -111,7 +120,7 @@ def stage_times(form, seconds):
 
 def machine_rates(seconds):
     """Bytes a second read from arrays of several sizes, and multiply-adds a second, one core."""
-    from sashimi_wb.compiled import affine
+    from sashimi_wb.compiled import affine, zeros
     from sashimi_wb.lanes import jit, load, spread, total
 
     @jit
@@ -128,9 +137,9 @@ def machine_rates(seconds):
 
     reads = {}
     for name, size in (("second cache", 2**19), ("the model's size", 19*10**6)):
-        x = np.ones(size//256*64, np.float32)
+        x = zeros(size//256*64)
         reads[name] = 4*len(x)*rate(partial(read, x, len(x)), max(1, 2**22//size), seconds/4)
-    x, y, w = np.ones(64, np.float32), np.zeros(64, np.float32), np.ones(65*64, np.float32)
+    x, y, w = zeros(64), zeros(64), zeros(65*64)
     return reads, 64*64*rate(lambda n: multiply(x, w, y, n), 1000, seconds/4)
 
 
@@ -153,7 +162,7 @@ def main():
         import torch
         torch.set_num_threads(1)
         what, *rest = json.loads(args.case)
-        return print(json.dumps({"engine": engine_rate, "torch": torch_rate, "first": first_call, "bound": bound}[what](*rest)))
+        return print(json.dumps({"engine": engine_rate, "depth": depth_ratio, "torch": torch_rate, "first": first_call, "bound": bound}[what](*rest)))
     def ask(*what): return case(__file__, "--seconds", args.seconds, "--case", json.dumps(what))
     print("generation, full-size model, samples a second")
     print(describe(2))
@@ -169,9 +178,9 @@ def main():
         show("  ratio to plain torch", f"{found[form]/plain:,.0f}", "100")
     show("diag, batch 32, two threads, in total", f"{ask('engine', 'diag', 'categorical', 8, 32, 2, 'compiled', s):,.0f}", "60,000")
     show("dplr, batch 32, two threads, in total", f"{ask('engine', 'dplr', 'categorical', 8, 32, 2, 'compiled', s):,.0f}")
-    deep = ask("engine", "diag", "dml", 16, 1, 1, "compiled", s)
+    plain, deep = ask("depth", s)
     show("diag, 16 bit, dml, batch 1", f"{deep:,.0f}")
-    show("  ratio to 8 bit categorical", f"{deep/found['diag']:.2f}", "0.85")
+    show("  ratio to 8 bit categorical, turn by turn", f"{deep/plain:.2f}", "0.85")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["NUMBA_CACHE_DIR"] = folder
         for name, goal in (("first call, compiling, seconds", "20"), ("later call in a new process, seconds", "1")): show(name, f"{ask('first'):.1f}", goal)
