@@ -183,7 +183,7 @@ def place_state(layout:Layout, tape:np.ndarray, n_rows:int, row:int, state:tuple
             tape[start:start + n_rows*H*2*N].reshape(n_rows, -1, N, 2, LANES)[row] = parts
             if low_rank: tape[start + n_rows*H*2*N:start + n_rows*size].reshape(n_rows, H)[row, :h] = (s*x).real.sum(-1)
 
-# %% ../nbs/14_engine.ipynb #38b9c96f
+# %% ../nbs/14_engine.ipynb #e21e55a1
 ROWS = 8   # rows that go together, at most: their states want room in the last cache
 
 
@@ -217,14 +217,16 @@ class CompiledStepper:
         if tokens.shape[1] == 0: return
         tokens = tokens.cpu().numpy()
         if self.count: return self._run(tokens.copy(), known=True)
-        heard = {}
-        for group, state in zip(self.groups, self.states):
+        reference, states = Stepper(self.model, 1, self.sampling, self.quantizer, self.where), {}
+        beginning = reference.x, reference.state
+        for group, tape in zip(self.groups, self.states):
             for row in range(group.start, group.stop):
-                key = tokens[row].tobytes()
-                if key not in heard:
-                    heard[key] = Stepper(self.model, 1, self.sampling, self.quantizer, self.where)
-                    heard[key].feed(torch.as_tensor(tokens[row:row + 1]))
-                place_state(self.layout, state, group.stop - group.start, row - group.start, heard[key].state)
+                heard = tokens[row].tobytes()
+                if heard not in states:                                         # rows may share a prompt
+                    (reference.x, reference.state), reference.count = beginning, 0
+                    reference.feed(torch.as_tensor(tokens[row:row + 1]))
+                    states[heard] = reference.state
+                place_state(self.layout, tape, group.stop - group.start, row - group.start, states[heard])
         self.count = tokens.shape[1]
         self.ids[:] = tokens[:, -1] + 256*((self.count - 1) % self.places)
 
