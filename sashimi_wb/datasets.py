@@ -123,9 +123,20 @@ def _maestro(root, stem, share):
         return tuple(sorted(r["audio_filename"] for r in rows if r["split"] == part) for part in ("train", "validation", "test"))
     except (KeyError, TypeError, AttributeError, ValueError): raise _Layout(f"{tables[-1].name} has no columns split and audio_filename") from None
 
-# %% ../nbs/04_datasets.ipynb #a7f5b65a
+# %% ../nbs/04_datasets.ipynb #0d429a53
 _MUSDB = "github.com/sigsep/sigsep-mus-db: musdb/configs/mus.yaml; sigsep.github.io/datasets/musdb.html"
 _S4 = "github.com/state-spaces/s4: src/dataloaders/audio.py"
+
+_ORDER = "train_percentage in natural order of the names, then two halves of the rest"
+
+
+def _clips(folder, length, where):
+    "A folder of wav files of one length, split by their names."
+    return DataSet(tree=f"""
+            {folder}/
+              clips of {length}: *.wav""",
+        rule=_ORDER, source=_S4, where=where, parts=lambda root, stem, share: _in_order(_found(root, "*.wav"), share))
+
 
 DATASETS = {
     "folder": DataSet(
@@ -162,21 +173,11 @@ DATASETS = {
                 0a7c2a8d_nohash_0.wav ...""",
         rule="its two lists; training is the rest", source=f"the README of Speech Commands; {_S4}", parts=_sc09,
         where="https://huggingface.co/datasets/krandiash/sc09, or the digits of http://download.tensorflow.org/data/speech_commands_v0.02.tar.gz"),
-    "beethoven": DataSet(
-        tree="""
-            beethoven/
-              clips of 8 s: *.wav""",
-        rule="train_percentage in natural order of the names, then two halves of the rest", source=_S4, where="https://huggingface.co/datasets/krandiash/beethoven",
-        parts=lambda root, stem, share: _in_order(_found(root, "*.wav"), share)),
-    "youtubemix": DataSet(
-        tree="""
-            youtube_mix/
-              clips of 1 min: *.wav""",
-        rule="train_percentage in natural order of the names, then two halves of the rest", source=_S4, where="https://huggingface.co/datasets/krandiash/youtubemix",
-        parts=lambda root, stem, share: _in_order(_found(root, "*.wav"), share)),
+    "beethoven": _clips("beethoven", "8 s", "https://huggingface.co/datasets/krandiash/beethoven"),
+    "youtubemix": _clips("youtube_mix", "1 min", "https://huggingface.co/datasets/krandiash/youtubemix"),
 }
 
-# %% ../nbs/04_datasets.ipynb #d6035065
+# %% ../nbs/04_datasets.ipynb #aef4d0da
 DATASETS |= {
     "maestro": DataSet(
         tree="""
@@ -192,7 +193,7 @@ DATASETS |= {
               metadata.csv
               wavs/
                 LJ001-0001.wav ...""",
-        rule="no official one; train_percentage in natural order of the names, then two halves of the rest", source=_S4, parts=_ljspeech,
+        rule=f"no official one; {_ORDER}", source=_S4, parts=_ljspeech,
         where="https://keithito.com/LJ-Speech-Dataset"),
     "librispeech": DataSet(
         tree="""

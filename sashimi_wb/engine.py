@@ -6,7 +6,7 @@
 __all__ = ['LANES', 'ROWS', 'ENGINES', 'Unsupported', 'Layout', 'why_not', 'lay_out', 'place_state', 'CompiledStepper',
            'make_engine']
 
-# %% ../nbs/14_engine.ipynb #ae166bd4
+# %% ../nbs/14_engine.ipynb #259aa031
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from .byte_tokens import silent_input
 from .core import choose, log
 from .model import WaveModel
 from .quantization import Quantizer
-from .stepping import GraphStepper, Sampling, Stepper, TracedStepper
+from .stepping import GraphStepper, Sampling, Stepper, TracedStepper, not_finite
 
 # %% ../nbs/14_engine.ipynb #fed6f90e
 class Unsupported(ValueError):
@@ -82,7 +82,7 @@ def _state_space(s4):
     parts = [(D[h:h + LANES], numbers[h:h + LANES].transpose(1, 2, 0).ravel()) for h in range(0, H, LANES)]
     return np.concatenate([x for pair in parts for x in pair]), dB, s
 
-# %% ../nbs/14_engine.ipynb #e7308d65
+# %% ../nbs/14_engine.ipynb #8d7cbbb4
 @dataclass(frozen=True)
 class Layout:
     """A model as `compiled.run` reads it."""
@@ -103,11 +103,6 @@ def why_not(model:WaveModel)->str: # empty if nothing is in the way
     for name, want in (("unet", False), ("norm", "layer"), ("prenorm", True)):
         if getattr(c, name) != want: return f"backbone.{name} is {getattr(c, name)!r}, the engine knows {want!r}"
     return ""
-
-
-def _pool(linear):
-    weight = linear.weight_g*torch.nn.functional.normalize(linear.weight_v, dim=1) if linear.weight_norm else linear.weight
-    return weight.double(), linear.bias
 
 
 def lay_out(
@@ -151,9 +146,9 @@ def lay_out(
         H, pool = _filled(h), c.pool[i] if i < deepest else 1
         plan[i, [0, 1, 8, 9]] = H, pool, h, _filled(c.ff*h)
         if i < deepest:
-            (down, bias_down), (up, bias_up) = _pool(b.down[i].linear), _pool(b.up[deepest - 1 - i].linear)
-            down, up = down.unflatten(1, (h, pool)).mT.flatten(1), up.unflatten(0, (h, pool)).transpose(0, 1).flatten(0, 1)
-            plan[i, 2:4] = put(_linear(down, bias_down, pool)), put(_linear(up, bias_up.unflatten(0, (h, pool)).T.flatten(), 1, pool))
+            down, up = b.down[i].linear, b.up[deepest - 1 - i].linear
+            columns, rows = down.matrix.unflatten(1, (h, pool)).mT.flatten(1), up.matrix.unflatten(0, (h, pool)).transpose(0, 1).flatten(0, 1)
+            plan[i, 2:4] = put(_linear(columns, down.bias, pool)), put(_linear(rows, up.bias.unflatten(0, (h, pool)).T.flatten(), 1, pool))
             plan[i, 5:7] = n_state, n_state + pool*H
             n_state += 2*pool*H
         plan[i, 4], plan[i, 7] = put_stage(b.center if i == deepest else b.stages[deepest - 1 - i]), n_state
@@ -183,7 +178,7 @@ def place_state(layout:Layout, tape:np.ndarray, n_rows:int, row:int, state:tuple
             tape[start:start + n_rows*H*2*N].reshape(n_rows, -1, N, 2, LANES)[row] = parts
             if low_rank: tape[start + n_rows*H*2*N:start + n_rows*size].reshape(n_rows, H)[row, :h] = (s*x).real.sum(-1)
 
-# %% ../nbs/14_engine.ipynb #e21e55a1
+# %% ../nbs/14_engine.ipynb #2ab481b6
 ROWS = 8   # rows that go together, at most: their states want room in the last cache
 
 
@@ -255,8 +250,7 @@ class CompiledStepper:
         bad = [(t, group.start + r) for group, (t, r) in zip(self.groups, found) if t >= 0]
         if bad:
             t, row = min(bad)
-            raise ValueError(f"the model's output is not finite at {self.where(self.count + t)}, row {row}: its weights or its "
-                             "state overflowed; check the checkpoint, or train with a smaller learning rate")
+            raise not_finite(self.where(self.count + t), row)
         self.count += n
 
 # %% ../nbs/14_engine.ipynb #b83c28b0

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['add_batch', 'evaluate', 'whole_tokens', 'whole_files', 'evaluate_whole']
 
-# %% ../nbs/12_evaluation.ipynb #29fe5b00
+# %% ../nbs/12_evaluation.ipynb #9506d7fd
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .byte_tokens import place_bytes, to_bytes
 from .core import pick_device
-from .data import INPUTS, AudioData, WindowDataset
+from .data import AudioData, WindowDataset, streams
 from .interleave import interleave, parse_strategy
 from .metrics import Tally
 
@@ -63,7 +62,7 @@ def evaluate(
             add_batch(tally, model, {k: v.to(device) for k, v in batch.items()})
     return tally.result()
 
-# %% ../nbs/12_evaluation.ipynb #9ac2cd15
+# %% ../nbs/12_evaluation.ipynb #bae122d6
 def whole_tokens(
     windows:WindowDataset, # cut without context and padding
     i:int,                 # which window
@@ -72,11 +71,7 @@ def whole_tokens(
     """The tokens of a window that goes on from the one before it, as many as it has samples."""
     config, q, wave = windows.config, windows.quantizer, torch.from_numpy(windows.wave(i))[None]
     codes = q.encode(wave, windows.span(i)[0].name)
-    y = interleave(codes, config.interleaving_strategy)
-    if config.tokens == "bytes":
-        y = to_bytes(y, config.bits)
-        feed = place_bytes(y, config.tokens_per_sample)
-    else: feed = interleave(INPUTS[config.input](q, wave, codes), config.interleaving_strategy)
+    y, feed, _ = streams(config, wave, codes, lambda tensor, fill: interleave(tensor, config.interleaving_strategy))
     return torch.cat([before, feed[:, :-1]], 1), y, feed[:, -1:]
 
 def whole_files(

@@ -97,7 +97,7 @@ class Stage(nn.Module):
             if add is not None: x = x + add.pop()
         return x, tuple(new) if need_state else None
 
-# %% ../nbs/09_sashimi.ipynb #42862717
+# %% ../nbs/09_sashimi.ipynb #77111977
 class PoolLinear(nn.Module):
     """Linear map, weight-normalised as in the public code unless `weight_norm` is off, with an optional GELU."""
 
@@ -110,9 +110,11 @@ class PoolLinear(nn.Module):
             self.weight_v = linear.weight
         else: self.weight = linear.weight
 
+    @property
+    def matrix(self) -> Float[Tensor, "o i"]: return self.weight_g*F.normalize(self.weight_v, dim=1) if self.weight_norm else self.weight
+
     def forward(self, x: Float[Tensor, "... i"]) -> Float[Tensor, "... o"]:
-        weight = self.weight_g*F.normalize(self.weight_v, dim=1) if self.weight_norm else self.weight
-        y = F.linear(x, weight, self.bias)
+        y = F.linear(x, self.matrix, self.bias)
         return F.gelu(y) if self.activate else y
 
 

@@ -5,19 +5,20 @@
 # %% auto #0
 __all__ = ['SUBTYPES', 'to_integers', 'SoundWriter']
 
-# %% ../nbs/04_writing.ipynb #ddfed8af
+# %% ../nbs/04_writing.ipynb #d4e198e3
 import os
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import soundfile as sf
+import torch
 from jaxtyping import Float
 
 from .core import choose
-from .quantization import check_wave
+from .quantization import check_wave, linear_encode
 
-# %% ../nbs/04_writing.ipynb #5fcbac4b
+# %% ../nbs/04_writing.ipynb #1ab70159
 SUBTYPES = {"wav": {8: "PCM_U8", 16: "PCM_16", 24: "PCM_24"}, "flac": {8: "PCM_S8", 16: "PCM_16", 24: "PCM_24"}}
 
 
@@ -26,9 +27,8 @@ def to_integers(
     bits:int,                      # 8, 16 or 24
 )->np.ndarray:                     # (t, c) int32, the sample in the top bits
     """Samples as integers of a depth."""
-    full = 2**(bits - 1)
-    k = np.minimum(np.rint(np.asarray(wave, np.float64)*full), full - 1).astype(np.int32)
-    return k << (32 - bits)
+    codes = linear_encode(torch.as_tensor(np.asarray(wave, np.float64)), bits)
+    return (codes - 2**(bits - 1)).numpy().astype(np.int32) << (32 - bits)
 
 # %% ../nbs/04_writing.ipynb #ed6db69f
 class SoundWriter:
