@@ -21,7 +21,7 @@ endif
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-browser ablations checkpoints lab export readme hooks clean stale
+.PHONY: help setup test test-browser ablations checkpoints pictures lab export readme hooks clean stale
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -38,7 +38,7 @@ test: $(STAMP)  ## all tests: exports, notebooks, pytest, import order, ruff
 
 test-browser: $(STAMP)  ## the explorations in a real browser [CHROMIUM=/path/to/chrome]; `make test` has them too
 	@$(PY) -c 'import sys; sys.path.insert(0, "tests"); import browser; sys.exit(browser.missing() or 0)'
-	@$(PY) -m pytest tests/test_browser.py $(ARGS)
+	@$(PY) -m pytest tests/browser $(ARGS)
 
 checkpoints: $(STAMP)  ## train the two models of data/checkpoints anew, half an hour each
 	@set -e; for name in music digits; do \
@@ -48,8 +48,11 @@ checkpoints: $(STAMP)  ## train the two models of data/checkpoints anew, half an
 		cp "$$(ls -t runs/demo-$$name/*/model.safetensors | head -1)" data/checkpoints/$$name.safetensors; \
 	done
 
-lab: $(STAMP)  ## open the notebooks in JupyterLab, on this machine only
-	@$(PY) -m jupyterlab --ip=127.0.0.1 --ServerApp.root_dir="$(HERE)" --LabApp.default_url=/lab/tree/nbs \
+pictures: $(STAMP)  ## make the pictures of the explorations in nbs/images anew (needs Chromium) [ARGS="layouts runs"]
+	@$(PY) tests/pictures.py $(ARGS)
+
+lab: $(STAMP)  ## open the start page of the notebooks in JupyterLab, on this machine only
+	@$(PY) -m jupyterlab --ip=127.0.0.1 --ServerApp.root_dir="$(HERE)" --LabApp.default_url=/lab/tree/nbs/start.ipynb \
 		--LabApp.news_url= --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate \
 		--LabApp.extension_manager=readonly $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
 

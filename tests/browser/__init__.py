@@ -19,7 +19,7 @@ from pathlib import Path
 
 import nbformat
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SCREENSHOTS = ROOT / "screenshots"
 PATIENCE_MS = 120_000
 TOKEN = "only-for-this-test"
@@ -131,7 +131,8 @@ class Notebook:
         return self
 
     def __exit__(self, *error):
-        self.context.close()
+        try: self.page.evaluate(f"() => {CURRENT}.sessionContext.shutdown().then(() => null)")   # else kernels pile up
+        finally: self.context.close()
 
     def command(self, name: str, **arguments) -> None:
         """One of JupyterLab's commands, to its end."""
@@ -162,8 +163,44 @@ class Notebook:
         self.page.wait_for_function(f"() => document.body.dataset.jpThemeLight === '{str(not dark).lower()}'")
         self.page.locator("#jupyterlab-splash").wait_for(state="detached")
 
+    def exported(self) -> "playwright.sync_api.Page":  # noqa: F821
+        """The notebook as it is now, exported to HTML and opened in a window without any network."""
+        from nbconvert import HTMLExporter
+
+        content = nbformat.from_dict(self.page.evaluate(f"() => {CURRENT}.content.model.toJSON()"))
+        for cell in content.cells: cell.pop("attachments", None)   # the browser writes null where there are none
+        path = self.lab.folder / f"{Path(self.name).stem}.html"
+        path.write_text(HTMLExporter().from_notebook_node(content)[0], encoding="utf-8")
+        page = self.context.new_page()
+        page.route(lambda url: not url.startswith(("file:", "data:", "blob:")), lambda route: route.abort())
+        page.goto(path.as_uri(), wait_until="domcontentloaded")
+        return page
+
     def screenshot(self, name: str) -> Path:
         """The window as a PNG in the ignored folder."""
         SCREENSHOTS.mkdir(exist_ok=True)
         self.page.screenshot(path=SCREENSHOTS / f"{name}.png")
         return SCREENSHOTS / f"{name}.png"
+
+
+def slide(page, label: str, *keys: str) -> None:
+    """Move a slider by the keyboard."""
+    handle = page.locator(".widget-hslider", has_text=label).locator(".noUi-handle")
+    for key in keys: handle.press(key)
+
+
+def press(page, name: str) -> None:
+    """Press a button, and wait until its work is done."""
+    page.get_by_role("button", name=name, exact=True).click()
+    time.sleep(0.3)
+    page.wait_for_function("() => [...document.querySelectorAll('button')].filter(b => b.innerText.trim() === 'Stop').every(b => b.disabled)")
+
+
+def check_export(notebook: Notebook) -> None:
+    """What a page shows is in its HTML export too, without network or kernel: at least a picture and a player, each of some size."""
+    page = notebook.exported()
+    still = page.locator("div[class^=swb-still]")
+    for kind in ("img", "audio"):
+        box = still.locator(kind).first.bounding_box()
+        assert box and box["width"] > 100 and box["height"] > 20, f"{notebook.name}: no {kind} in the export"
+    page.close()

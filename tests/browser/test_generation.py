@@ -1,40 +1,12 @@
-"""The explorations in a real browser: open, run all cells, turn knobs, see and hear a change, find no error."""
+"""Generation: a clip grows, is stopped, and stands beside others."""
 import re
-import time
 
-import pytest
-from browser import ROOT, Lab, copy_notebook, missing
-from made_models import save_model
-
-WHY_NOT = missing()
-pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    """A server on copies of the notebooks, with untrained models to choose from."""
-    folder = tmp_path_factory.mktemp("lab")
-    for name, changes in (("a", {}), ("b", {"bits": 16, "head": "dml"})): save_model(folder / "runs" / name / "model.safetensors", **changes)
-    for source in (ROOT / "nbs/explore").glob("*.ipynb"): copy_notebook(source, folder / source.name, {"runs": str(folder / "runs")})
-    with Lab(folder) as lab: yield lab
+from browser import check_export, press, slide
 
 
 def shown(page):
     """The picture and the player of the upper half."""
     return page.locator(".swb-one img").get_attribute("src"), page.locator(".swb-one audio").get_attribute("src")
-
-
-def slide(page, label, *keys):
-    """Move a slider by the keyboard."""
-    handle = page.locator(".widget-hslider", has_text=label).locator(".noUi-handle")
-    for key in keys: handle.press(key)
-
-
-def press(page, name):
-    """Press a button, and wait until its work is done."""
-    page.get_by_role("button", name=name, exact=True).click()
-    time.sleep(0.3)
-    page.wait_for_function("() => [...document.querySelectorAll('button')].filter(b => b.innerText.trim() === 'Stop').every(b => b.disabled)")
 
 
 def seconds_heard(page):
@@ -58,6 +30,7 @@ def test_generation(lab):
         assert "temperature 0.7" in page.locator(".swb-one figcaption").inner_text()
         assert abs(seconds_heard(page) - 0.5) < 0.01, "0.3 s of prompt and 0.2 s"
         notebook.screenshot("generation")
+        check_export(notebook)
 
         slide(page, "New audio", "End")                      # 100 s, stopped on the way
         page.get_by_role("button", name="Generate", exact=True).click()
