@@ -54,7 +54,7 @@ def plot_codes(
     tidy(top, f"{len(levels):,} levels, samples {start:,} to {start + len(x) - 1:,}", "", "full scale", grid="")
     top.legend(fontsize=9, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), frameon=False, borderaxespad=0.2)
     codes_axis = top.twinx()
-    ticks = seen[::max(math.ceil(len(seen) / 7), 1)]
+    ticks = seen[np.unique(np.searchsorted(levels[seen], np.linspace(*levels[seen[[0, -1]]], min(len(seen), 7)) - 1e-9))] if len(seen) else seen
     tidy(codes_axis, "", "", "code", grid="").set(ylim=top.get_ylim(), yticks=levels[ticks], yticklabels=[f"{i:,}" for i in ticks])
     low.plot(ms, decoded - x, color=MARK, linewidth=1)
     tidy(low, "", "time (ms)", "error")
@@ -105,7 +105,7 @@ def plot_layout(
         for i, flat in enumerate(order[:shown]):
             color = arm_color(channel_names[flat % n_channels])
             ax.add_patch(Rectangle((i - 0.46, y - 0.4), 0.92, 0.8, color=color, linewidth=0))
-            ax.text(i, y, f"{flat // n_channels}", ha="center", va="center", fontsize=8.5, color=_text_on(color))
+            ax.text(i, y, f"{flat // n_channels}", ha="center", va="center", fontsize=9, color=_text_on(color))
         if len(order) > shown: ax.text(shown - 0.4, y, "…", va="center", fontsize=11, color=INK)
     for name in channel_names: ax.scatter([], [], marker="s", s=70, color=arm_color(name), label=name)
     ax.legend(fontsize=9.5, ncols=n_channels, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)

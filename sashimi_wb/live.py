@@ -15,7 +15,7 @@ from ipywidgets import Layout, VBox, Widget
 
 from .widgets import Latest, Still, Turn, error_html
 
-# %% ../nbs/01c_live.ipynb #ed70c5e1
+# %% ../nbs/01c_live.ipynb #0bf8dac6
 class Live:
     """A page that follows its controls: shown when a cell ends in it."""
     def __init__(self,
@@ -61,5 +61,7 @@ class Live:
 
     def _ipython_display_(self):
         self.still.show_page(self.box)
+        self.latest.stop()
+        self.latest.wait()                           # what a cell before has set is answered now
         self.run(Turn())
         self.still.show(self.html)

@@ -32,7 +32,7 @@ def own_audio(
     if path is None or not Path(path).expanduser().is_dir(): return {}
     return {f"own: {name}": str(Path(path).expanduser()/name) for name in audio_names(Path(path).expanduser())}
 
-# %% ../nbs/04_sounds.ipynb #b836f249
+# %% ../nbs/04_sounds.ipynb #ec3f8d9c
 @dataclass(frozen=True, eq=False)
 class Sound:
     """A segment of audio, as it is in its file."""
@@ -75,9 +75,8 @@ def _probed(path, changed): return probe(path)
 
 @lru_cache(maxsize=8)
 def _read(path, changed, start, frames):
-    wave = read_frames(_probed(path, changed), start, frames)[:, :2]
-    wave.flags.writeable = False
-    return wave
+    info = _probed(path, changed)
+    return Sound(info.name, read_frames(info, start, frames)[:, :2], info.sample_rate, start/info.sample_rate, info.frames/info.sample_rate)
 
 
 def read_sound(
@@ -93,10 +92,9 @@ def read_sound(
     all_s, start = info.frames/info.sample_rate, round(start_s*info.sample_rate)
     if not 0 <= start < info.frames: raise ValueError(f"segment: expected a start from 0 s to within the {all_s:.2f} s of {info.name}, got {start_s:g} s")
     if not length_s > 0: raise ValueError(f"segment: expected a length above 0 s, got {length_s:g} s")
-    wave = _read(str(path), changed, start, min(max(round(length_s*info.sample_rate), 1), info.frames - start))
-    return Sound(info.name, wave, info.sample_rate, start/info.sample_rate, all_s)
+    return _read(str(path), changed, start, min(max(round(length_s*info.sample_rate), 1), info.frames - start))
 
-# %% ../nbs/04_sounds.ipynb #404cd9aa
+# %% ../nbs/04_sounds.ipynb #911f8956
 OWN_FILE, GIVEN = "own file, by its path", "the given samples"
 
 
@@ -110,7 +108,7 @@ class SoundPicker:
         longest_s:float=30.0,       # that the slider reaches
         start:str="music",          # with which of the bundled files to begin: what their name starts with
     ):
-        self.given = None if wave is None else as_sound(wave, rate, GIVEN)
+        self.given, self.cut = None if wave is None else as_sound(wave, rate, GIVEN), (None, None)
         own = str(audio) if audio is not None and not Path(audio).expanduser().is_dir() else ""
         self.files = own_audio(audio) | bundled_audio()
         names = [GIVEN]*(wave is not None) + [*self.files, OWN_FILE]
@@ -128,12 +126,13 @@ class SoundPicker:
     def _fit(self, change=None): self.own.disabled = self.file.value != OWN_FILE
 
     def sound(self) -> Sound:
-        """What is chosen. Raises: as `read_sound`, or ValueError where the path of the own file is missing."""
+        """What is chosen; the same object while nothing changed. Raises: as `read_sound`, or ValueError where the path of the own file is missing."""
         if self.file.value == GIVEN:
             g = self.given
-            start = round(self.start_s.value*g.rate)
+            start, n = round(self.start_s.value*g.rate), max(round(self.length_s.value*g.rate), 1)
             if not 0 <= start < len(g.wave): raise ValueError(f"segment: expected a start from 0 s to within the {g.file_s:.2f} s that were given, got {self.start_s.value:g} s")
-            return Sound(g.name, g.wave[start:start + max(round(self.length_s.value*g.rate), 1)], g.rate, start/g.rate, g.file_s)
+            if self.cut[0] != (start, n): self.cut = (start, n), Sound(g.name, g.wave[start:start + n], g.rate, start/g.rate, g.file_s)
+            return self.cut[1]
         path = self.own.value.strip() if self.file.value == OWN_FILE else self.files[self.file.value]
         if not path: raise ValueError("own file: expected the path of an audio file, got none; type it, or choose another sound")
         return read_sound(path, self.start_s.value, self.length_s.value)

@@ -18,7 +18,7 @@ from ipywidgets import Box, Button, FloatProgress, Layout, VBox, Widget
 
 from .core import log
 
-# %% ../nbs/01b_widgets.ipynb #765bc11a
+# %% ../nbs/01b_widgets.ipynb #bcb7fabb
 class Turn:
     """Leave to go on; whoever works looks at `going` every now and then."""
     def __init__(self): self.going, self.overtaken = True, False
@@ -41,8 +41,10 @@ class Latest:
         def run():
             if before: before.join()
             if turn.going: work(turn)
-        self.turn, self.thread = turn, threading.Thread(target=run, daemon=True)
-        self.thread.start()
+        thread = threading.Thread(target=run, daemon=True)
+        self.turn = turn
+        thread.start()
+        self.thread = thread
 
     def stop(self)->None:
         """Tell what goes on to end; it keeps what it has."""
@@ -92,11 +94,11 @@ def error_html(
     text = str(error) if expected and str(error) else f"{type(error).__name__}: {error}"
     return note_html(text, "#D55E00", "alert")
 
-# %% ../nbs/01b_widgets.ipynb #4c0acc1f
+# %% ../nbs/01b_widgets.ipynb #e5674b1f
 FLOW = Layout(flex_flow="row wrap", align_items="center", grid_gap="4px 8px", overflow="visible")  # side by side where there is room
 
 
-def label_style(width:str="9.5em")->dict:
+def label_style(width:str="10.5em")->dict:
     """Room for the label of a control."""
     return {"description_width": width}
 
@@ -149,7 +151,13 @@ class Runner:
         """Say how far it is, from 0 to 1, and how it goes."""
         self.bar.value, self.said.value = min(max(share, 0.0), 1.0), f'<span role="status">{escape(words)}</span>'
 
-# %% ../nbs/01b_widgets.ipynb #b92a527d
+# %% ../nbs/01b_widgets.ipynb #368ed4ce
+_PAGE = """<style>.swb-page .widget-html, .swb-page .widget-html-content {min-width: 0; max-width: 100%; line-height: 1.45}</style>
+<img alt="" hidden src="data:," onerror="const page = this.closest('.swb-page');
+if (page) page.addEventListener('focusin', e => { e.target.dataset.lmSuppressShortcuts = 'true'; });
+else setTimeout(() => { this.src = 'data:,'; }, 50);">"""
+
+
 class Still:
     """Plain HTML of what a page shows, seen only where its widgets are not live."""
     def __init__(self):
@@ -157,7 +165,7 @@ class Still:
 
     def show_page(self, page:Widget)->None:
         """Display a page of widgets, with what hides the still."""
-        box = VBox([Html(f"<style>.{self.name}{{display:none}}</style>", layout=Layout(display="none")), page])
+        box = VBox([Html(f"<style>.{self.name}{{display:none}}</style>{_PAGE}", layout=Layout(display="none")), page]).add_class("swb-page")
         bundle = box._repr_mimebundle_() | {"text/plain": "Controls, live in JupyterLab and the classic notebook."}
         display(bundle, raw=True)
 

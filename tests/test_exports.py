@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "sashimi_wb"
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name not in ("__init__.py", "_modidx.py"))
 BIN = Path(sys.executable).parent
-TRAINS = {"lit", "trainer", "experiments", "cli"}  # these may import Lightning, which costs seconds
+TRAINS = {"lit", "trainer", "experiments", "training_worker", "cli"}  # these may import Lightning, which costs seconds
 COMPILED = {"lanes", "draws", "compiled"}               # what numba compiles
 
 OWNERS = packages_distributions()

@@ -55,11 +55,11 @@ def test_wrong_rates(rate):
     with pytest.raises(ValueError, match="sample rate"): player(WAVE, rate)
 
 
-@pytest.mark.parametrize("encoding, n, channels, rate", itertools.product(("flac", "wav"), (1, 15, 5000), (1, 2), (3_000, 44_100)))
-def test_player_holds_exactly_the_samples(encoding, n, channels, rate):
+@pytest.mark.parametrize("n, channels, rate", itertools.product((1, 15, 5000), (1, 2), (3_000, 44_100)))
+def test_player_holds_exactly_the_samples(n, channels, rate):
     wave = np.random.default_rng(n).uniform(-1, 1, (n, channels)).astype(np.float32)
-    html = player(wave, rate, "a clip", encoding).data
-    data = re.search(rf'src="data:audio/{encoding};base64,([^"]+)"', html)[1]
+    html = player(wave, rate, "a clip").data
+    data = re.search(r'src="data:audio/wav;base64,([^"]+)"', html)[1]
     back, got_rate = soundfile.read(io.BytesIO(base64.b64decode(data)), dtype="int16", always_2d=True)
     assert got_rate == rate
     np.testing.assert_array_equal(back, pcm16(wave))

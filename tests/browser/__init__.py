@@ -7,6 +7,7 @@
 """
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -50,10 +51,11 @@ def free_port() -> int:
 
 
 def copy_notebook(source: Path, target: Path, parameters: dict) -> None:
-    """A copy to run, with parameters set as papermill would: in a cell after the one with that tag."""
+    """A copy to run, with those parameters that it has set as papermill would: in a cell after the one with that tag."""
     notebook = nbformat.read(source, 4)
     at = next((i for i, c in enumerate(notebook.cells) if "parameters" in c.metadata.get("tags", [])), None)
-    lines = [f"{name} = {value!r}" for name, value in parameters.items()]
+    has = "" if at is None else notebook.cells[at].source
+    lines = [f"{name} = {value!r}" for name, value in parameters.items() if re.search(rf"\b{name}\b", has)]
     if at is not None and lines: notebook.cells.insert(at + 1, nbformat.v4.new_code_cell("\n".join(lines)))
     target.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, target)
@@ -128,6 +130,7 @@ class Notebook:
     def __enter__(self):
         self.page.goto(f"{self.lab.url}/lab/tree/{self.name}?token={TOKEN}&reset")
         self.page.wait_for_function(f"() => {CURRENT}?.sessionContext?.session?.kernel?.status === 'idle'")
+        if self.page.evaluate("document.body.dataset.jpThemeLight") != "true": self.theme(dark=False)   # as the page before left it
         return self
 
     def __exit__(self, *error):
