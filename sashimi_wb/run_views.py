@@ -6,7 +6,7 @@
 __all__ = ['CURVES', 'CLIPS', 'curves_of', 'bits_of', 'results_of', 'sounds_of', 'differences', 'provenances',
            'notebook_parameters', 'audio_of', 'command', 'what_it_gives', 'commands']
 
-# %% ../nbs/16l_run_views.ipynb #3f12f974
+# %% ../nbs/16l_run_views.ipynb #cb2b34cf
 import json
 import math
 import shlex
@@ -20,9 +20,8 @@ from matplotlib.figure import Figure
 from .charts import plot_curves
 from .core import project_root
 from .experiments import PRESETS, Experiment, bundled, experiment
-from .in_step import players_in_step
 from .players import table
-from .report import bits_figure, clip
+from .report import bits_figure, in_step
 from .results import result_rows, rows_table, sentences
 from .run_table import PARAMETERS, Finished, arms, as_text, bundled_folder, differing
 from .runs import Run, audio_folder
@@ -82,7 +81,7 @@ def results_of(
         if len(coded) > 1 or differing(runs, ("bits", "data")): said.append("FLAC codes exactly the scored samples of each run, at its depth: between depths, or between sounds, compare the ratio to FLAC.")
     return rows_table(result_rows(records), said).data
 
-# %% ../nbs/16l_run_views.ipynb #35e108c1
+# %% ../nbs/16l_run_views.ipynb #ed48f120
 CLIPS = {"continuations": ("original", "continuation"), "quantized": ("original", "quantized"), "all clips": ("original", "quantized", "continuation")}
 
 
@@ -91,22 +90,11 @@ def sounds_of(
     what:str="continuations", # a name of CLIPS
 )->str:                       # HTML
     """The clips of runs in step; a note for a run whose audio is gone."""
-    clips, rates, colors, notes = {}, {}, {}, []
-    for kind in CLIPS[what]:
-        same = {}                                 # one sound -> the arms that share it
-        for name, group in arms(runs).items():
-            run = max(group, key=lambda r: r.experiment.continuation_s)
-            try: wave = clip(run.record, kind)
-            except (OSError, RuntimeError) as e: notes.append(f"{name}: {e}")
-            else: same.setdefault((name if kind == "continuation" else "", run.record["sample_rate"], wave.tobytes()), (wave, run, []))[2].append(name)
-        for wave, run, names in same.values():
-            title = kind if len(same) == 1 and kind != "continuation" else f"{' and '.join(names)}: {kind}"
-            clips[title], rates[title] = wave, run.record["sample_rate"]
-            if len(names) == 1 and title != kind: colors[title] = arm_color(names[0])
-    made = players_in_step(clips, rates, colors, "clips of the chosen runs").data if clips else ""
+    notes = []
+    made = in_step({name: [r.record for r in group] for name, group in arms(runs).items()}, CLIPS[what], notes, "clips of the chosen runs")
     starts = sorted({r.experiment.prompt_s for r in runs})
     said = f"A continuation begins {' or '.join(f'{s:g}' for s in starts)} s into its clip: what comes before is the prompt, as the model heard it." if "continuation" in CLIPS[what] else ""
-    return made + (f'<p class="swb-note">{said}</p>' if clips else "") + "".join(note_html(n, "#D55E00") for n in dict.fromkeys(notes))
+    return made + (f'<p class="swb-note">{said}</p>' if made else "") + "".join(note_html(n, "#D55E00") for n in dict.fromkeys(notes))
 
 # %% ../nbs/16l_run_views.ipynb #67d8923f
 def _columns(runs, rows, caption):
