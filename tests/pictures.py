@@ -18,11 +18,22 @@ WIDTH, COLORS = 900, 96  # a small file: pixels across, entries of the palette
 def wait_training(page):
     """Let a run begin and its first curves be drawn."""
     page.get_by_role("button", name="Start", exact=True).click()
-    page.locator("audio").first.wait_for()
-    page.wait_for_timeout(3000)
+    page.locator(".swb-clips audio").nth(1).wait_for()
+    page.wait_for_timeout(5000)
 
 
-PREPARE = {"training": wait_training}
+def choose_runs(page):
+    """Choose the arms of the first ablation."""
+    box = page.get_by_role("textbox", name="Filter")
+    box.fill("bits=8 channels=mono quantization=mu_law steps=240 seed=0")
+    box.press("Enter")
+    page.wait_for_timeout(2000)
+    page.get_by_label("Compare", exact=True).and_(page.locator("select")).focus()
+    page.keyboard.press("Control+a")
+    page.wait_for_timeout(4000)
+
+
+PREPARE = {"training": wait_training, "runs": choose_runs}
 
 
 def take(lab: Lab, name: str) -> Path:
