@@ -12,7 +12,7 @@ from PIL import Image
 
 IMAGES = ROOT / "nbs/images"
 NAMES = ("quantization", "layouts", "state_space", "forward_pass", "training", "generation", "runs")
-WIDTH, COLORS = 900, 96  # a small file: pixels across, entries of the palette
+WIDTH, COLORS = 900, 255  # a small file: pixels across, entries of the palette
 
 
 def wait_training(page):
@@ -50,7 +50,7 @@ def take(lab: Lab, name: str) -> Path:
     small = shot.resize((WIDTH, round(shot.height * WIDTH / shot.width)), Image.Resampling.LANCZOS)
     small = small.crop((0, 0, WIDTH, min(small.height, WIDTH)))
     path = IMAGES / f"explore_{name}.png"
-    small.quantize(COLORS, dither=Image.Dither.NONE).save(path, optimize=True)
+    small.quantize(COLORS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(path, optimize=True)
     return path
 
 

@@ -1,5 +1,6 @@
 """The committed package, notebooks and README are what the tools make of the notebooks; the package keeps its promises."""
 import ast
+import json
 import multiprocessing
 import os
 import re
@@ -99,14 +100,23 @@ def test_readme_tools():
     assert "<audio" not in plain_html('<audio src="data:audio/flac;base64,AAAA"></audio>')
 
 
-@pytest.mark.parametrize("name", ["README.md", "data/README.md", "CHANGELOG.md"])
-def test_links_lead_somewhere(name):
-    path = ROOT / name
-    if not path.exists(): pytest.skip(f"{name} is not written yet")
-    text = re.sub(r"^```.*?^```|`[^`\n]+`", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
+def dead_links(text: str, folder: Path) -> list[str]:
+    """Relative links of a Markdown text that lead nowhere."""
+    text = re.sub(r"^```.*?^```|`[^`\n]+`", "", text, flags=re.M | re.S)
     links = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r"""\b(?:src|href)=["']([^"']+)["']""", text)
     local = [link.split("#")[0] for link in links if not re.match(r"[a-z][a-z0-9+.-]*:|#", link, re.I)]
-    assert not [link for link in local if not (path.parent / link).exists()]
+    return [link for link in local if not (folder / link).exists()]
+
+
+@pytest.mark.parametrize("name", ["README.md", "data/README.md", "CHANGELOG.md"])
+def test_links_lead_somewhere(name):
+    assert not dead_links((ROOT / name).read_text(encoding="utf-8"), (ROOT / name).parent)
+
+
+@pytest.mark.parametrize("path", [ROOT / "nbs/start.ipynb", *sorted((ROOT / "nbs/explore").glob("*.ipynb"))], ids=lambda p: p.stem)
+def test_links_of_pages_lead_somewhere(path):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    assert not dead_links("\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown"), path.parent)
 
 
 def test_pictures_are_small():
