@@ -125,7 +125,7 @@ def carry_out(
         try: execute(run, progress=False, show=show)
         finally: trainer.Keeper = before
 
-# %% ../nbs/16j_training_worker.ipynb #8a5568f7
+# %% ../nbs/16j_training_worker.ipynb #3af99ee2
 def main()->None:
     """Read one wish from the standard input, carry it out, and tell how it goes on the standard output."""
     lines, sys.stdout = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8"), sys.stderr
@@ -143,3 +143,4 @@ def main()->None:
         tell(ended="done")
     except KeyboardInterrupt as e: tell(ended="stopped", why=str(e))
     except (ValueError, OSError) as e: tell(ended="failed", why=str(e))
+    os._exit(0)     # everything is written; Python would take seconds to leave, and falls over a thread that still counts baselines

@@ -1,10 +1,14 @@
-"""Every notebook under nbs/ runs with its small defaults, by nbdev's own runner (`#| eval: false` and flags count)."""
+"""Every notebook under nbs/ runs with its small defaults, by nbdev's own runner (`#| eval: false` and flags count).
+
+The pages of nbs/explore run in a real browser where there is one (tests/browser), and here where there is none.
+"""
 import subprocess
 import sys
 from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
+from browser import missing
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT_S = 240
@@ -22,7 +26,7 @@ sys.exit(0 if passed else 1)
 def notebooks() -> list[Path]:
     """What nbdev would test: all notebooks under nbs/ but those in a hidden folder or with a leading underscore."""
     found = (p.relative_to(ROOT) for p in (ROOT / "nbs").rglob("*.ipynb"))
-    return sorted(p for p in found if not any(part[0] in "._" for part in p.parts))
+    return sorted(p for p in found if not any(part[0] in "._" for part in p.parts) and (missing() or p.parent.name != "explore"))
 
 
 def skipped_flags() -> list[str]:
