@@ -151,8 +151,9 @@ class Runner:
         """Say how far it is, from 0 to 1, and how it goes."""
         self.bar.value, self.said.value = min(max(share, 0.0), 1.0), f'<span role="status">{escape(words)}</span>'
 
-# %% ../nbs/01b_widgets.ipynb #368ed4ce
-_PAGE = """<style>.swb-page .widget-html, .swb-page .widget-html-content {min-width: 0; max-width: 100%; line-height: 1.45}</style>
+# %% ../nbs/01b_widgets.ipynb #6855d208
+_PAGE = """<style>.swb-page .widget-html, .swb-page .widget-html-content {min-width: 0; max-width: 100%; line-height: 1.45}
+div.output_scroll:has(.swb-page) {height: auto; overflow: visible; box-shadow: none}</style>
 <img alt="" hidden src="data:," onerror="const page = this.closest('.swb-page');
 if (page) page.addEventListener('focusin', e => { e.target.dataset.lmSuppressShortcuts = 'true'; });
 else setTimeout(() => { this.src = 'data:,'; }, 50);">"""
