@@ -28,8 +28,11 @@ from .s4 import S4Block
 from .sounds import Sound
 from .trained import load_model
 
-# %% ../nbs/16i_activations.ipynb #0c3a64fa
+# %% ../nbs/16i_activations.ipynb #436cbda1
 FITTING = {"codes": "embedding", "dequantized": "linear_projection", "raw": "linear_projection"}
+
+
+_loaded = lru_cache(maxsize=1)(load_model)    # asked for its experiment, its weights and its sample rate
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Way:
 
     def experiment(self) -> Experiment:
         """All parameters. Raises: ValueError for what does not go together."""
-        base = load_model(self.path).experiment if self.path else experiment(self.preset)
+        base = _loaded(self.path).experiment if self.path else experiment(self.preset)
         return replace(base, bits=self.bits, quantization=self.quantization, channels=self.channels, interleaving_strategy=self.strategy,
                        input=self.input, encoder=self.encoder or choose(self.input, FITTING, "input"), head=self.head)
 
@@ -62,7 +65,7 @@ def way_of(
     """The way that an experiment goes by itself."""
     return Way(preset, str(path), e.bits, e.quantization, e.channels, e.interleaving_strategy, e.input, e.encoder, e.head)
 
-# %% ../nbs/16i_activations.ipynb #d6c0b7dc
+# %% ../nbs/16i_activations.ipynb #0ac360a8
 @lru_cache(maxsize=1)
 def built(
     config:ModelConfig,
@@ -72,7 +75,7 @@ def built(
 )->WaveModel:
     """A model, ready to run. Raises: ValueError for weights of another shape, or a mode that the head refuses."""
     if path:
-        model = load_model(path).model
+        model = _loaded(path).model
         if model.config != config:
             differ = [k for k in ("bits", "encoder", "head") if getattr(model.config, k) != getattr(config, k)]
             raise ValueError(f"{Path(path).name}: its weights are for {', '.join(f'{k} {getattr(model.config, k)}' for k in differ)}, got "
@@ -272,7 +275,7 @@ def run_stages(
         row |= {"ms": row["ms"] - 1e3*counting_s, "gates": float(np.mean(gates)) if gates else float("nan")}
     return rows, outputs
 
-# %% ../nbs/16i_activations.ipynb #9c48502d
+# %% ../nbs/16i_activations.ipynb #6a431dc3
 def watch(
     sound:Sound,
     way:Way,
@@ -281,7 +284,7 @@ def watch(
     """Put a sound through a model. Raises: ValueError, in the words of the part that refuses."""
     started, e = time.perf_counter(), way.experiment()
     model = built(e.model_config(), way.path, way.mode, way.kept)
-    rate = load_model(way.path).sample_rate if way.path else e.target_sr or sound.rate
+    rate = _loaded(way.path).sample_rate if way.path else e.target_sr or sound.rate
     tokens = tokens_of(sound, e, rate, most_samples(e, way.kept if way.mode not in ("full", "ragged") else None))
     rows, outputs = run_stages(model, tokens.x, tell)
     params = outputs["head"]

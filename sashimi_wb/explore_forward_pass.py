@@ -6,7 +6,7 @@
 __all__ = ['DEPTHS', 'LAYOUTS', 'KEPT', 'PassControls', 'StageChooser', 'Overtaken', 'pass_note', 'ForwardPassPage',
            'explore_forward_pass']
 
-# %% ../nbs/17_explore_forward_pass.ipynb #5e653684
+# %% ../nbs/17_explore_forward_pass.ipynb #d735905a
 import math
 import time
 from collections.abc import Iterator
@@ -26,9 +26,9 @@ from .sequence_decoder import MODES
 from .sounds import SoundPicker
 from .stage_pictures import mark_html, notes_table, plot_stage, sounds_html, stages_table, unet_html
 from .trained import Saved, find_models
-from .widgets import FLOW, as_wide_as, label_style, note_html
+from .widgets import FLOW, look, note_html
 
-# %% ../nbs/17_explore_forward_pass.ipynb #0eaf8e6d
+# %% ../nbs/17_explore_forward_pass.ipynb #77947be8
 DEPTHS = (8, 16, 24)
 LAYOUTS = ("temporal", "blocking-4", "blocking-16", "blocking-128", "blocking-1024", "blocking")
 KEPT = {"all": -1, "one, no time axis": 0, "one": 1, "16": 16, "1024": 1024}
@@ -40,12 +40,12 @@ class PassControls(HasTraits):
 
     def __init__(self, models: list[Saved], picker: SoundPicker):
         super().__init__()
-        look = {"style": label_style("7.5em"), "layout": as_wide_as(19)}
-        def choice(label, options, tip=""): return Dropdown(options=options, description=label, tooltip=tip or label, **look)
+        narrow = look(19, "7.5em")
+        def choice(label, options, tip=""): return Dropdown(options=options, description=label, tooltip=tip or label, **narrow)
         ways = [(f"trained: {m.name}", way_of(m.experiment, path=m.path)) for m in models]
         ways += [(f"preset, fresh weights: {name}", way_of(experiment(name), name)) for name in PRESETS]
         start = next((w for name, w in ways if name.startswith("trained: music")), dict(ways).get("preset, fresh weights: small"))
-        self.model = Dropdown(options=ways, value=start, description="Model", style=label_style("7.5em"), layout=as_wide_as(58), tooltip="A model; sets all other controls")
+        self.model = Dropdown(options=ways, value=start, description="Model", tooltip="A model; sets all other controls", **look(58, "7.5em"))
         self.bits = choice("Bits", DEPTHS, "Size of a sample; 24 only as bytes")
         self.quantization = choice("Quantization", tuple(QUANTIZATIONS))
         self.channels = choice("Channels", ("mono", "left", "right", "stereo"))
@@ -80,7 +80,7 @@ class PassControls(HasTraits):
         *how, kept = (w.value for w in self.parts)
         return Way(self.model.value.preset, self.model.value.path, *how, None if kept < 0 else kept)
 
-# %% ../nbs/17_explore_forward_pass.ipynb #463cdf9f
+# %% ../nbs/17_explore_forward_pass.ipynb #782bb757
 class StageChooser(HasTraits):
     """Which stage is looked at, by widgets; all in `box`, and in `value` how often a person changed them."""
     value = Int()
@@ -91,8 +91,8 @@ class StageChooser(HasTraits):
         self.stage = ToggleButtons(options=["encoder"], tooltip="Stage", style={"button_width": "auto"}, layout={"width": "auto"})
         self.back = Button(description="◂ Previous", tooltip="The stage before", layout={"width": "8em"})
         self.on = Button(description="Next ▸", tooltip="The stage after", layout={"width": "8em"})
-        self.rank = IntSlider(1, 1, 64, description="Feature, by strength", continuous_update=True, style=label_style(), layout=as_wide_as(30),
-                              tooltip="1 is the feature that varies most")
+        self.rank = IntSlider(1, 1, 64, description="Feature, by strength", continuous_update=True,
+                              tooltip="1 is the feature that varies most", **look(30))
         self.back.on_click(lambda _: self._step(-1))
         self.on.on_click(lambda _: self._step(1))
         for widget in (self.stage, self.rank): widget.observe(self._fit, "value")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NO_PROMPT', 'LENGTHS_S', 'Controls', 'OneClip', 'temperatures', 'SideBySide', 'GenerationPage', 'explore_generation']
 
-# %% ../nbs/17_explore_generation.ipynb #b28eefb4
+# %% ../nbs/17_explore_generation.ipynb #77faad99
 import math
 import re
 import time
@@ -21,19 +21,16 @@ from .players import figure_html, player
 from .sounds import OWN_FILE, bundled_audio, own_audio
 from .takes import Take, Wish, clip_figure, growing_figure, takes_html
 from .trained import Saved, find_models, load_model
-from .widgets import FLOW, Latest, Runner, Still, Turn, as_wide_as, label_style, note_html
+from .widgets import FLOW, Latest, Runner, Still, Turn, look, note_html
 
-# %% ../nbs/17_explore_generation.ipynb #7a0685b0
+# %% ../nbs/17_explore_generation.ipynb #3b0eac11
 NO_PROMPT = "none: begin from silence"
 LENGTHS_S = (0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 30.0, 60.0, 100.0)
 
 
-def _look(em=26): return {"style": label_style(), "layout": as_wide_as(em)}
+def _slider(low, high, label): return FloatSlider(1.0, min=low, max=high, step=0.05, description=label, continuous_update=False, **look())
 
-
-def _slider(low, high, label): return FloatSlider(1.0, min=low, max=high, step=0.05, description=label, continuous_update=False, **_look())
-
-# %% ../nbs/17_explore_generation.ipynb #0e8e36ec
+# %% ../nbs/17_explore_generation.ipynb #df39dccf
 class Controls:
     """What to generate, by widgets; all in `box`."""
     def __init__(self,
@@ -43,16 +40,16 @@ class Controls:
     ):
         fits = [f for f in files if f.split(":")[0] in models[0].name.split(":")[0]]   # digits for a model of that name
         self.files, prompt = files, OWN_FILE if own else next(iter(fits or files), NO_PROMPT)
-        self.model = Dropdown(options=[(m.name, m) for m in models], description="Model", **_look(53))
-        self.prompt = Dropdown(options=[NO_PROMPT, OWN_FILE, *files], value=prompt, description="Prompt", **_look())
-        self.own = Text(own, placeholder="path of an audio file", description="Own file", continuous_update=False, **_look())
-        self.start_s = FloatText(0.0, description="Prompt from (s)", **_look())
-        self.prompt_s = FloatText(0.3, description="Prompt length (s)", **_look())
+        self.model = Dropdown(options=[(m.name, m) for m in models], description="Model", **look(53))
+        self.prompt = Dropdown(options=[NO_PROMPT, OWN_FILE, *files], value=prompt, description="Prompt", **look())
+        self.own = Text(own, placeholder="path of an audio file", description="Own file", continuous_update=False, **look())
+        self.start_s = FloatText(0.0, description="Prompt from (s)", **look())
+        self.prompt_s = FloatText(0.3, description="Prompt length (s)", **look())
         self.temperature = _slider(0, 2, "Temperature")
-        self.seconds = SelectionSlider(options=[(f"{s:g}", s) for s in LENGTHS_S], value=1.0, description="New audio (s)", continuous_update=False, **_look())
-        self.top_k = BoundedIntText(0, min=0, max=2**16, description="Top-k (0: off)", **_look())
+        self.seconds = SelectionSlider(options=[(f"{s:g}", s) for s in LENGTHS_S], value=1.0, description="New audio (s)", continuous_update=False, **look())
+        self.top_k = BoundedIntText(0, min=0, max=2**16, description="Top-k (0: off)", **look())
         self.top_p = _slider(0.05, 1, "Top-p (1: off)")
-        self.seed = IntText(0, description="Seed", **_look())
+        self.seed = IntText(0, description="Seed", **look())
         pairs = (self.prompt, self.own, self.start_s, self.prompt_s, self.temperature, self.seconds, self.top_k, self.top_p, self.seed)
         self.all = (self.model, *pairs)
         self.box = VBox([self.model, Box(pairs, layout=FLOW)])
@@ -113,7 +110,7 @@ class OneClip:
         """What it shows."""
         return self.runner.error.value + self.picture.value + self.sound.value
 
-# %% ../nbs/17_explore_generation.ipynb #9d67408f
+# %% ../nbs/17_explore_generation.ipynb #7761811d
 def temperatures(
     text:str, # "0.5, 0.8, 1"
 )->list[float]:
@@ -127,9 +124,9 @@ class SideBySide:
     """A button, and clips in a row: one wish at several temperatures, or for several models."""
     def __init__(self, controls: Controls, models: list[Saved], load, latest: Latest):
         self.controls, self.load, self.clips = controls, load, HTML()
-        self.by = Dropdown(options=["temperatures", "models"], description="Compare", **_look())
-        self.values = Text("0.5, 0.8, 1, 1.2", description="Temperatures", **_look())
-        self.arms = SelectMultiple(options=[(m.name, m) for m in models], value=models[:2], description="Models", rows=min(7, len(models) + 1), **_look(53))
+        self.by = Dropdown(options=["temperatures", "models"], description="Compare", **look())
+        self.values = Text("0.5, 0.8, 1, 1.2", description="Temperatures", **look())
+        self.arms = SelectMultiple(options=[(m.name, m) for m in models], value=models[:2], description="Models", rows=min(7, len(models) + 1), **look(53))
         self.runner = Runner("Compare", self._work, latest, "Generate a clip for each, with the same prompt and seed")
         self.by.observe(self._fit, "value")
         self._fit()

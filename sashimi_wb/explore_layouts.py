@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ONE_CHANNEL', 'BLOCKS', 'WINDOWS', 'LayoutsPage', 'explore_layouts']
 
-# %% ../nbs/17_explore_layouts.ipynb #765adb39
+# %% ../nbs/17_explore_layouts.ipynb #99b23adf
 import math
 from collections.abc import Iterator
 from functools import lru_cache
@@ -22,7 +22,7 @@ from .live import Live
 from .players import figure_html, table
 from .sounds import Sound, SoundPicker
 from .visualise import arm_color
-from .widgets import FLOW, as_wide_as, label_style, note_html
+from .widgets import FLOW, look, note_html
 
 # %% ../nbs/17_explore_layouts.ipynb #967ad2ca
 ONE_CHANNEL = ("This file has one channel, so there is nothing to interleave: every layout is the same stream, one token for each sample, "
@@ -62,11 +62,8 @@ def _worth(sound:Sound, channel:int, ahead:int)->str:
     if bits is None: return "The segment is too short, or a channel too quiet, to say what the other one is worth."
     return f"What the {NAMES[1 - channel]} channel has shown by now saves a linear predictor {bits:.2f} bits on this token, compared with the 16 samples before it in its own channel alone."
 
-# %% ../nbs/17_explore_layouts.ipynb #1ea448f6
+# %% ../nbs/17_explore_layouts.ipynb #9020f38e
 BLOCKS, WINDOWS = [2**k for k in range(13)], [8, 16, 32, 64, 128, 256, 1024, 4096, 16384]
-
-
-def _look(em=26): return {"style": label_style(), "layout": as_wide_as(em)}
 
 
 class LayoutsPage(Live):
@@ -74,12 +71,12 @@ class LayoutsPage(Live):
     def __init__(self, picker:SoundPicker):
         self.picker = picker
         self.layout = Dropdown(options=["mono", "temporal", "blocking-N", "blocking"], value="temporal", description="Layout",
-                               tooltip="How the samples of the channels follow each other", **_look())
-        self.block = SelectionSlider(options=BLOCKS, value=16, description="N", tooltip="Samples of one channel that stand together", **_look())
-        self.window = SelectionSlider(options=WINDOWS, value=32, description="Window (samples)", tooltip="Samples of each channel in the window of the model", **_look())
-        self.place = FloatSlider(50.0, min=0, max=100, step=0.1, readout_format=".1f", description="Window at (%)", **_look())
-        self.token = IntSlider(25, 0, 63, description="Token", tooltip="The token that comes next", **_look(53))
-        self.bits = IntSlider(8, 1, 16, description="Bits of the codes", **_look())
+                               tooltip="How the samples of the channels follow each other", **look())
+        self.block = SelectionSlider(options=BLOCKS, value=16, description="N", tooltip="Samples of one channel that stand together", **look())
+        self.window = SelectionSlider(options=WINDOWS, value=32, description="Window (samples)", tooltip="Samples of each channel in the window of the model", **look())
+        self.place = FloatSlider(50.0, min=0, max=100, step=0.1, readout_format=".1f", description="Window at (%)", **look())
+        self.token = IntSlider(25, 0, 63, description="Token", tooltip="The token that comes next", **look(53))
+        self.bits = IntSlider(8, 1, 16, description="Bits of the codes", **look())
         own = (self.layout, self.block, self.window, self.place, self.bits, self.token)
         for widget in (*picker.all, self.layout, self.window): widget.observe(self._fit, "value")   # first, so that what is answered fits
         self._fit()

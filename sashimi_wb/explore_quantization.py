@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['QuantizationPage', 'explore_quantization']
 
-# %% ../nbs/17_explore_quantization.ipynb #f010c87d
+# %% ../nbs/17_explore_quantization.ipynb #a0b9e7e0
 import math
 from collections.abc import Iterator
 from functools import lru_cache
@@ -21,7 +21,7 @@ from .quantization import Quantizer
 from .quantized import LAWS, Quantized, clips, noise_figure, sine_snr_db, sweep, whole_figure, why, zoom, zoom_figure
 from .sounds import Sound, SoundPicker
 from .visualise import INK, MARK, arm_color, fixed
-from .widgets import FLOW, as_wide_as, label_style, note_html
+from .widgets import FLOW, look, note_html
 
 # %% ../nbs/17_explore_quantization.ipynb #c246361a
 @lru_cache(maxsize=4)
@@ -61,21 +61,18 @@ def _numbers_html(sound:Sound, q:Quantized)->str:
                  caption=f"{bits} bit{'s'*(bits > 1)}; a sine at full scale on the linear grid: {sine_snr_db(bits):.1f} dB")
     return note_html(why(q)) + said.data
 
-# %% ../nbs/17_explore_quantization.ipynb #7ef70f17
-def _look(em=26): return {"style": label_style(), "layout": as_wide_as(em)}
-
-
+# %% ../nbs/17_explore_quantization.ipynb #2a429538
 class QuantizationPage(Live):
     """Controls of a quantizer, and what it does to a sound; shown when a cell ends in it."""
     def __init__(self, picker:SoundPicker):
         self.picker = picker
-        self.bits = IntSlider(4, 1, 16, description="Bits", **_look())
-        self.law = Dropdown(options=[(name, law) for law, name in LAWS.items()], description="Law", tooltip="How the levels are spaced", **_look())
+        self.bits = IntSlider(4, 1, 16, description="Bits", **look())
+        self.law = Dropdown(options=[(name, law) for law, name in LAWS.items()], description="Law", tooltip="How the levels are spaced", **look())
         self.scaling = Dropdown(options=[("full scale", "full_scale"), ("per clip (stretched)", "clip_minmax")], description="Scaling",
-                                tooltip="A fixed grid, or one stretched to each clip", **_look())
-        self.channel = Dropdown(options=[("left", 0), ("right", 1)], description="Channel shown", **_look())
-        self.place = FloatSlider(50.0, min=0, max=100, step=0.1, readout_format=".1f", description="Zoom at (%)", **_look())
-        self.zoom_ms = SelectionSlider(options=[("0.5", 0.5), *((str(ms), ms) for ms in (1, 2, 3, 5, 10))], value=3, description="Zoom length (ms)", **_look())
+                                tooltip="A fixed grid, or one stretched to each clip", **look())
+        self.channel = Dropdown(options=[("left", 0), ("right", 1)], description="Channel shown", **look())
+        self.place = FloatSlider(50.0, min=0, max=100, step=0.1, readout_format=".1f", description="Zoom at (%)", **look())
+        self.zoom_ms = SelectionSlider(options=[("0.5", 0.5), *((str(ms), ms) for ms in (1, 2, 3, 5, 10))], value=3, description="Zoom length (ms)", **look())
         own = (self.bits, self.law, self.scaling, self.channel, self.place, self.zoom_ms)
         super().__init__([*picker.all, *own], VBox([picker.box, Box(own, layout=FLOW)]), self.answer, ("zoom", "whole", "sound", "numbers", "noise", "codes"))
         said, rest = self.box.children[:3], [self.parts[name] for name in ("sound", "numbers", "noise", "codes")]

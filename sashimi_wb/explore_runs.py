@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PARTS', 'MOST', 'RunControls', 'RunsPage', 'explore_runs']
 
-# %% ../nbs/17_explore_runs.ipynb #ea891365
+# %% ../nbs/17_explore_runs.ipynb #7e902113
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,21 +17,21 @@ from .players import figure_html
 from .run_table import FIGURES, Finished, arms, differing, in_order, keep, read_runs, runs_table
 from .run_views import (CLIPS, CURVES, bits_of, commands, curves_of, differences, provenances, results_of,
                                             sounds_of)
-from .widgets import FLOW, as_wide_as, label_style, note_html
+from .widgets import FLOW, as_wide_as, look, note_html
 
-# %% ../nbs/17_explore_runs.ipynb #bf50330f
+# %% ../nbs/17_explore_runs.ipynb #3014b899
 class RunControls:
     """Which runs, in which order, and what of them, by widgets; all in `box`."""
     def __init__(self, runs: str | Path = ""):
-        look = lambda em=26: {"style": label_style("6em"), "layout": as_wide_as(em)}
+        wide = lambda em=26: look(em, "6em")
         self.runs, self.fitting = runs, False
         self.filter = Text(placeholder="bits=16 head=dml, lr>=0.01, or any word; then Enter", description="Filter", continuous_update=False,
-                           tooltip="Terms that must all hold: NAME=VALUE, !=, <, <=, >, >=, or a word", **look(53))
-        self.sort = Dropdown(options=self._columns(), value="finished", description="Sort by", **look())
-        self.order = Dropdown(options=[("falling: newest, largest first", True), ("rising: oldest, smallest first", False)], description="Order", **look())
-        self.chosen = SelectMultiple(options=[], description="Compare", rows=8, tooltip="Runs to compare: Ctrl or Shift for several", **look(80))
-        self.curves = Dropdown(options=CURVES, description="Curves", **look())
-        self.clips = Dropdown(options=list(CLIPS), description="Clips", **look())
+                           tooltip="Terms that must all hold: NAME=VALUE, !=, <, <=, >, >=, or a word", **wide(53))
+        self.sort = Dropdown(options=self._columns(), value="finished", description="Sort by", **wide())
+        self.order = Dropdown(options=[("falling: newest, largest first", True), ("rising: oldest, smallest first", False)], description="Order", **wide())
+        self.chosen = SelectMultiple(options=[], description="Compare", rows=8, tooltip="Runs to compare: Ctrl or Shift for several", **wide(80))
+        self.curves = Dropdown(options=CURVES, description="Curves", **wide())
+        self.clips = Dropdown(options=list(CLIPS), description="Clips", **wide())
         self.again = Button(description="Read again", tooltip="Look for runs that have come since", layout=as_wide_as(9))
         self.all = (self.filter, self.sort, self.order, self.curves, self.clips)
         self.box = VBox([Box([self.filter, self.again], layout=FLOW), Box([self.sort, self.order], layout=FLOW), self.chosen,

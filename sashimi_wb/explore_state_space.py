@@ -6,7 +6,7 @@
 __all__ = ['MATRICES', 'RANDOM', 'ECHO', 'LONG', 'DPI', 'Dials', 'kernel_part', 'eigenvalues_part', 'float32_part', 'sound_part',
            'past_part', 'StateSpacePage', 'explore_state_space']
 
-# %% ../nbs/17_explore_state_space.ipynb #78ab0bf9
+# %% ../nbs/17_explore_state_space.ipynb #794ab080
 from functools import lru_cache
 from html import escape
 from pathlib import Path
@@ -21,27 +21,24 @@ from .ssm import FORMS, KernelConfig
 from .state_space import (READ_LENGTH, eigenvalues, float32_errors, matched, memory_of, normal_part, recall, sampled, single,
                                     three_ways, time_constants, time_to)
 from .state_space_pictures import plot_eigenvalues, plot_float32, plot_kernel, plot_memory, plot_ways
-from .widgets import FLOW, as_wide_as, label_style
+from .widgets import FLOW, as_wide_as, look
 
-# %% ../nbs/17_explore_state_space.ipynb #458ae0f3
+# %% ../nbs/17_explore_state_space.ipynb #3b232150
 MATRICES = {f"{form}: {init}": (form, init) for form, (inits, _) in FORMS.items() for init in inits}
 RANDOM, ECHO = "random, as training begins", "an echo, fitted"
-
-
-def _look(em=26): return {"style": label_style(), "layout": as_wide_as(em)}
 
 
 class Dials:
     """One state space, by widgets: `all` of them, in `box`."""
     def __init__(self):
-        self.matrix = Dropdown(options=MATRICES, description="State matrix A", tooltip="dplr: diagonal plus low rank (S4); diag: diagonal (S4D)", **_look())
-        self.n = SelectionSlider(options=[2**k for k in range(1, 8)], value=64, description="State size N", **_look())
-        self.disc = Dropdown(options=[*FORMS["diag"][1]], description="Discretization", tooltip="zoh is for diagonal matrices", **_look())
-        self.dt = FloatLogSlider(0.01, min=-5, max=0, step=0.05, description="Step dt", readout_format=".2g", tooltip="units of the system's time in one sample", **_look())
-        self.length = SelectionSlider(options=[2**k for k in range(6, 16)], value=1024, description="Length (samples)", tooltip="window that is drawn, read back and measured", **_look())
-        self.readout = Dropdown(options=[RANDOM, ECHO], description="Readout C", **_look())
-        self.seed = BoundedIntText(0, min=0, max=2**31 - 1, description="Seed of C", **_look())
-        self.echo_ms = FloatText(5.0, step=1.0, description="Echo after (ms)", **_look())
+        self.matrix = Dropdown(options=MATRICES, description="State matrix A", tooltip="dplr: diagonal plus low rank (S4); diag: diagonal (S4D)", **look())
+        self.n = SelectionSlider(options=[2**k for k in range(1, 8)], value=64, description="State size N", **look())
+        self.disc = Dropdown(options=[*FORMS["diag"][1]], description="Discretization", tooltip="zoh is for diagonal matrices", **look())
+        self.dt = FloatLogSlider(0.01, min=-5, max=0, step=0.05, description="Step dt", readout_format=".2g", tooltip="units of the system's time in one sample", **look())
+        self.length = SelectionSlider(options=[2**k for k in range(6, 16)], value=1024, description="Length (samples)", tooltip="window that is drawn, read back and measured", **look())
+        self.readout = Dropdown(options=[RANDOM, ECHO], description="Readout C", **look())
+        self.seed = BoundedIntText(0, min=0, max=2**31 - 1, description="Seed of C", **look())
+        self.echo_ms = FloatText(5.0, step=1.0, description="Echo after (ms)", **look())
         self.unit = HTML(layout=as_wide_as(26))
         self.all = (self.matrix, self.n, self.disc, self.dt, self.length, self.readout, self.seed, self.echo_ms)
         self.box = VBox([Box([self.matrix, self.disc, self.n, self.length, self.dt, self.unit], layout=FLOW),

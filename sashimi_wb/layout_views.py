@@ -77,7 +77,7 @@ def moment_words(
     met = f"the {other} sample of the same instant is {_count(abs(twin), 'token')} " + ("back: it is known." if twin < 0 else "ahead: it is not known yet.")
     return f"{total} of the {own} channel. Seen so far: {a:,} of left and {b:,} of right; {lag}. {before}, {met}"
 
-# %% ../nbs/03_layout_views.ipynb #6acdf450
+# %% ../nbs/03_layout_views.ipynb #5542c51e
 def moment_figure(
     window:np.ndarray,     # samples (t, c) of the window
     rate:int,              # Hz
@@ -88,8 +88,7 @@ def moment_figure(
     c = m.n_channels
     names = NAMES if c == 2 else ("mono",)
     height = (0.28 + 1.1*c + 0.25) + 1.0 + 0.95*(c == 2)   # inches: waves, stream, lag
-    fig = new_figure(8.7, height)
-    fig.set_layout_engine(None)
+    fig = new_figure(8.7, height, None)
     place = lambda bottom, tall: fig.add_axes((0.115, bottom/height, 0.87, tall/height))
     stream = 0.95*(c == 2) + 0.45
     axes = [place(stream + 1.05 + 1.1*(c - 1 - i), 1.0) for i in range(c)]
@@ -186,7 +185,7 @@ def worth_bits(
         left.append(float(np.mean((x[at, channel] - seen@fit)**2)))
     return 0.5*math.log2(max(left[0], 1e-12)/max(left[1], 1e-12))
 
-# %% ../nbs/03_layout_views.ipynb #7df0b1fd
+# %% ../nbs/03_layout_views.ipynb #5fb35a9c
 def mid_side(
     wave:np.ndarray, # samples (t, 2)
 )->np.ndarray:       # (t, 2)
@@ -209,7 +208,7 @@ def stereo_figure(
     n_dots:int=2500, # samples in the scatter
 )->Picture:          # left, right, mid and side over time; correlation over lags; left against right
     """What two channels have in common."""
-    fig = new_figure(8.7, 3.9)
+    fig = new_figure(8.7, 3.9, None)
     grid = fig.add_gridspec(4, 2, width_ratios=(1.25, 1), left=0.105, right=0.985, bottom=0.125, top=0.965, wspace=0.22, hspace=0.1)
     peak = max(np.abs(wave).max(), 1e-6)*1.05
     for i, (name, x) in enumerate(zip((*NAMES, "mid", "side"), np.hstack([wave, mid_side(wave)]).T)):
@@ -229,7 +228,6 @@ def stereo_figure(
     low.scatter(dots[:, 0], dots[:, 1], s=3, color=INK, alpha=0.35, linewidth=0)
     low.plot([-peak, peak], [-peak, peak], color=FAINT, linewidth=1)
     tidy(low, "", "left", "right").set(xlim=(-peak, peak), ylim=(-peak, peak))
-    fig.set_layout_engine(None)
     box = top.get_position()
     top.set_position([box.x0, box.y0 + 0.075, box.width, box.height - 0.075])
     box = low.get_position()

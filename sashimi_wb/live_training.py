@@ -84,7 +84,7 @@ class Training:
         said = self.errors.read().decode(errors="replace")[-2000:].strip()
         raise RuntimeError(f"the training ended without a word (exit code {self.process.returncode}); its last checkpoint is kept. {said}")
 
-# %% ../nbs/16k_live_training.ipynb #61acf419
+# %% ../nbs/16k_live_training.ipynb #958806a8
 @dataclass
 class Progress:
     """How far a run is."""
@@ -132,8 +132,7 @@ class Progress:
     @property
     def curves(self) -> dict:
         """Name -> (steps, bits per sample): training in means over stretches, validation."""
-        e = self.run.experiment
-        per_nat = (-(-e.bits//8) if e.head == "bytes" else 1)/np.log(2)
+        per_nat = self.run.data.config.tokens_per_sample/np.log(2)
         edges = np.unique(np.linspace(0, self.step, min(200, self.step) + 1).astype(int))
         means = np.add.reduceat(self.nats, edges[:-1])/np.diff(edges)*per_nat if self.step else []
         found = {"training": (edges[1:], means), "validation": ([v["step"] for v in self.epochs], [v["val"]["bits_per_sample"] for v in self.epochs])}
@@ -157,14 +156,14 @@ class Progress:
         parts = [at, bits, f"{self.speed:,.0f} tokens/s" if self.speed else "", left, f"{self.parameters:,} parameters" if self.parameters else "", self.device, self.doing]
         return "; ".join(filter(None, parts))
 
-# %% ../nbs/16k_live_training.ipynb #9c5db01c
+# %% ../nbs/16k_live_training.ipynb #eb9e8f87
 def curves_figure(
     progress:Progress,
 )->Picture: # bits per sample over steps, with order-0 entropy and FLAC as levels, loss on the right
     """How a run learns."""
     e, found, levels = progress.run.experiment, progress.curves, progress.baselines
     fig = plot_curves(found, {name: levels[key] for key, name in {"order0": "order-0 entropy", "flac8": "FLAC level 8"}.items() if key in levels})
-    ax, nats = fig.axes[0], np.log(2)/(-(-e.bits//8) if e.head == "bytes" else 1)
+    ax, nats = fig.axes[0], np.log(2)/progress.run.data.config.tokens_per_sample
     for line in (*ax.lines, *fig.legends[0].legend_handles):
         if line.get_label() == "training": line.set(linewidth=1.1, alpha=0.8)
         if line.get_label() == "validation": line.set(marker="o", markersize=7, markeredgecolor="white", linewidth=2.4, zorder=5)

@@ -28,7 +28,7 @@ from .runs import Run, audio_folder
 from .visualise import arm_color
 from .widgets import note_html
 
-# %% ../nbs/16l_run_views.ipynb #bd586a83
+# %% ../nbs/16l_run_views.ipynb #02c03329
 CURVES = ("training", "validation")
 
 
@@ -36,7 +36,7 @@ def _curve(run, what):
     "Steps and bits per sample of one run; empty where its record has none."
     if what == "validation": pairs = [(v["step"], v["val"]["bits_per_sample"]) for v in run.record["validation"] if v.get("val")]
     else:
-        tokens = -(-run.experiment.bits//8) if run.experiment.head == "bytes" else 1
+        tokens = run.experiment.data_config("-").tokens_per_sample
         pairs = [(s, b*tokens) for s, b in zip(run.record["curve"]["steps"], run.record["curve"]["bits"])]
     return tuple(np.array(pairs, float).reshape(-1, 2).T)
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OWN_FILE', 'GIVEN', 'bundled_audio', 'own_audio', 'Sound', 'as_sound', 'read_sound', 'SoundPicker']
 
-# %% ../nbs/04_sounds.ipynb #ad3e21e6
+# %% ../nbs/04_sounds.ipynb #4e90d942
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +15,7 @@ from ipywidgets import Box, Dropdown, FloatSlider, FloatText, Text
 
 from .core import project_root
 from .files import audio_names, probe, read_frames
-from .widgets import FLOW, as_wide_as, label_style
+from .widgets import FLOW, look
 
 # %% ../nbs/04_sounds.ipynb #c1000f63
 def bundled_audio()->dict[str, str]: # name -> path
@@ -94,7 +94,7 @@ def read_sound(
     if not length_s > 0: raise ValueError(f"segment: expected a length above 0 s, got {length_s:g} s")
     return _read(str(path), changed, start, min(max(round(length_s*info.sample_rate), 1), info.frames - start))
 
-# %% ../nbs/04_sounds.ipynb #911f8956
+# %% ../nbs/04_sounds.ipynb #76658e5a
 OWN_FILE, GIVEN = "own file, by its path", "the given samples"
 
 
@@ -113,7 +113,6 @@ class SoundPicker:
         self.files = own_audio(audio) | bundled_audio()
         names = [GIVEN]*(wave is not None) + [*self.files, OWN_FILE]
         first = OWN_FILE if own else names[0] if wave is not None or names[0].startswith("own: ") else next((n for n in names if n.startswith(start)), names[0])
-        look = lambda: {"style": label_style(), "layout": as_wide_as(26)}
         self.file = Dropdown(options=names, value=first, description="Sound", **look())
         self.own = Text(own, placeholder="path of an audio file", description="Own file", continuous_update=False, **look())
         self.start_s = FloatText(0.0, step=0.1, description="Segment from (s)", **look())

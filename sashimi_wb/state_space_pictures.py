@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from .visualise import FAINT, INK, MARK, new_figure, tidy
 
-# %% ../nbs/08_state_space_pictures.ipynb #a01f47ef
+# %% ../nbs/08_state_space_pictures.ipynb #584db2fc
 FORM_COLORS, GREY = {"dplr": "#0072B2", "diag": "#D55E00"}, "#7A848D"
 _decades = FuncFormatter(lambda v, _: (f"{v/1000:g}k" if abs(v) >= 1000 else f"{v:g}").replace("-", "−"))
 _powers = FuncFormatter(lambda v, _: "10" + f"{round(np.log10(v))}".translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")) if v > 0 else "")  # plain text: mathtext is slow
@@ -21,8 +21,7 @@ _powers = FuncFormatter(lambda v, _: "10" + f"{round(np.log10(v))}".translate(st
 
 def _panels(width, height, *grid, **share):
     "A figure and its axes on a fixed grid: a layout engine would cost a third of the time."
-    fig = new_figure(width, height)
-    fig.set_layout_engine(None)
+    fig = new_figure(width, height, None)
     return fig, fig.subplots(*grid, gridspec_kw=share.pop("grid"), **share)
 
 

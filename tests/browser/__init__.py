@@ -192,6 +192,22 @@ def slide(page, label: str, *keys: str) -> None:
     for key in keys: handle.press(key)
 
 
+def enter(page, label: str, value) -> None:
+    """Type into a control."""
+    page.get_by_label(label, exact=True).fill(str(value))
+    page.get_by_label(label, exact=True).press("Enter")
+
+
+def says(page, part: str, text) -> None:
+    """Wait until a part of a page holds a text."""
+    page.locator(f".swb-{part}", has_text=text).wait_for()
+
+
+def sources(page, selector: str) -> list[str]:
+    """What the pictures and players of a selector hold."""
+    return page.locator(selector).evaluate_all("all => all.map(e => e.getAttribute('src'))")
+
+
 def press(page, name: str) -> None:
     """Press a button, and wait until its work is done."""
     page.get_by_role("button", name=name, exact=True).click()

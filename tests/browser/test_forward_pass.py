@@ -1,39 +1,33 @@
 """The forward pass: stages by button and by keyboard, another way to feed the model, a refusal that passes, a full-size pass that is overtaken."""
-from browser import check_export, slide
-
-
-def sources(page, part, kind):
-    """Pictures or players of a part of the page."""
-    return page.locator(f".swb-{part} {kind}").evaluate_all("all => all.map(e => e.getAttribute('src'))")
+from browser import check_export, says, slide, sources
 
 
 def test_forward_pass(lab):
     with lab.open("forward_pass.ipynb", height=3150) as notebook:
         page = notebook.page
-        says = lambda part, text: page.locator(f".swb-{part}", has_text=text).wait_for()
         notebook.run_all()
-        says("about", "encoder: RMS")
-        says("said", "answered")
-        unet, stage, heard = sources(page, "unet", "img"), sources(page, "stage", "img"), sources(page, "sound", "audio")
+        says(page, "about", "encoder: RMS")
+        says(page, "said", "answered")
+        unet, stage, heard = sources(page, ".swb-unet img"), sources(page, ".swb-stage img"), sources(page, ".swb-sound audio")
         assert (len(unet), len(stage), len(heard)) == (1, 1, 2)
         check_export(notebook)
 
         page.get_by_role("button", name="centre", exact=True).click()
-        says("about", "centre: RMS")
-        says("said", "answered")
-        assert sources(page, "stage", "img") != stage and sources(page, "sound", "audio")[1] != heard[1]
-        assert sources(page, "unet", "img") == unet and sources(page, "sound", "audio")[0] == heard[0], "one pass, kept"
+        says(page, "about", "centre: RMS")
+        says(page, "said", "answered")
+        assert sources(page, ".swb-stage img") != stage and sources(page, ".swb-sound audio")[1] != heard[1]
+        assert sources(page, ".swb-unet img") == unet and sources(page, ".swb-sound audio")[0] == heard[0], "one pass, kept"
         assert page.locator(".swb-unet .swb-at").evaluate_all("all => all.map(e => getComputedStyle(e).display)").count("block") == 1
         notebook.screenshot("forward-pass")
-        stage = sources(page, "stage", "img")
+        stage = sources(page, ".swb-stage img")
         slide(page, "Feature, by strength", "ArrowRight")
         page.wait_for_function("before => document.querySelector('.swb-stage img').getAttribute('src') !== before", arg=stage[0])
         page.get_by_role("button", name="Next ▸").press("Enter")
-        says("about", "up 2: RMS")
+        says(page, "about", "up 2: RMS")
 
         page.get_by_label("Channels", exact=True).select_option(label="stereo")
-        says("notes", "encoder, stereo")
-        assert sources(page, "unet", "img") != unet
+        says(page, "notes", "encoder, stereo")
+        assert sources(page, ".swb-unet img") != unet
         page.get_by_label("Input", exact=True).select_option(label="raw")
         page.locator(".jupyter-widgets [role=alert]", has_text="embedding takes codes").wait_for()
         page.locator(".swb-unet img").wait_for(state="detached")
@@ -44,20 +38,20 @@ def test_forward_pass(lab):
 
         model = page.get_by_label("Model", exact=True)
         model.select_option(label="preset, fresh weights: sashimi-musdb18stereo")
-        says("pass", "of 10:")
+        says(page, "pass", "of 10:")
         model.select_option(label="preset, fresh weights: small")               # overtakes
-        says("pass", "through 230,304 parameters")
+        says(page, "pass", "through 230,304 parameters")
         page.get_by_role("button", name="head", exact=True).click()
         page.get_by_label("Bits", exact=True).select_option(label="16")
-        says("about", "head: RMS")
-        says("stages", "1,024 × 65,536")
-        says("said", "answered")
+        says(page, "about", "head: RMS")
+        says(page, "stages", "1,024 × 65,536")
+        says(page, "said", "answered")
         notebook.theme(dark=True)
         notebook.screenshot("forward-pass-dark")
         page.get_by_label("Decoder mode", exact=True).select_option(label="last")
         page.get_by_label("Steps kept", exact=True).select_option(label="one, no time axis")
-        says("sound", "too short to be heard")
-        says("said", "answered")
+        says(page, "sound", "too short to be heard")
+        says(page, "said", "answered")
         page.set_viewport_size({"width": 900, "height": 2600})
         notebook.screenshot("forward-pass-narrow")
         assert not notebook.problems()

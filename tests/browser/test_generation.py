@@ -1,7 +1,7 @@
 """Generation: a clip grows, is stopped, and stands beside others."""
 import re
 
-from browser import check_export, press, slide
+from browser import check_export, enter, press, slide
 
 
 def shown(page):
@@ -43,8 +43,7 @@ def test_generation(lab):
 
         slide(page, "New audio", "Home")
         page.get_by_label("Prompt", exact=True).select_option(label="own file, by its path")
-        page.get_by_label("Own file").fill("nowhere.wav")
-        page.get_by_label("Own file").press("Enter")
+        enter(page, "Own file", "nowhere.wav")
         press(page, "Generate")
         assert "no audio file nowhere.wav" in page.locator(".swb-one [role=alert]").inner_text()
         notebook.screenshot("generation-error")

@@ -1,41 +1,38 @@
 """Quantization: bits, law and place of the zoom change pictures and players; a wrong path is said, and forgotten."""
-from browser import check_export, slide
+from browser import check_export, enter, says, slide, sources
 
 
-def sources(page, *parts):
+def shown(page, *parts):
     """Pictures and players of parts of the page; the player of the original, which comes first, is none of them."""
-    found = page.locator(", ".join(f".swb-{part} img, .swb-{part} figure:not(:first-of-type) audio" for part in parts))
-    return found.evaluate_all("all => all.map(e => e.getAttribute('src'))")
+    return sources(page, ", ".join(f".swb-{part} img, .swb-{part} figure:not(:first-of-type) audio" for part in parts))
 
 
 def test_quantization(lab):
     with lab.open("quantization.ipynb", height=2100) as notebook:
         page = notebook.page
-        says = lambda part, text: page.locator(f".swb-{part}", has_text=text).wait_for()
         notebook.run_all()
-        says("said", "answered")
-        before = sources(page, "whole", "zoom", "sound", "noise", "codes")
+        says(page, "said", "answered")
+        before = shown(page, "whole", "zoom", "sound", "noise", "codes")
         assert len(before) == 6 and page.locator(".swb-sound audio").count() == 3
         notebook.screenshot("quantization")
         check_export(notebook)
 
         slide(page, "Bits", "ArrowRight", "ArrowRight")
-        says("sound", "6 bits, linear")
-        says("said", "answered")
-        after = sources(page, "whole", "zoom", "sound", "noise", "codes")
+        says(page, "sound", "6 bits, linear")
+        says(page, "said", "answered")
+        after = shown(page, "whole", "zoom", "sound", "noise", "codes")
         assert len(after) == 6 and all(a != b for a, b in zip(after, before))
         page.get_by_label("Law", exact=True).select_option(label="mu-law")
-        says("sound", "6 bits, mu-law")
-        says("numbers", "mu-law, chosen")
-        says("said", "answered")
-        before = sources(page, "zoom"), sources(page, "sound")
+        says(page, "sound", "6 bits, mu-law")
+        says(page, "numbers", "mu-law, chosen")
+        says(page, "said", "answered")
+        before = shown(page, "zoom"), shown(page, "sound")
         slide(page, "Zoom at", "PageUp")
         page.wait_for_function("before => document.querySelector('.swb-zoom img').getAttribute('src') !== before", arg=before[0][0])
-        assert sources(page, "sound") == before[1], "moving the zoom leaves the players as they are"
+        assert shown(page, "sound") == before[1], "moving the zoom leaves the players as they are"
 
         page.get_by_label("Sound", exact=True).select_option(label="own file, by its path")
-        page.get_by_label("Own file").fill("nowhere.wav")
-        page.get_by_label("Own file").press("Enter")
+        enter(page, "Own file", "nowhere.wav")
         page.locator("[role=alert]", has_text="no audio file nowhere.wav").wait_for()
         notebook.screenshot("quantization-error")
         page.get_by_label("Sound", exact=True).select_option(index=3)

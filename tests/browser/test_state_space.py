@@ -1,12 +1,12 @@
 """State spaces: matrix, rule, step and readout change pictures and players; an echo beyond the window is said, and forgotten."""
-from browser import check_export, slide
+from browser import check_export, enter, says, slide, sources
 
 PARTS = ("kernel", "eigenvalues", "sound", "past", "float32")
 
 
-def sources(page):
+def shown(page):
     """Pictures and players of every part; the first player is the input."""
-    return {part: page.locator(f".swb-{part} [src]").evaluate_all("all => all.map(e => e.getAttribute('src'))") for part in PARTS}
+    return {part: sources(page, f".swb-{part} [src]") for part in PARTS}
 
 
 def test_state_space(lab):
@@ -14,8 +14,8 @@ def test_state_space(lab):
         page = notebook.page
         def answer(unit):
             page.get_by_text(f"one unit of time is {unit} samples").wait_for()
-            page.locator(".swb-said", has_text="answered").wait_for()
-            return sources(page)
+            says(page, "said", "answered")
+            return shown(page)
         notebook.run_all()
         start = answer(100)
         assert [len(start[part]) for part in PARTS] == [1, 1, 3, 1, 1]
@@ -37,15 +37,13 @@ def test_state_space(lab):
         notebook.screenshot("state_space-dark")
 
         page.get_by_label("Readout C").select_option(label="an echo, fitted")
-        page.get_by_label("Echo after (ms)").fill("500")
-        page.get_by_label("Echo after (ms)").press("Enter")
+        enter(page, "Echo after (ms)", 500)
         page.locator("[role=alert]:visible", has_text="within the window of 1,024 samples").wait_for()
-        assert sources(page)["sound"] == []
+        assert shown(page)["sound"] == []
         notebook.screenshot("state_space-error")
-        page.get_by_label("Echo after (ms)").fill("1")
-        page.get_by_label("Echo after (ms)").press("Enter")
+        enter(page, "Echo after (ms)", 1)
         page.locator(".swb-float32 img").wait_for()
-        assert page.locator("[role=alert]:visible").count() == 0 and sources(page)["sound"][1:] != folded["sound"][1:]
+        assert page.locator("[role=alert]:visible").count() == 0 and shown(page)["sound"][1:] != folded["sound"][1:]
         notebook.theme(dark=False)
         page.set_viewport_size({"width": 900, "height": 3200})
         notebook.screenshot("state_space-narrow")

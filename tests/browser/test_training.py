@@ -3,7 +3,7 @@ import re
 
 from made_audio import write
 
-from browser import ROOT, check_export, copy_notebook
+from browser import ROOT, check_export, copy_notebook, enter
 
 
 def fill(folder):
@@ -12,12 +12,6 @@ def fill(folder):
     (folder / "empty").mkdir()
     parameters = {"audio": str(folder / "audio"), "runs": str(folder / "runs"), "preset": "smoke"}
     copy_notebook(ROOT / "nbs/explore/training.ipynb", folder / "live.ipynb", parameters)
-
-
-def enter(page, label, value):
-    """Type into a control."""
-    page.get_by_label(label, exact=True).fill(str(value))
-    page.get_by_label(label, exact=True).press("Enter")
 
 
 def step(live):
