@@ -29,7 +29,7 @@ from .interleave import interleave, parse_strategy
 from .quantization import Quantizer
 from .sampling import ChunkSampler
 
-# %% ../nbs/04_data.ipynb #154af021
+# %% ../nbs/04_data.ipynb #8408036d
 INPUTS = {"codes": lambda quantizer, wave, codes: codes, "dequantized": lambda quantizer, wave, codes: quantizer.decode(codes),
           "raw": lambda quantizer, wave, codes: quantizer.scale(wave).float()}
 TOKENS = ("codes", "bytes")
@@ -52,10 +52,13 @@ def _check_numbers(config):
         value = getattr(config, field)
         if isinstance(value, bool) or not isinstance(value, int) or value < low:
             raise ValueError(f"{field}: expected an integer of at least {low}, got {value!r}")
+    s = config.test_s
+    if s is not None and (isinstance(s, bool) or not isinstance(s, (int, float)) or not 0 < s < float("inf")):
+        raise ValueError(f"test_s: expected a positive number of seconds or None, got {s!r}")
     for field in ("drop_last", "skip_bad"):
         if not isinstance(getattr(config, field), bool): raise ValueError(f"{field}: expected True or False, got {getattr(config, field)!r}")
 
-# %% ../nbs/04_data.ipynb #076e6454
+# %% ../nbs/04_data.ipynb #58ecc313
 @dataclass(frozen=True)
 class DataConfig:
     """Which audio, how it is quantized, laid out, cut and batched.
@@ -83,6 +86,7 @@ class DataConfig:
     tokens:str = "codes"                   # "codes", or "bytes": one to three tokens a sample, 256 classes
     context_len:int = 0                    # samples per channel that a window repeats of the one before: heard, not scored
     pad_len:int = 0                        # samples of silence before every window: heard, not scored
+    test_s:float|None = None               # seconds of every test file that are scored, from its beginning; None is all of them
     quantize_input:InitVar[bool|None] = None # the notes' name: False is input="raw"
     is_stereo:InitVar[bool|None] = None    # the notes' name: True is channels="stereo"
 
@@ -116,7 +120,7 @@ class DataConfig:
     @property
     def n_tokens(self)->int: return (self.pad_len + self.sample_len)*self.n_channels*self.tokens_per_sample  # l, per window
 
-# %% ../nbs/04_data.ipynb #027c0e37
+# %% ../nbs/04_data.ipynb #9e9e31ff
 def common_rate(
     files:list[AudioInfo],   # from `index_audio`
     target_sr:int|None=None, # Hz, or None
@@ -157,11 +161,13 @@ class WindowDataset(Dataset):
         files:list[AudioInfo], # the files of one part of the split
         config:DataConfig,     # how to cut and encode them
         part:str="the corpus", # its name, for errors
+        seconds:float|None=None, # of every file that are cut, from its beginning; None: all of them
     ):
         self.files, self.config, self.quantizer, self.part = list(files), config, config.quantizer, part
         for f in self.files: check_channels(f, config.channels)
         self.sample_rate = common_rate(self.files, config.target_sr)
-        self.lengths = lengths = [f.frames_at(self.sample_rate) for f in self.files]
+        self.seconds, most = seconds, float("inf") if seconds is None else max(1, round(seconds*self.sample_rate))
+        self.lengths = lengths = [min(f.frames_at(self.sample_rate), most) for f in self.files]
         n, self.step = config.sample_len, config.sample_len - config.context_len
         def count(t):  # windows of a file: the first, and one for every further step
             if config.drop_last: return 1 + (t - n)//self.step if t >= n else 0
@@ -201,8 +207,9 @@ class WindowDataset(Dataset):
 
     def remarks(self)->list[str]:
         """How much of the files is in no window."""
+        said = [] if self.seconds is None else [f"only the first {self.seconds:g} s of each of {self.part} count"]
         left = sum(self.lengths) - sum(self.span(e - 1)[1] + self.span(e - 1)[2] for e, before in zip(self.ends, (0, *self.ends)) if e > before)
-        return [f"drop_last leaves out {left:,} of {sum(self.lengths):,} samples per channel of {self.part}"] if left else []
+        return said + ([f"drop_last leaves out {left:,} of {sum(self.lengths):,} samples per channel of {self.part}"] if left else [])
 
     def __getitem__(self, i:int)->dict[str, torch.Tensor]:
         config, q, wave = self.config, self.quantizer, self._read(i)
@@ -217,7 +224,7 @@ class WindowDataset(Dataset):
         x = torch.cat([torch.full_like(feed[:, :1], first), feed[:, :-1]], dim=1)
         return dict(x=x[0], y=y[0], mask=mask[0])
 
-# %% ../nbs/04_data.ipynb #4d1dfcf3
+# %% ../nbs/04_data.ipynb #5b103331
 class AudioData:
     """Files, split and loaders of one data set.
 
@@ -234,7 +241,8 @@ class AudioData:
         for f in self.files: check_channels(f, config.channels)
         self.sample_rate = common_rate(self.files, config.target_sr)
         if any(f.sample_rate != self.sample_rate for f in self.files): import_torchaudio()  # before workers start
-        self.train, self.val, self.test = (WindowDataset(files, config, f"the {name} files") for name, files in zip(PARTS, parts))
+        self.train, self.val, self.test = (WindowDataset(files, config, f"the {name} files", config.test_s if name == "test" else None)
+                                           for name, files in zip(PARTS, parts))
 
     def _loader(self, part, chunk, epoch, skip, shuffle):
         c = self.config

@@ -62,7 +62,7 @@ def evaluate(
             add_batch(tally, model, {k: v.to(device) for k, v in batch.items()})
     return tally.result()
 
-# %% ../nbs/12_evaluation.ipynb #bae122d6
+# %% ../nbs/12_evaluation.ipynb #40a72f3c
 def whole_tokens(
     windows:WindowDataset, # cut without context and padding
     i:int,                 # which window
@@ -83,7 +83,7 @@ def whole_files(
     n = parse_strategy(c.interleaving_strategy, c.sample_len)
     size, layout = -(-window//n)*n, c.interleaving_strategy if n == 1 else f"blocking-{n}"
     cut = replace(c, sample_len=size, interleaving_strategy=layout, context_len=0, pad_len=0, drop_last=False)
-    windows = WindowDataset(data.test.files, cut)
+    windows = WindowDataset(data.test.files, cut, seconds=data.test.seconds)
     first, silence = [0, *windows.ends], windows[0]["x"][None, :1]
     for length, same in groupby(sorted(range(len(windows.files)), key=lambda k: windows.lengths[k]), lambda k: windows.lengths[k]):
         same = list(same)

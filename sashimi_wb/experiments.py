@@ -16,7 +16,7 @@ from .model import ModelConfig
 from .recipe import TrainConfig
 from .sashimi import SaShiMiConfig
 
-# %% ../nbs/16_experiments.ipynb #7924ed29
+# %% ../nbs/16_experiments.ipynb #ac3be238
 @dataclass(frozen=True)
 class Experiment:
     """Everything that decides a result, but for the audio and the code. Raises: ValueError as its parts do."""
@@ -39,6 +39,7 @@ class Experiment:
     stem: str = "mixture"                    # of MUSDB18: "mixture", "drums", "bass", "other" or "vocals"
     context_len: int = 0                     # samples at the start of a window that are heard and not scored
     pad_len: int = 0                         # samples of silence before a window
+    test_s: float | None = None              # seconds of every test file that are scored; None: all
     # the model
     encoder: str = "embedding"               # "embedding", "embedding_squeeze" or "linear_projection"
     head: str = "categorical"                # "categorical", "dml" or "bytes"
@@ -87,7 +88,7 @@ class Experiment:
                           self.interleaving_strategy, self.target_sr, self.train_percentage, self.drop_last,
                           self.batch_size, self.train_chunk_size, self.val_chunk_size, self.split_seed,
                           dataset=self.dataset, stem=self.stem, tokens="bytes" if self.head == "bytes" else "codes",
-                          context_len=self.context_len, pad_len=self.pad_len)
+                          context_len=self.context_len, pad_len=self.pad_len, test_s=self.test_s)
 
     def model_config(self) -> ModelConfig:
         """The model's sizes."""
@@ -100,7 +101,7 @@ class Experiment:
         return TrainConfig(max_steps, None if max_steps else self.max_epochs, self.lr, self.ssm_lr, self.weight_decay,
                            self.scheduler, warmup_steps=self.warmup_steps, seed=self.seed)
 
-# %% ../nbs/16_experiments.ipynb #6c1a4ee0
+# %% ../nbs/16_experiments.ipynb #50420b27
 _RAW = {"input": "raw", "encoder": "linear_projection"}
 _DML = {"head": "dml", "lr": 0.01}
 _STEREO = {"channels": "stereo"}
@@ -113,7 +114,7 @@ _DEMO = _SMALL | {"target_sr": 8000, "train_percentage": 0.84, "train_chunk_size
                   "scheduler": "cosine", "temperature": 0.7}
 _MUSDB = {"dataset": "musdb18hq"}
 _SMOKE = {"d_model": 8, "d_state": 8, "sample_len": 512, "batch_size": 1, "train_chunk_size": 2,
-          "val_chunk_size": 1, "steps": (4,), "prompt_s": 0.02, "continuation_s": 0.02, "target_sr": 4000}
+          "val_chunk_size": 1, "steps": (4,), "prompt_s": 0.02, "continuation_s": 0.02, "target_sr": 4000, "test_s": 0.5}
 
 PRESETS = {
     "sashimi-musdb18mono": _MUSDB,

@@ -13,3 +13,8 @@ from hypothesis import settings
 
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
 settings.load_profile("repeatable")
+
+
+def pytest_collection_modifyitems(items):
+    """What takes longest comes first, so that no process is left alone with it at the end: pages in a browser, then notebooks."""
+    items.sort(key=lambda item: ("browser" not in item.path.parts, item.path.name != "test_notebooks.py"))

@@ -94,13 +94,13 @@ def test_interrupted(tmp_path, model):
     """Ctrl-C: the file is finished and kept, exit status 130, a line that says how much."""
     code = "import sys; from sashimi_wb.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "generate", model, "--output", "long.flac", "--seconds", "100000"]
-    said, end = tmp_path / "said.txt", time.monotonic() + 60
+    said, end = tmp_path / "said.txt", time.monotonic() + 300
     with open(said, "w") as f: process = subprocess.Popen(command, cwd=tmp_path, stderr=f)
     while not re.search(r"[1-9]k/400M.* x real time", said.read_text()) and time.monotonic() < end: time.sleep(0.05)   # 1,000 samples at least
     time.sleep(0.5)
     assert not (tmp_path / "long.flac").exists()
     process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 130, said.read_text()
+    assert process.wait(120) == 130, said.read_text()
     kept, err = soundfile.info(tmp_path / "long.flac"), said.read_text()
     assert kept.frames > 0 and f"stopped; {kept.duration:.2f} s of audio are in long.flac" in err and "Traceback" not in err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["long.flac", "said.txt"]

@@ -14,6 +14,7 @@ from made_audio import write
 from sashimi_wb.byte_tokens import from_bytes, silent_input
 from sashimi_wb.core import from_json, to_json
 from sashimi_wb.data import AudioData, DataConfig, WindowDataset
+from sashimi_wb.evaluation import whole_files
 from sashimi_wb.files import read_span
 from sashimi_wb.index import index_audio
 from sashimi_wb.interleave import deinterleave, interleave
@@ -44,7 +45,8 @@ def test_mono_file_asked_for_as_stereo(tmp_path, channels):
     ("sample_len", 10.0), ("channels", "5.1"), ("interleaving_strategy", "blocking-0"), ("target_sr", 0), ("target_sr", "16000"), ("train_percentage", 88),
     ("drop_last", 1), ("batch_size", 0), ("train_chunk_size", 0), ("val_chunk_size", -1), ("seed", -1), ("num_workers", -1), ("skip_bad", None), ("path", ""), ("path", 3),
     ("dataset", "timit"), ("dataset", ["folder"]), ("stem", "drums"), ("tokens", "bits"), ("tokens", None), ("context_len", -1), ("context_len", 8192), ("context_len", 1.0),
-    ("pad_len", -1), ("pad_len", "8"), ("pad_len", True), ("quantize_input", 1), ("is_stereo", "yes")])
+    ("pad_len", -1), ("pad_len", "8"), ("pad_len", True),
+    ("test_s", 0), ("test_s", -1.0), ("test_s", "1"), ("test_s", True), ("test_s", float("nan")), ("test_s", float("inf")), ("quantize_input", 1), ("is_stereo", "yes")])
 def test_config_errors_name_what_came(field, value):
     with pytest.raises(ValueError) as e: DataConfig(**{"path": "x", field: value})
     assert repr(value) in str(e.value) or "blocking-0" in str(e.value)
@@ -290,6 +292,20 @@ def test_validation_chunks_and_test_codes(corpus):
     for c, (y, m) in zip(codes, loaded, strict=True):
         assert int(m.sum()) == c.size and np.array_equal(deinterleave(y[None], "blocking", 2)[0, :len(c)].numpy(), c)
     assert sum(len(c) for c in codes) == sum(data.test.lengths)
+
+
+@pytest.mark.parametrize("strategy", ["temporal", "blocking-16"])
+def test_only_the_beginning_of_test_files_is_judged(corpus, strategy):
+    config = DataConfig(str(corpus), sample_len=64, batch_size=2, train_percentage=0.34, drop_last=False, channels="stereo", interleaving_strategy=strategy)
+    whole = AudioData(config)
+    some = AudioData(replace(config, test_s=100.4/whole.sample_rate))                       # two windows, the second one short
+    assert (some.train.lengths, some.val.lengths) == (whole.train.lengths, whole.val.lengths)
+    assert some.test.lengths == [min(n, 100) for n in whole.test.lengths] and max(whole.test.lengths) > 100
+    heads = [np.concatenate([whole.test.codes(i) for i in range(len(whole.test)) if whole.test.span(i)[0] == f]) for f in whole.test.files]
+    np.testing.assert_array_equal(np.concatenate(list(some.test_codes())), np.concatenate([h[:100] for h in heads]))
+    assert sum(int(batch["mask"].sum()) for batch, _ in whole_files(some, window=64)) == 2*sum(some.test.lengths)
+    assert "only the first" in some.remarks()[-1] and not any("only the first" in r for r in whole.remarks())
+    assert AudioData(replace(config, test_s=1e6)).test.lengths == whole.test.lengths
 
 
 def test_fingerprint_follows_contents_and_names(corpus):

@@ -93,7 +93,7 @@ class Lab:
             raise
         return self
 
-    def _wait(self, seconds: float = 60.0) -> None:
+    def _wait(self, seconds: float = 180.0) -> None:
         opener, end = urllib.request.build_opener(urllib.request.ProxyHandler({})), time.monotonic() + seconds
         while time.monotonic() < end and self.server.poll() is None:
             try: return opener.open(f"{self.url}/api/status?token={TOKEN}", timeout=5).close()
@@ -146,12 +146,10 @@ class Notebook:
         self.command("notebook:run-all-cells")
         self.page.wait_for_function(f"() => {CURRENT}.sessionContext.session.kernel.status === 'idle'")
 
-    def execute(self, code: str) -> float:
-        """Run code in the kernel beside the page, and say how many seconds it took to answer."""
-        started = time.monotonic()
+    def execute(self, code: str) -> None:
+        """Run code in the kernel beside the page, and wait for its end."""
         status = self.page.evaluate(f"code => {CURRENT}.sessionContext.session.kernel.requestExecute({{code}}).done.then(m => m.content.status)", code)
         if status != "ok": raise RuntimeError(f"{code!r} ended with {status}")
-        return time.monotonic() - started
 
     def problems(self) -> list[str]:
         """Page errors, requests that left this machine, and tracebacks in the notebook."""
@@ -206,6 +204,18 @@ def says(page, part: str, text) -> None:
 def sources(page, selector: str) -> list[str]:
     """What the pictures and players of a selector hold."""
     return page.locator(selector).evaluate_all("all => all.map(e => e.getAttribute('src'))")
+
+
+def changed(page, selector: str, before: list[str]) -> None:
+    """Wait until a selector's pictures and players are there and hold none of what they held."""
+    page.wait_for_function("""([selector, before]) => {
+        const now = [...document.querySelectorAll(selector)].map(e => e.getAttribute('src'))
+        return now.length && !now.some(source => before.includes(source)) }""", arg=[selector, before])
+
+
+def forgotten(page, selector: str) -> None:
+    """Wait until nothing of a selector is seen."""
+    page.locator(selector).first.wait_for(state="hidden")
 
 
 def press(page, name: str) -> None:

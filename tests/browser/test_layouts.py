@@ -1,5 +1,5 @@
 """Layouts: the token, the layout and the sound change pictures, words and players; a wrong path is said, and forgotten."""
-from browser import check_export, enter, says, slide, sources
+from browser import changed, check_export, enter, forgotten, says, slide, sources
 
 
 def test_layouts(lab):
@@ -15,7 +15,7 @@ def test_layouts(lab):
 
         slide(page, "Token", "ArrowRight")
         says(page, "words", "Token 26 of 64 comes next: sample 13 of the left channel")
-        assert sources(page, ".swb-moment img") != moment
+        changed(page, ".swb-moment img", moment)
         page.get_by_label("Layout", exact=True).select_option(label="blocking-N")
         says(page, "words", "sample 10 of the right channel")
         says(page, "trip", "blocking-16")
@@ -29,7 +29,8 @@ def test_layouts(lab):
         notebook.screenshot("layouts-error")
         page.get_by_label("Sound", exact=True).select_option(index=3)
         page.locator(".swb-stereo img").wait_for()
-        assert page.locator("[role=alert]").count() == 0 and sources(page, ".swb-sound audio") != players
+        forgotten(page, "[role=alert]")
+        changed(page, ".swb-sound audio", players)
         notebook.theme(dark=True)
         page.locator(".swb-firsts img").scroll_into_view_if_needed()
         notebook.screenshot("layouts-dark")

@@ -1,5 +1,5 @@
 """Quantization: bits, law and place of the zoom change pictures and players; a wrong path is said, and forgotten."""
-from browser import check_export, enter, says, slide, sources
+from browser import changed, check_export, enter, forgotten, says, slide, sources
 
 
 def shown(page, *parts):
@@ -28,7 +28,7 @@ def test_quantization(lab):
         says(page, "said", "answered")
         before = shown(page, "zoom"), shown(page, "sound")
         slide(page, "Zoom at", "PageUp")
-        page.wait_for_function("before => document.querySelector('.swb-zoom img').getAttribute('src') !== before", arg=before[0][0])
+        changed(page, ".swb-zoom img", before[0])
         assert shown(page, "sound") == before[1], "moving the zoom leaves the players as they are"
 
         page.get_by_label("Sound", exact=True).select_option(label="own file, by its path")
@@ -37,7 +37,7 @@ def test_quantization(lab):
         notebook.screenshot("quantization-error")
         page.get_by_label("Sound", exact=True).select_option(index=3)
         page.locator(".swb-codes img").wait_for()
-        assert page.locator("[role=alert]").count() == 0
+        forgotten(page, "[role=alert]")
         notebook.theme(dark=True)
         page.locator(".swb-codes img").scroll_into_view_if_needed()
         notebook.screenshot("quantization-dark")

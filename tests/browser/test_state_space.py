@@ -1,5 +1,5 @@
 """State spaces: matrix, rule, step and readout change pictures and players; an echo beyond the window is said, and forgotten."""
-from browser import check_export, enter, says, slide, sources
+from browser import changed, check_export, enter, forgotten, says, slide, sources
 
 PARTS = ("kernel", "eigenvalues", "sound", "past", "float32")
 
@@ -43,7 +43,8 @@ def test_state_space(lab):
         notebook.screenshot("state_space-error")
         enter(page, "Echo after (ms)", 1)
         page.locator(".swb-float32 img").wait_for()
-        assert page.locator("[role=alert]:visible").count() == 0 and shown(page)["sound"][1:] != folded["sound"][1:]
+        forgotten(page, "[role=alert]:visible")
+        changed(page, ".swb-sound [src]", folded["sound"][1:])
         notebook.theme(dark=False)
         page.set_viewport_size({"width": 900, "height": 3200})
         notebook.screenshot("state_space-narrow")
