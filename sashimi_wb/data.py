@@ -120,7 +120,7 @@ class DataConfig:
     @property
     def n_tokens(self)->int: return (self.pad_len + self.sample_len)*self.n_channels*self.tokens_per_sample  # l, per window
 
-# %% ../nbs/04_data.ipynb #9e9e31ff
+# %% ../nbs/04_data.ipynb #5e1abd84
 def common_rate(
     files:list[AudioInfo],   # from `index_audio`
     target_sr:int|None=None, # Hz, or None
@@ -176,8 +176,9 @@ class WindowDataset(Dataset):
         if not self.ends or not self.ends[-1]:
             longest = max(lengths, default=0)
             name = self.files[lengths.index(longest)].name if self.files else "none"
+            within = "" if seconds is None else f" in its first {seconds:g} s (test_s)"
             raise ValueError(f"sample_len={n} is longer than every file of {part}; the longest, {name}, has {longest} samples at "
-                             f"{self.sample_rate} Hz. Use sample_len={longest} or less, longer files, or drop_last=False to pad")
+                             f"{self.sample_rate} Hz{within}. Use sample_len={longest} or less, longer files, or drop_last=False to pad")
 
     def __len__(self)->int: return self.ends[-1]
 

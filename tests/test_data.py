@@ -306,6 +306,8 @@ def test_only_the_beginning_of_test_files_is_judged(corpus, strategy):
     assert sum(int(batch["mask"].sum()) for batch, _ in whole_files(some, window=64)) == 2*sum(some.test.lengths)
     assert "only the first" in some.remarks()[-1] and not any("only the first" in r for r in whole.remarks())
     assert AudioData(replace(config, test_s=1e6)).test.lengths == whole.test.lengths
+    with pytest.raises(ValueError, match=r"sample_len=64 .* of the test files; .* has 50 samples at .* Hz in its first .* s \(test_s\)"):
+        AudioData(replace(config, test_s=50/whole.sample_rate, drop_last=True))
 
 
 def test_fingerprint_follows_contents_and_names(corpus):
