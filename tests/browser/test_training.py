@@ -3,7 +3,7 @@ import re
 
 from made_audio import write
 
-from browser import ROOT, check_export, copy_notebook, enter
+from browser import ROOT, changed, check_export, copy_notebook, enter
 
 
 def fill(folder):
@@ -51,7 +51,9 @@ def test_training(lab):
         press(page, "Stop")
         live.get_by_text("stopped after step").wait_for()
         stopped = step(live)
-        assert stopped < 200 and curves.get_attribute("src") != first and page.get_by_label("Bits", exact=True).is_enabled()
+        assert stopped < 200
+        changed(page, ".swb-curves img", [first])
+        page.get_by_label("Bits", exact=True).and_(page.locator(":enabled")).wait_for()
         plan.get_by_text(f"{stopped} steps are done").wait_for()
         clip = page.locator(".swb-clips audio").first.get_attribute("src")
 
