@@ -120,7 +120,7 @@ class DataConfig:
     @property
     def n_tokens(self)->int: return (self.pad_len + self.sample_len)*self.n_channels*self.tokens_per_sample  # l, per window
 
-# %% ../nbs/04_data.ipynb #5e1abd84
+# %% ../nbs/04_data.ipynb #8048c563
 def common_rate(
     files:list[AudioInfo],   # from `index_audio`
     target_sr:int|None=None, # Hz, or None
@@ -166,7 +166,8 @@ class WindowDataset(Dataset):
         self.files, self.config, self.quantizer, self.part = list(files), config, config.quantizer, part
         for f in self.files: check_channels(f, config.channels)
         self.sample_rate = common_rate(self.files, config.target_sr)
-        self.seconds, most = seconds, float("inf") if seconds is None else max(1, round(seconds*self.sample_rate))
+        self.seconds = seconds
+        most = float("inf") if seconds is None else max(1, round(seconds*self.sample_rate))
         self.lengths = lengths = [min(f.frames_at(self.sample_rate), most) for f in self.files]
         n, self.step = config.sample_len, config.sample_len - config.context_len
         def count(t):  # windows of a file: the first, and one for every further step

@@ -6,8 +6,9 @@
 __all__ = ['OWN_FOLDER', 'INPUTS', 'LAYOUTS', 'TrainingControls', 'plan_html', 'steps_done', 'outcome', 'result_html',
            'TrainingPage', 'explore_training']
 
-# %% ../nbs/17_explore_training.ipynb #6ea81f0e
+# %% ../nbs/17_explore_training.ipynb #b218c3d9
 import json
+from functools import partial
 from html import escape
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from .players import player_row, table
 from .runs import Run
 from .widgets import FLOW, Pace, Runner, Still, Turn, look
 
-# %% ../nbs/17_explore_training.ipynb #d6b752a0
+# %% ../nbs/17_explore_training.ipynb #665f4bfa
 OWN_FOLDER = "own folder, by its path"
 INPUTS = {"codes, embedding": {"input": "codes", "encoder": "embedding"},
           "codes, squeezed embedding": {"input": "codes", "encoder": "embedding_squeeze"},
@@ -37,9 +38,12 @@ def _fitting(choices, e):
     return next(name for name, parts in choices.items() if all(getattr(e, k) == v for k, v in parts.items()))
 
 
-def _count(label, tip, most=10**7): return BoundedIntText(0, min=0, max=most, description=label, tooltip=tip, **look(label="9.8em"))
+_look = partial(look, label="9.8em")     # the longest label here is shorter than elsewhere
 
-# %% ../nbs/17_explore_training.ipynb #009e4d13
+
+def _count(label, tip, most=10**7): return BoundedIntText(0, min=0, max=most, description=label, tooltip=tip, **_look())
+
+# %% ../nbs/17_explore_training.ipynb #8da68423
 class TrainingControls:
     """What to train, on what and how, by widgets: `all` of them, in `box`."""
     def __init__(self,
@@ -49,18 +53,18 @@ class TrainingControls:
         choose(preset, PRESETS, "preset")
         names = sorted(PRESETS, key=lambda name: experiment(name).dataset != "folder")    # what any folder will do for comes first
         folders = ["bundled music", "bundled digits", OWN_FOLDER]
-        self.preset = Dropdown(options=names, value=preset, description="Preset", tooltip="Fills the other controls", **look(label="9.8em"))
-        self.audio = Dropdown(options=folders, value=OWN_FOLDER if audio else folders["digits" in preset], description="Audio", **look(label="9.8em"))
-        self.own = Text(audio, placeholder="path of a folder of audio files", description="Own folder", continuous_update=False, **look(label="9.8em"))
-        self.bits = BoundedIntText(8, min=1, max=24, description="Bits", tooltip="Of a sample: 1 to 16; as bytes 8, 16 or 24", **look(label="9.8em"))
-        self.quantization = Dropdown(options=["linear", "mu_law"], description="Quantization", **look(label="9.8em"))
-        self.input = Dropdown(options=list(INPUTS), description="Input, encoder", **look(label="9.8em"))
-        self.head = Dropdown(options=["categorical", "dml", "bytes"], description="Head", **look(label="9.8em"))
-        self.layout = Dropdown(options=list(LAYOUTS), description="Layout", **look(label="9.8em"))
+        self.preset = Dropdown(options=names, value=preset, description="Preset", tooltip="Fills the other controls", **_look())
+        self.audio = Dropdown(options=folders, value=OWN_FOLDER if audio else folders["digits" in preset], description="Audio", **_look())
+        self.own = Text(audio, placeholder="path of a folder of audio files", description="Own folder", continuous_update=False, **_look())
+        self.bits = BoundedIntText(8, min=1, max=24, description="Bits", tooltip="Of a sample: 1 to 16; as bytes 8, 16 or 24", **_look())
+        self.quantization = Dropdown(options=["linear", "mu_law"], description="Quantization", **_look())
+        self.input = Dropdown(options=list(INPUTS), description="Input, encoder", **_look())
+        self.head = Dropdown(options=["categorical", "dml", "bytes"], description="Head", **_look())
+        self.layout = Dropdown(options=list(LAYOUTS), description="Layout", **_look())
         self.steps = _count("Steps", "Optimiser steps of the run; 0: as the preset")
         self.epoch = _count("Steps an epoch", "An epoch ends with a validation and a clip; 0: as the preset")
-        self.lr = FloatText(0.004, description="Learning rate", **look(label="9.8em"))
-        self.seed = BoundedIntText(0, min=0, max=2**32 - 1, description="Seed", tooltip="Of weights, order and clips", **look(label="9.8em"))
+        self.lr = FloatText(0.004, description="Learning rate", **_look())
+        self.seed = BoundedIntText(0, min=0, max=2**32 - 1, description="Seed", tooltip="Of weights, order and clips", **_look())
         self.every = _count("Steps per clip", "0: a clip after every epoch")
         settings = (self.bits, self.quantization, self.input, self.head, self.layout, self.steps, self.epoch, self.lr, self.seed)
         self.all = (self.preset, self.audio, self.own, *settings, self.every)

@@ -90,13 +90,14 @@ def runs_folder(runs: str | Path = "") -> Path:
     """The given folder, or `runs` beside the package."""
     return Path(runs).expanduser().absolute() if str(runs) else project_root()/"runs"
 
-# %% ../nbs/16a_runs.ipynb #21e59040
+# %% ../nbs/16a_runs.ipynb #08054be3
 def excerpt(
     data:AudioData, # whose first test file is heard
     seconds:float,  # length
 )->torch.Tensor:    # (t, c) in [-1, 1], from a third of the way into the file
     """A stretch of the first test file, in the run's channels and sample rate."""
-    info, total = data.test.files[0], data.test.files[0].frames_at(data.sample_rate)     # of all of it, even where `test_s` scores less
+    info = data.test.files[0]
+    total = info.frames_at(data.sample_rate)     # all of it, also where `test_s` scores less
     frames = min(max(1, round(seconds*data.sample_rate)), total)
     start = min(total//3, total - frames)
     return torch.from_numpy(read_span(info, start, frames, data.config.channels, data.sample_rate)).float()

@@ -214,8 +214,9 @@ def changed(page, selector: str, before: list[str]) -> None:
 
 
 def forgotten(page, selector: str) -> None:
-    """Wait until nothing of a selector is seen."""
-    page.locator(selector).first.wait_for(state="hidden")
+    """Wait until a page holds nothing of a selector."""
+    from playwright.sync_api import expect
+    expect(page.locator(selector)).to_have_count(0, timeout=PATIENCE_MS)
 
 
 def press(page, name: str) -> None:
