@@ -13,19 +13,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .core import check_bits, check_depth, choose
+from .core import as_tensor, check_bits, check_depth, choose
 
 # %% ../nbs/02_quantization.ipynb #f673d569
 def check_wave(
-    wave:Float[Tensor, "..."], # samples in [-1, 1], as a float tensor or array
+    wave:Float[Tensor, "..."], # samples in [-1, 1], as a float tensor, array or list
     source:str|None=None,      # where they come from (a file name), for the error
     offset:int=0,              # sample number of the first one in that source
 )->Float[Tensor, "..."]:       # the same values, float32 or float64
     """Return the samples as a float tensor if every one is a number in [-1, 1].
 
     Raises: ValueError that names source and position of the first sample that is not."""
-    wave = torch.as_tensor(wave)
     where = f" of {source}" if source else ""
+    wave = as_tensor(wave, f"samples{where}")
     if not wave.is_floating_point():
         raise ValueError(f"samples{where}: expected floats in [-1, 1], got {wave.dtype}; divide integer PCM by "
                          "2**(bits - 1), e.g. int16 by 32768")
@@ -49,7 +49,9 @@ def clip_minmax(
 
     Raises: ValueError for fewer than two dimensions, since the first one counts clips.
     Source: `minmax_scale` of state-spaces/s4."""
+    wave = as_tensor(wave, "samples")
     if wave.ndim < 2: raise ValueError(f"clip_minmax: expected clips (b t c), got the shape {tuple(wave.shape)}")
+    if not wave.numel(): return wave                                # no samples have no range
     dims = tuple(range(1, wave.ndim))
     low, high = wave.amin(dims, keepdim=True), wave.amax(dims, keepdim=True)
     return (wave - low)/(high - low + 1e-6)
@@ -67,8 +69,8 @@ def scale_wave(
 )->Float[Tensor, "b t c"]:       # what the quantizer rounds, in [-1, 1]
     """Scale a waveform as encoding does, without rounding it: the input of a model on raw floats.
 
-    Raises: ValueError for an unknown scaling."""
-    return choose(scaling, SCALINGS, "scaling")(wave)
+    Raises: ValueError for an unknown scaling, a sample outside [-1, 1] or not a number."""
+    return choose(scaling, SCALINGS, "scaling")(check_wave(wave))
 
 
 def _truncate(unit, bits):
@@ -97,7 +99,7 @@ def check_codes(
     """Return the codes as an integer tensor if all lie in [0, 2**bits).
 
     Raises: ValueError that names the first one that does not."""
-    codes = torch.as_tensor(codes)
+    codes = as_tensor(codes, "codes")
     if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
         raise ValueError(f"codes: expected integers, got {codes.dtype}")
     outside = (codes < 0) | (codes.long() >= 2**check_depth(bits))
