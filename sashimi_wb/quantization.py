@@ -8,12 +8,14 @@ __all__ = ['SCALINGS', 'QUANTIZATIONS', 'check_wave', 'clip_minmax', 'scale_wave
 
 # %% ../nbs/02_quantization.ipynb #32e38f23
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from .core import as_tensor, check_bits, check_depth, choose
+from .portable import LN_2, LOG2_E, exp2, log1p
 
 # %% ../nbs/02_quantization.ipynb #f673d569
 def check_wave(
@@ -123,44 +125,48 @@ def linear_decode(
     return (check_codes(codes, bits).long() - half).float()/half
 
 # %% ../nbs/02_quantization.ipynb #ee6d2ae4
-def _mu_compress(x, mu):
-    return torch.sign(x)*torch.log1p(mu*x.abs())/torch.log1p(mu)
-
-
 def mu_law_encode(
     wave:Float[Tensor, "b t c"], # samples in [-1, 1]
     bits:int=8,                  # code size in bits, 1 to 16
     scaling:str="full_scale",    # "full_scale": as torchaudio; "clip_minmax": per clip, not lossless
     source:str|None=None,        # name of the file, for errors
-)->Int[Tensor, "b t c"]:         # codes in [0, 2**bits)
+)->Int[Tensor, "b t c"]:         # codes in [0, 2**bits), the same on every processor
     """Compand samples and round them to integer codes.
 
     Raises: ValueError for a sample outside [-1, 1] or not a number, for bits outside 1 to 16, for an unknown scaling.
     Source: ITU-T G.711, continuous form; clip_minmax as in state-spaces/s4."""
     bits, _, wave = check_bits(bits), choose(scaling, SCALINGS, "scaling"), check_wave(wave, source)
-    mu = torch.tensor(2**bits - 1, dtype=wave.dtype, device=wave.device)
-    if scaling == "full_scale": return ((_mu_compress(wave, mu) + 1)/2*mu + 0.5).long()
+    mu, whole = 2**bits - 1, torch.tensor(bits*LN_2, dtype=wave.dtype, device=wave.device)   # ln(1 + mu)
+    if scaling == "full_scale": return ((torch.sign(wave)*log1p(mu*wave.abs())/whole + 1)/2*mu + 0.5).long()
     wave = scale_wave(wave, scaling)
-    bent = torch.sign(wave)*(torch.log1p(mu*(wave + 1e-8).abs())/torch.log1p(mu))
+    bent = torch.sign(wave)*(log1p(mu*(wave + 1e-8).abs())/whole)
     return _truncate((bent + 1)/2, bits)
+
+
+@cache
+def _mu_levels(bits, scaling):
+    "All 2**bits levels, by the reference's operations in float32: the power is rounded once, whatever the processor."
+    codes, mu = torch.arange(2**bits, dtype=torch.float32), 2**bits - 1
+    if scaling == "clip_minmax":
+        bent = codes/2**(bits - 1) - 1
+        power = exp2(bits*bent.abs().double()).float()
+    else:
+        bent = codes/mu*2 - 1
+        power = exp2((bent.abs()*torch.tensor(bits*LN_2)).double()*LOG2_E).float()
+    return (torch.sign(bent)*(power - 1)/mu).numpy()
 
 
 def mu_law_decode(
     codes:Int[Tensor, "b t c"], # codes in [0, 2**bits)
     bits:int=8,                 # code size in bits, 1 to 16
     scaling:str="full_scale",   # the one of encoding; the reference's grid differs by half a code
-)->Float[Tensor, "b t c"]:      # float32 levels in [-1, 1]
+)->Float[Tensor, "b t c"]:      # float32 levels in [-1, 1], the same bits on every processor
     """Turn mu-law codes into the levels that they stand for.
 
     Raises: ValueError for a code outside [0, 2**bits), for bits outside 1 to 16, for an unknown scaling."""
     choose(scaling, SCALINGS, "scaling")
-    codes, mu = check_codes(codes, check_bits(bits)).float(), 2**bits - 1
-    if scaling == "clip_minmax":
-        bent = codes/2**(bits - 1) - 1
-        return torch.sign(bent)*((1 + mu)**bent.abs() - 1)/mu
-    bent = codes/mu*2 - 1
-    mu = torch.tensor(float(mu), device=codes.device)
-    return torch.sign(bent)*(torch.exp(bent.abs()*torch.log1p(mu)) - 1)/mu
+    codes = check_codes(codes, check_bits(bits))
+    return torch.from_numpy(_mu_levels(bits, scaling)).to(codes.device)[codes.long()]
 
 # %% ../nbs/02_quantization.ipynb #bdb2b8b5
 QUANTIZATIONS = {"linear": (linear_encode, linear_decode), "mu_law": (mu_law_encode, mu_law_decode)}

@@ -15,6 +15,7 @@ MODULES = sorted(p.stem for p in PACKAGE.glob("*.py") if p.stem not in ("__init_
 EVERYTHING = "everything with a lower number"
 MAP = {
     "core": "",
+    "portable": "",
     "checkpoints": "",
     "players": "",
     "in_step": "players",
@@ -22,7 +23,7 @@ MAP = {
     "charts": "visualise",
     "widgets": "",
     "live": "widgets",
-    "quantization": "",
+    "quantization": "portable",
     "interleave": "",
     "layout_views": "interleave quantization visualise",
     "byte_tokens": "quantization",

@@ -1,0 +1,56 @@
+"""The logarithm and the exponential of every processor: against decimal arithmetic, their bits, what they refuse."""
+import hashlib
+import math
+from decimal import Decimal, localcontext
+
+import pytest
+import torch
+
+from sashimi_wb.portable import exp2, log1p
+
+K = torch.arange(1, 1001, dtype=torch.float64)
+RANGES = {   # exact operations only, so that the numbers themselves are the same everywhere
+    "log1p": (log1p, lambda v: (1 + v).ln(), torch.cat([torch.zeros(1).double(), K*2.0**-40, K*2.0**-12, K/7, K*65.5, K*2.0**100])),
+    "exp2": (exp2, lambda v: 2**v, torch.cat([torch.zeros(1).double(), K*2.0**-40, K/61, -K/61, K/1.01, -K/1.01])),
+}
+PINNED = {   # SHA-256 of the doubles above, little-endian
+    "log1p": "ea864c545c4b7b1fc406942d3704aa96ce5b089a9baae945ab58104c20c7ad9e",
+    "exp2": "1283003981e1a8c5a829a6ee8c1616153dc71966f295e65997e740dd944f2cb0",
+}
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_the_error_is_below_three_units_in_the_last_place(name):
+    function, exact, x = RANGES[name]
+    with localcontext() as c:
+        c.prec = 45
+        for got, v in zip(function(x).tolist(), x.tolist()):
+            assert abs(Decimal(got) - exact(Decimal(v))) <= 3*Decimal(math.ulp(got)), (v, got)
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_float32_is_the_nearest_there_is(name):
+    function, exact, x = RANGES[name]
+    x = x[(x.abs() < 1e6) & ((x.abs() < 120) | (name == "log1p"))].float()
+    with localcontext() as c:
+        c.prec = 45
+        want = torch.tensor([float(exact(Decimal(v))) for v in x.tolist()], dtype=torch.float64).float()
+    assert torch.equal(function(x), want)
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_every_bit_is_as_it_was(name):
+    function, _, x = RANGES[name]
+    assert hashlib.sha256(function(x).numpy().astype("<f8").tobytes()).hexdigest() == PINNED[name]
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_what_comes_in_is_kept_and_a_part_is_as_in_the_whole(name):
+    function, _, x = RANGES[name]
+    x, before = x[:2001], x[:2001].clone()
+    whole = function(x)
+    assert torch.equal(x, before)
+    assert torch.equal(torch.cat([function(part) for part in x.split(7)]), whole)      # a vector's lanes and what is left over
+    assert torch.equal(function(x.expand(2, -1).t())[:, 1], whole)                     # any strides
+    assert function(x.half()).dtype == torch.float16 and function(x[:0]).shape == (0,) and function(x[5]).ndim == 0
+    with pytest.raises(ValueError, match="expected floats.*int64"): function(torch.arange(3))
