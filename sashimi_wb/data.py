@@ -7,6 +7,7 @@ __all__ = ['INPUTS', 'TOKENS', 'DataConfig', 'common_rate', 'streams', 'WindowDa
 
 # %% ../nbs/04_data.ipynb #dca20209
 import hashlib
+import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import InitVar, dataclass, fields
@@ -239,7 +240,7 @@ class AudioData:
         self.config, self.quantizer, self.n_channels = config, config.quantizer, config.n_channels
         self.rank, self.world = rank, world
         parts = find_parts(config.dataset, config.path, config.stem, config.train_percentage, config.seed, config.skip_bad)
-        self.files = sorted((f for part in parts for f in part), key=lambda f: f.name)
+        self.files = sorted((f for part in parts for f in part), key=lambda f: os.fsencode(f.name))
         for f in self.files: check_channels(f, config.channels)
         self.sample_rate = common_rate(self.files, config.target_sr)
         if any(f.sample_rate != self.sample_rate for f in self.files): import_torchaudio()  # before workers start
@@ -274,7 +275,7 @@ class AudioData:
         if not hasattr(self, "_fingerprint"):
             total = hashlib.sha256(f"{self.config.stem}\n".encode())
             used = [(part, f) for part, windows in zip(PARTS, (self.train, self.val, self.test)) for f in windows.files]
-            for part, f in tqdm(used, desc="fingerprint", unit="file", delay=2): total.update(f"{part}\n{f.name}\n{content_hash(f)}\n".encode())
+            for part, f in tqdm(used, desc="fingerprint", unit="file", delay=2): total.update(b"%b\n%b\n%b\n" % (part.encode(), os.fsencode(f.name), content_hash(f).encode()))
             self._fingerprint = total.hexdigest()
         return self._fingerprint
 

@@ -42,11 +42,11 @@ def split_files(
     if len(files) < 3:
         raise ValueError(f"expected at least 3 files to split into training, validation and test, got {len(files)} "
                          f"({', '.join(f.name for f in files)}); add files or cut a long one")
-    mixed = sorted(files, key=lambda f: (hashlib.sha256(f"{seed}/{f.name}".encode()).digest(), f.name))
+    mixed = sorted(files, key=lambda f: (hashlib.sha256(b"%d/%b" % (seed, os.fsencode(f.name))).digest(), f.name))
     n_train = min(max(round(len(files)*train_percentage), 1), len(files) - 2)
     n_valid = (len(files) - n_train)//2
     parts = mixed[:n_train], mixed[n_train:n_train + n_valid], mixed[n_train + n_valid:]
-    return tuple(sorted(p, key=lambda f: f.name) for p in parts)
+    return tuple(sorted(p, key=lambda f: os.fsencode(f.name)) for p in parts)
 
 # %% ../nbs/04_datasets.ipynb #a9546d6e
 @dataclass(frozen=True)

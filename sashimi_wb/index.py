@@ -7,8 +7,10 @@ __all__ = ['VERSION', 'cache_path', 'index_audio', 'content_hash']
 
 # %% ../nbs/04_index.ipynb #9dedcaba
 import hashlib
+import json
 import os
 import sqlite3
+import stat
 import threading
 import time
 from collections.abc import Iterable
@@ -21,17 +23,29 @@ from .core import log
 from .files import AudioInfo, audio_names, decode_all, probe
 
 # %% ../nbs/04_index.ipynb #55190b8a
-VERSION = 1  # of the table and of what `probe` checks: another number, another cache
-_TABLE = ("create table files (path blob, stream integer, size integer, mtime_ns integer, ctime_ns integer, inode integer, frames integer, "
-          "sample_rate integer, channels integer, subtype text, whole integer, sha256 text, primary key (path, stream)) without rowid")
+VERSION = 2  # of the table and of what `probe` checks: another number, another cache
+_TABLE = "create table files (path blob, stream integer, entry blob, primary key (path, stream)) without rowid"
+_PUT = "insert or replace into files values (?, ?, ?)"
+_GET = "select entry from files where path = ? and stream = ?"
 _PATIENCE_S = 1.0 # rows are written together so often
-_SAME = "path = ? and stream = ? and size = ? and mtime_ns = ? and ctime_ns = ? and inode = ?"
 
 
 def cache_path()->Path:
     """Where the index is kept: in the folder SASHIMI_WB_CACHE, else in `sashimi_wb` of XDG_CACHE_HOME, else of ~/.cache."""
     own = os.environ.get("SASHIMI_WB_CACHE") or os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "sashimi_wb")
     return Path(own)/"index.sqlite3"
+
+
+def _seal(key, values):
+    "What is known of a file as bytes: a digest, then the text."
+    text = json.dumps([*key[2:], *values]).encode()
+    return hashlib.blake2b(text, digest_size=16, key=hashlib.sha256(key[0]).digest()).digest() + text
+
+
+def _unseal(key, entry):
+    "The values behind a seal; None where the seal is broken or the file another one by now."
+    known = json.loads(entry[16:])
+    return known[len(key) - 2:] if entry == _seal(key, known[len(key) - 2:]) else None
 
 # %% ../nbs/04_index.ipynb #8508e9b1
 class _Cache:
@@ -43,9 +57,8 @@ class _Cache:
     def attempt(self, f, *args):
         "f(*args), or None if the cache fails."
         try: return f(*args)
-        except sqlite3.OperationalError as e: log.info("no cache of the index in %s: %s", self.path, e)
-        except OSError as e: log.info("no cache of the index in %s: %s", self.path, e.strerror)
-        except sqlite3.DatabaseError as e:
+        except (sqlite3.OperationalError, OSError) as e: log.info("no cache of the index in %s: %s", self.path, e)
+        except Exception as e: # what else a damaged database leads to: errors of decoding, of sizes, of types
             log.warning("the cache of the index in %s is thrown away: %s", self.path, e)
             self.db = None
             if f != self.renew: return self.attempt(self.renew)
@@ -54,6 +67,7 @@ class _Cache:
     def open(self):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         new = not self.path.exists() or not self.path.stat().st_size
+        if not new and not self.path.is_file(): raise OSError("not a regular file")
         db = sqlite3.connect(self.path, timeout=10, isolation_level=None)
         db.execute("pragma synchronous = off")  # a power cut may cost the cache; waiting for the disk would cost every time
         version, = db.execute("pragma user_version").fetchone()
@@ -66,12 +80,15 @@ class _Cache:
         for end in ("", "-journal"): Path(f"{self.path}{end}").unlink(missing_ok=True)
         self.open()
 
-    def find(self, columns, key):
-        if self.db: return self.attempt(lambda: self.db.execute(f"select {columns} from files where {_SAME}", key).fetchone())
+    def find(self, key):
+        "What is kept of a file; None for nothing that can be trusted."
+        if self.db and (row := self.attempt(lambda: self.db.execute(_GET, key[:2]).fetchone())):
+            try: return _unseal(key, row[0])
+            except (ValueError, TypeError, LookupError, RecursionError): return None
 
-    def keep(self, sql, values):
+    def keep(self, key, *values):
         "Write, together with what comes soon after."
-        self.waiting.append((sql, values))
+        self.waiting.append((*key[:2], _seal(key, values)))
         if time.monotonic() - self.written >= _PATIENCE_S: self.flush()
 
     def flush(self):
@@ -81,7 +98,7 @@ class _Cache:
     def _write(self):
         with self.db:
             self.db.execute("begin immediate")
-            for sql, values in self.waiting: self.db.execute(sql, values)
+            self.db.executemany(_PUT, self.waiting)
 
 
 @lru_cache(maxsize=2)
@@ -93,7 +110,7 @@ def _cache(): return _opened(str(cache_path()), os.getpid(), threading.get_ident
 
 # %% ../nbs/04_index.ipynb #f76b1ad3
 _YOUNG_NS = 20_000_000  # a file system's clock may stand still for so long
-_PUT = f"insert or replace into files values ({', '.join('?'*12)})"
+_SORTS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 
 
 @lru_cache(maxsize=64)
@@ -101,29 +118,33 @@ def _real_folder(path): return os.path.realpath(path)
 
 
 def _key(path, stream):
-    "Real path, stream, and the four numbers that change when a file does."
-    real = os.path.realpath(path) if os.path.islink(path) else os.path.join(_real_folder(os.path.abspath(os.path.dirname(path))), os.path.basename(path))
+    "Real path, stream, and the four numbers that change when a file does. Raises: ValueError for what is no regular file."
     s = os.stat(path)
+    if not stat.S_ISREG(s.st_mode):
+        raise ValueError(f"{os.path.basename(path)}: expected a regular file, got {_SORTS.get(stat.S_IFMT(s.st_mode), 'something else')}; move it elsewhere")
+    real = os.path.realpath(path) if os.path.islink(path) else os.path.join(_real_folder(os.path.abspath(os.path.dirname(path))), os.path.basename(path))
     return os.fsencode(real), stream, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino
 
 
 def _settled(key): return time.time_ns() - max(key[3], key[4]) > _YOUNG_NS
 
 
+def _entry(info, whole, sha256=None): return info.frames, info.sample_rate, info.channels, info.subtype, whole, sha256
+
+
 def _look(cache, path, name, stream):
-    "The index entry of one file, and whether it was decoded to its end: remembered, or found out now."
+    "The index entry of one file, whether it was decoded to its end, and its key: remembered, or found out now."
     key = _key(path, stream)
-    if row := cache.find("frames, sample_rate, channels, subtype, whole", key): return AudioInfo(path, name, *row[:4], stream), bool(row[4])
+    if known := cache.find(key): return AudioInfo(path, name, *known[:4], stream), known[4], key
     settled, info = _settled(key), probe(path, name, stream)
-    if settled: cache.keep(_PUT, (*key, info.frames, info.sample_rate, info.channels, info.subtype, 0, None))
-    return info, False
+    if settled: cache.keep(key, *_entry(info, False))
+    return info, False, key
 
 
-def _decode(cache, info, name, stream):
+def _decode(cache, info, key):
     "Decode a file to its end, and remember that."
-    key = _key(info.path, stream)
     decode_all(info)
-    cache.keep(f"update files set whole = 1 where {_SAME}", key)
+    if _key(info.path, info.stream) == key and _settled(key): cache.keep(key, *_entry(info, True))
 
 # %% ../nbs/04_index.ipynb #9c33d2e2
 def _certain(info): return info.path.lower().endswith(".wav") and info.bits is not None  # integers: whatever is there is a sound
@@ -150,20 +171,20 @@ def index_audio(
     Raises: FileNotFoundError or ValueError as `find_audio`; ValueError that names the unusable files."""
     root, cache, infos, doubtful, bad, seconds = Path(path), _cache(), [], [], {}, 0.0
     names = audio_names(root) if names is None else list(names)
-    def attempt(f, path, name):
-        try: return f(cache, path, name, stream)
+    def attempt(name, f, *given):
+        try: return f(cache, *given)
         except FileNotFoundError: bad[name] = f"{name}: missing"
         except OSError as e: bad[name] = f"{name}: cannot be opened ({e.strerror})"
         except ValueError as e: bad[name] = str(e)
     try:
         for name in tqdm(names, desc="index", unit="file", delay=2):
-            if not (found := attempt(_look, os.path.join(root, name), name)): continue
-            info, whole = found
+            if not (found := attempt(name, _look, os.path.join(root, name), name, stream)): continue
+            info, whole, key = found
             infos.append(info)
             if _certain(info): continue
             seconds += info.frames/info.sample_rate
-            if not whole: doubtful.append(info)
-        for info in tqdm(doubtful if seconds <= decode_s else [], desc="check", unit="file", delay=2): attempt(_decode, info, info.name)
+            if not whole: doubtful.append((info, key))
+        for info, key in tqdm(doubtful if seconds <= decode_s else [], desc="check", unit="file", delay=2): attempt(info.name, _decode, info, key)
     finally: cache.flush()
     _report(list(bad.values()), len(names), root, skip_bad)
     return [i for i in infos if i.name not in bad]
@@ -174,9 +195,10 @@ def content_hash(
 )->str:             # hex digits
     """SHA-256 of the content of a file; remembered while the file stays the same."""
     cache, key = _cache(), _key(info.path, info.stream)
-    if (row := cache.find("sha256", key)) and row[0]: return row[0]
+    known = cache.find(key)
+    if known and known[5]: return known[5]
     with open(info.path, "rb") as f: made = hashlib.file_digest(f, "sha256").hexdigest()
-    if _key(info.path, info.stream) == key and _settled(key):
-        cache.keep(f"update files set sha256 = ? where {_SAME}", (made, *key))
+    if known and _key(info.path, info.stream) == key and _settled(key):
+        cache.keep(key, *known[:5], made)
         cache.flush()
     return made

@@ -5,6 +5,7 @@ import itertools
 import logging
 import os
 import shutil
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -19,10 +20,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made_audio import decode_stream, write, write_flac32, write_integers, write_stems
 
-from sashimi_wb import index
+from sashimi_wb import folders, index
 from sashimi_wb.core import import_torchaudio
 from sashimi_wb.data import AudioData, DataConfig
-from sashimi_wb.files import AudioInfo, find_audio, probe, read_frames, read_span
+from sashimi_wb.files import AudioInfo, audio_names, find_audio, probe, read_frames, read_span
+from sashimi_wb.folders import walk
 from sashimi_wb.index import index_audio
 from sashimi_wb.quantization import Quantizer
 
@@ -39,6 +41,91 @@ def corpus(tmp_path):
 def test_find_audio_is_sorted_and_sees_any_depth(corpus):
     write(corpus, "Z.WAV"), write(corpus, "._hidden.wav"), (corpus/"readme.txt").write_text("x")
     assert [p.relative_to(corpus).as_posix() for p in find_audio(corpus)] == ["Z.WAV", "a/x.flac", "a/y.wav", "b.wav", "c.ogg", "d.flac", "e.wav"]
+
+
+def test_links_to_folders_are_followed_and_no_folder_is_searched_twice(tmp_path):
+    root = tmp_path/"root"
+    write(root, "a/x.wav"), write(root, "b/y.wav"), write(tmp_path, "far/away/z.wav"), write(tmp_path, "beside.wav")
+    (root/"a"/"up").symlink_to(root), (root/"above").symlink_to(tmp_path), (root/"a"/"itself").symlink_to(root/"a"/"itself")
+    (root/"a"/"to_b").symlink_to("../b"), (root/"b"/"to_a").symlink_to("../a"), (root/"0_link").symlink_to(tmp_path/"far")
+    want = ["0_link/away/z.wav", "a/x.wav", "b/y.wav"]
+    assert audio_names(root) == want == [i.name for i in index_audio(root)]
+    (tmp_path/"far"/"away"/"home").symlink_to(root), (tmp_path/"linked root").symlink_to(root)
+    assert audio_names(root) == audio_names(tmp_path/"linked root") == want
+    assert walk(root, depth=1)[0] == [] and walk(root, depth=1)[1] == ["0_link", "a", "above", "b"]
+
+
+@pytest.mark.parametrize("name", (".git", ".Trash-1000", "$RECYCLE.BIN", "$Recycle.Bin", "__MACOSX", "@eaDir", "System Volume Information", "lost+found", "#recycle"))
+def test_folders_that_systems_made_are_left_alone(tmp_path, name):
+    write(tmp_path, "a.wav"), write(tmp_path, f"sub/{name}/deep/b.wav"), write(tmp_path, f"{name}/c.wav"), write(tmp_path, "#1 hits/@home/$money/d.wav")
+    assert audio_names(tmp_path) == ["#1 hits/@home/$money/d.wav", "a.wav"]
+    assert audio_names(tmp_path/name) == ["c.wav"]  # asked for by name
+
+
+@pytest.mark.parametrize("error", (PermissionError(13, "Permission denied"), OSError(5, "Input/output error")))
+def test_a_folder_that_cannot_be_read_is_an_error(corpus, monkeypatch, error):
+    plain = os.scandir
+    def scandir(path):
+        if str(path).rstrip("/").endswith("/a"): raise error
+        return plain(path)
+    monkeypatch.setattr(folders.os, "scandir", scandir)
+    for call in (audio_names, index_audio, lambda p: index_audio(p, skip_bad=True)):
+        with pytest.raises(type(error), match=f"cannot read the folder {corpus}/a.*{error.strerror}.*allow reading it"): call(corpus)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes and sockets as on POSIX")
+@pytest.mark.parametrize("what, said", (("pipe", "expected a regular file, got a pipe"), ("socket", "got a socket"), ("link to nothing", "missing"),
+                                        ("link to itself", "cannot be opened"), ("link to a pipe", "got a pipe"), ("device", "got a device")))
+def test_what_is_no_regular_file_is_named_and_never_read(tmp_path, what, said, caplog, monkeypatch):
+    write(tmp_path, "a.wav"), write(tmp_path, "b.wav")
+    monkeypatch.chdir(tmp_path)  # names of sockets are short
+    if "pipe" in what: os.mkfifo("pipe")
+    if what == "pipe": os.rename("pipe", "x.wav")
+    elif what == "socket": socket.socket(socket.AF_UNIX).bind("x.wav")
+    else: os.symlink({"link to nothing": "nothing", "link to itself": "x.wav", "link to a pipe": "pipe", "device": "/dev/zero"}[what], "x.wav")
+    with pytest.raises(ValueError, match=f"1 of 3 files.*x.wav.*{said}.*skip_bad=True"): index_audio(tmp_path)
+    with caplog.at_level(logging.WARNING, "sashimi_wb"): assert [i.name for i in index_audio(tmp_path, skip_bad=True)] == ["a.wav", "b.wav"]
+    assert "left out: x.wav" in caplog.text
+
+
+def test_a_folder_with_the_name_of_a_file_is_searched(tmp_path):
+    write(tmp_path, "album.flac/1.flac"), write(tmp_path, "2.wav"), (tmp_path/"empty.wav").mkdir()
+    assert audio_names(tmp_path) == ["2.wav", "album.flac/1.flac"]
+    with pytest.raises(ValueError, match="empty.wav.*got a folder"): index_audio(tmp_path, names=["2.wav", "empty.wav"])
+
+
+def test_files_of_other_kinds_are_counted_in_one_line(tmp_path, caplog):
+    write(tmp_path, "a.wav")
+    for name in ("b.m4a", "c/d.m4a", "e.txt", "f", ".hidden.m4a"): (tmp_path/name).parent.mkdir(exist_ok=True), (tmp_path/name).write_text("x")
+    (tmp_path/"disk").symlink_to(tmp_path/"nowhere")
+    with caplog.at_level(logging.INFO, "sashimi_wb"): assert audio_names(tmp_path) == audio_names(tmp_path) == ["a.wav"]
+    assert [r.getMessage() for r in caplog.records] == [f"left out of {tmp_path}: 5 files of other kinds (.m4a 2, link to nothing 1, .txt 1, no suffix 1)"]
+
+
+ODD_NAMES = [b"caf\xe9.wav", b"new\nline.wav", b"\xf0\x9f\x98\x80.wav", b"\xff\xfe.wav", "\u00e9.wav".encode(), "e\u0301.wav".encode(), b"A.wav", b"a.wav", b"\xed\xb3\xa9.wav",
+             b"n" * 251 + b".wav", b"tab\t'\"<b>%{x}.wav", b" .wav", b"\xc3\x28/in.wav"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes, as Linux has them")
+def test_names_of_any_bytes_go_all_the_way(tmp_path):
+    """Order, index, cache, split, windows and fingerprint; equal names give an equal split, whatever the letters of this machine are."""
+    def put(i, name):
+        path = tmp_path/os.fsdecode(name)
+        path.parent.mkdir(exist_ok=True)
+        write(tmp_path, "plain.wav", 300, seed=i).rename(path)
+    for i, name in enumerate(ODD_NAMES): put(i, name)
+    found = [os.fsencode(n) for n in audio_names(tmp_path)]
+    assert found == sorted(ODD_NAMES)
+    data = AudioData(DataConfig(tmp_path, sample_len=50))
+    assert [os.fsencode(f.name) for f in data.files] == found and len(data.fingerprint()) == 64 and len(data.train[0]["x"]) == 50
+    code = ("import os, sys; from sashimi_wb.data import AudioData, DataConfig; d = AudioData(DataConfig(sys.argv[1], sample_len=50));"
+            "sys.stdout.write(d.fingerprint() + str([os.fsencode(f.name) for f in d.test.files]))")
+    plain = os.environ | {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # names are ASCII with escapes
+    said = subprocess.run([sys.executable, "-c", code, tmp_path], env=plain, capture_output=True, text=True, check=True).stdout
+    assert said == data.fingerprint() + str([os.fsencode(f.name) for f in data.test.files])
+    odd = tmp_path.parent/os.fsdecode(b"folder \xe9")
+    tmp_path.rename(odd)
+    assert AudioData(DataConfig(str(odd), sample_len=50)).fingerprint() == data.fingerprint()
 
 
 def test_folders_without_audio(tmp_path):
@@ -429,6 +516,82 @@ def test_a_damaged_cache_is_thrown_away(corpus, looks, damage, caplog):
     with caplog.at_level(logging.WARNING, "sashimi_wb"): infos, probed, _ = looked(looks, corpus)
     assert infos == first and len(probed) == 6
     assert ("thrown away" in caplog.text) == (damage != "empty")
+    assert looked(looks, corpus)[1] == []
+
+
+def test_a_flipped_bit_of_the_cache_is_noticed(tmp_path, looks):
+    """Bits all over two rows, a row at a time: the file is looked at again, and what the index says is never another thing."""
+    for i in range(2): write(tmp_path, f"{i}.wav", 100 + i)
+    first = looked(looks, tmp_path)[0]
+    hashes = [index.content_hash(i) for i in first]
+    rows = sqlite3.connect(index.cache_path(), isolation_level=None).execute("select path, entry from files order by path").fetchall()
+    for k in range(0, 8*len(rows[0][1]), 31):
+        path, entry = rows[k % 2]
+        hurt = bytearray(entry)
+        hurt[k//8] ^= 1 << k % 8
+        sqlite3.connect(index.cache_path(), isolation_level=None).execute("update files set entry = ? where path = ?", (bytes(hurt), path))
+        looks.clear()
+        assert index_audio(tmp_path) == first and looks == [("probe", f"{k % 2}.wav")] and [index.content_hash(i) for i in first] == hashes
+
+
+def test_rows_of_another_file_or_another_type_do_not_count(tmp_path, looks):
+    for i in range(2): write(tmp_path, f"{i}.wav", 100 + i)
+    first = looked(looks, tmp_path)[0]
+    with sqlite3.connect(index.cache_path()) as db: (a, mine), (b, other) = db.execute("select path, entry from files order by path").fetchall()
+    for entry in (other, b"", b"x", mine[:16], mine[:-1], mine[:16] + b"[]", mine[:16] + b"[1]", mine[:16] + b"7", b"["*90_000, "text", 3, 2.5, None):
+        with sqlite3.connect(index.cache_path()) as db: db.execute("update files set entry = ? where path = ?", (entry, a))
+        looks.clear()
+        assert index_audio(tmp_path) == first and looks == [("probe", "0.wav")]
+
+
+@pytest.mark.parametrize("error", (OverflowError("too large"), UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"), sqlite3.InterfaceError("bad type"), MemoryError(),
+                                   sqlite3.OperationalError("database is locked"), sqlite3.OperationalError("database or disk is full"), OSError(30, "Read-only file system")))
+@pytest.mark.parametrize("when", ("open", "find", "write"))
+def test_whatever_a_cache_raises_costs_only_time(tmp_path, looks, monkeypatch, error, when):
+    for i in range(2): write(tmp_path, f"{i}.wav", 100 + i)
+    first = looked(looks, tmp_path)[0]
+    index._opened.cache_clear()
+    calls = []
+    class Broken:
+        def __init__(self, db): self.db = db
+        def execute(self, sql, *args):
+            if (when == "open") == sql.startswith("pragma") or when == "write" and not sql.startswith("begin"): return self._or_raise(sql, args, when == "open")
+            return self._or_raise(sql, args, when == ("write" if sql.startswith("begin") else "find"))
+        def _or_raise(self, sql, args, broken):
+            calls.append(sql)
+            if broken: raise error
+            return self.db.execute(sql, *args)
+        def __getattr__(self, name): return getattr(self.db, name)
+        def __enter__(self): return self.db.__enter__()
+        def __exit__(self, *e): return self.db.__exit__(*e)
+    plain = sqlite3.connect
+    monkeypatch.setattr(index.sqlite3, "connect", lambda *a, **k: Broken(plain(*a, **k)))
+    write(tmp_path, "2.wav", 102)
+    time.sleep(0.03)
+    for _ in range(2):
+        infos = index_audio(tmp_path)
+        assert infos[:2] == first and infos[2].frames == 102 and len({index.content_hash(i) for i in infos}) == 3
+    assert calls
+
+
+def test_a_cache_that_is_no_file(corpus, looks, monkeypatch, tmp_path_factory):
+    for make in (Path.mkdir, os.mkfifo):
+        place = tmp_path_factory.mktemp("place")
+        make(place/"index.sqlite3")
+        monkeypatch.setenv("SASHIMI_WB_CACHE", str(place))
+        assert len(looked(looks, corpus)[0]) == 6
+
+
+def test_a_cache_that_another_process_locks(corpus, looks, monkeypatch):
+    first = looked(looks, corpus)[0]
+    index._opened.cache_clear()
+    plain = sqlite3.connect
+    monkeypatch.setattr(index.sqlite3, "connect", lambda *a, **k: plain(*a, **k | {"timeout": 0.05}))
+    with plain(index.cache_path(), isolation_level=None) as db:
+        db.execute("begin exclusive")
+        assert looked(looks, corpus)[0] == first
+        db.execute("rollback")
+    index._opened.cache_clear()
     assert looked(looks, corpus)[1] == []
 
 
