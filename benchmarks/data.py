@@ -27,8 +27,8 @@ def music(seconds):
     import numpy as np
     import soundfile as sf
 
-    from sashimi_wb.core import project_root
-    pieces = sorted((project_root()/"data"/"music").glob("*.flac"))
+    from sashimi_wb.core import bundled
+    pieces = sorted(bundled("data/music").glob("*.flac"))
     for i in range(3):
         joined = np.concatenate([sf.read(p, dtype="float32")[0] for p in pieces[i::3]])
         yield np.resize(joined, (44_100*seconds, 2))

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['log', 'seed_everything', 'pick_device', 'choose', 'check_bits', 'check_depth', 'as_tensor', 'check_shape', 'to_json',
-           'from_json', 'write_atomic', 'import_torchaudio', 'project_root']
+           'from_json', 'write_atomic', 'import_torchaudio', 'package_folder', 'in_clone', 'bundled', 'audio_folder',
+           'runs_folder']
 
 # %% ../nbs/00_core.ipynb #8dcdc726
 import logging
@@ -213,6 +214,35 @@ def import_torchaudio()->types.ModuleType: # torchaudio
     return torchaudio
 
 # %% ../nbs/00_core.ipynb #d7e23724
-def project_root()->Path:
-    """The folder that holds the package `sashimi_wb` and, in a clone, `data` and `nbs`."""
-    return Path(__file__).resolve().parent.parent
+def package_folder()->Path:
+    """The folder of the package `sashimi_wb`."""
+    return Path(__file__).resolve().parent
+
+
+def in_clone()->bool:
+    """Whether the package stands in a clone of the project; otherwise it was installed from a wheel."""
+    return not (package_folder()/"_share").is_dir()
+
+
+def bundled(
+    path:str="", # "data/music", "nbs/experiments", as in a clone; empty: the folder of all of it
+)->Path:         # only to be read; not there if the clone lacks it
+    """Where something lies that comes with the project."""
+    return (package_folder().parent if in_clone() else package_folder()/"_share")/path
+
+
+def audio_folder(
+    audio:str|Path="", # a folder of audio files; empty: the bundled music
+)->Path:
+    """The given folder, or the bundled music."""
+    return Path(audio).expanduser().absolute() if str(audio) else bundled("data/music")
+
+
+def runs_folder(
+    runs:str|Path="", # a folder of runs; empty: the usual one
+)->Path:
+    """The given folder, else that of SASHIMI_WB_RUNS, else `runs` of the clone or, installed, of the current folder."""
+    if named := str(runs) or os.environ.get("SASHIMI_WB_RUNS"): return Path(named).expanduser().absolute()
+    if in_clone(): return bundled("runs")
+    here = Path.cwd()
+    return (Path.home() if here.is_relative_to(package_folder()) else here)/"runs"

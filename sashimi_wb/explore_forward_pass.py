@@ -204,7 +204,7 @@ def explore_forward_pass(
     wave=None,                # samples (t,) or (t, c) float in [-1, 1], numpy or torch; None: the bundled audio
     rate:int|None=None,       # their sample rate in Hz
     audio:str|Path|None=None, # your own file, or a folder of them
-    runs:str|Path="",         # folder of runs with trained models; empty: `runs` beside the package
+    runs:str|Path="",         # folder of runs with trained models; empty: the usual one
     checkpoints:str|Path="",  # folder of checkpoints; empty: those that come with the project
 )->ForwardPassPage:           # show it by ending a cell in it
     """A page that puts a sound through a model and shows every stage. Raises: ValueError for samples or a folder that cannot be used."""

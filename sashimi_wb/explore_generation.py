@@ -178,7 +178,7 @@ class GenerationPage:
 
 
 def explore_generation(
-    runs:str|Path="",         # folder of runs; empty: `runs` beside the package
+    runs:str|Path="",         # folder of runs; empty: the usual one
     audio:str|Path|None=None, # your own file to continue, or a folder of them; the bundled audio is always there
     checkpoints:str|Path="",  # folder of checkpoints; empty: those that come with the project
 )->GenerationPage|HTML:       # show it by ending a cell in it

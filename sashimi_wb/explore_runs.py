@@ -112,7 +112,7 @@ class RunsPage(Live):
 
 
 def explore_runs(
-    runs:str|Path="",  # folder of runs; empty: `runs` beside the package
+    runs:str|Path="",  # folder of runs; empty: the usual one
 )->RunsPage|HTML:      # show it by ending a cell in it
     """A page to browse finished runs; where there is none, a note that says how to get one.
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import soundfile
 from ipywidgets import HTML, BoundedIntText, Box, Dropdown, FloatText, Text, VBox
 
-from .core import choose
-from .experiments import PRESETS, Experiment, bundled, experiment
+from .core import bundled, choose
+from .experiments import PRESETS, Experiment, experiment
 from .live import Live
 from .live_training import Progress, Training, batch_command, clips_html, curves_html
 from .players import player_row, table
@@ -126,7 +126,7 @@ def plan_html(
              f"{len(d.test):,} to test, at {d.sample_rate:,} Hz; {e.batch_size} a step, {epoch:,} steps an epoch, "
              f"a clip after {f'every {every:,} steps' if every else 'every epoch'}. "
              f"Differs from the preset in: {escape(', '.join(f'{k} {v}' for k, v in changes.items()) or 'nothing')}.")
-    return (f'<div class="swb-note" style="font:14px/1.5 system-ui,sans-serif;max-width:64em">{words} The same in batch, from the folder of the project:'
+    return (f'<div class="swb-note" style="font:14px/1.5 system-ui,sans-serif;max-width:64em">{words} The same in batch, in the folder of the clone if there is one:'
             f'<pre style="white-space:pre-wrap;overflow-wrap:anywhere;margin:4px 0;color:inherit">{escape(batch_command(run, preset, changes))}</pre></div>')
 
 
@@ -228,7 +228,7 @@ class TrainingPage:
 # %% ../nbs/17_explore_training.ipynb #ac85b077
 def explore_training(
     audio:str|Path|None=None, # your own folder of audio files; None: the bundled audio
-    runs:str|Path="",         # folder of runs; empty: `runs` beside the package
+    runs:str|Path="",         # folder of runs; empty: the usual one
     preset:str="small",       # a name of PRESETS, to begin with
 )->TrainingPage:              # show it by ending a cell in it
     """A page to train a small model, watch it and hear it. Raises: ValueError for an unknown preset."""

@@ -22,10 +22,11 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from .batch import near, shell_command
 from .charts import plot_curves
-from .core import project_root, to_json
+from .core import audio_folder, package_folder, runs_folder, to_json
 from .players import figure_html, player_row
-from .runs import Run, runs_folder
+from .runs import Run
 from .visualise import INK, Picture, plot_clips
 
 # %% ../nbs/16k_live_training.ipynb #12c83db8
@@ -40,7 +41,7 @@ class Training:
         if before := self.here.get(run.folder): before.stop()
         self.here[run.folder] = self
         self.errors, self.queue, self.last = tempfile.TemporaryFile(), queue.Queue(), {}
-        path = os.pathsep.join(filter(None, [str(project_root()), os.environ.get("PYTHONPATH")]))
+        path = os.pathsep.join(filter(None, [str(package_folder().parent), os.environ.get("PYTHONPATH")]))
         self.process = subprocess.Popen([sys.executable, "-c", "from sashimi_wb.training_worker import main; main()"], text=True, encoding="utf-8",
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, env=os.environ | {"PYTHONPATH": path},
                                         start_new_session=True)          # an interrupt of the kernel is not for it
@@ -226,16 +227,10 @@ def batch_command(
     run:Run,
     preset:str,    # that the experiment was made from
     changes:dict,  # what differs from it
-)->str:            # a line for a shell, in the folder of the project
+)->str:            # a line for a shell, as `shell_command` gives it
     """The papermill command that carries out the same run."""
-    root = project_root()
-    def near(path):
-        path = Path(path)
-        return str(path.relative_to(root) if path.is_relative_to(root) else path)
     given = {"preset": preset} | {k: v for k, v in changes.items() if isinstance(v, str | int | float)}
-    if (audio := Path(run.data.config.path)) != root/"data"/"music": given["audio"] = near(audio)
-    if run.folder.parent != runs_folder(): given["runs"] = near(run.folder.parent)
+    if (audio := Path(run.data.config.path)) != audio_folder(): given["audio"] = audio
+    if run.folder.parent != runs_folder(): given["runs"] = run.folder.parent
     if rest := {k: v for k, v in changes.items() if k not in given}: given["changes"] = json.dumps(rest)
-    output = near(run.folder/"notebook.ipynb")
-    words = ["papermill", "nbs/experiments/train_arm.ipynb", output, "-k", "python3", "-l", "python"]
-    return f"mkdir -p {shlex.quote(near(run.folder))} && " + shlex.join(words + [w for k, v in given.items() for w in ("-p", k, str(v))])
+    return f"mkdir -p {shlex.quote(near(run.folder))} && {shell_command('train_arm', run.folder/'notebook.ipynb', given)}"

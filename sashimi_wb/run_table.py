@@ -20,12 +20,11 @@ from typing import NamedTuple
 
 from IPython.display import HTML
 
-from .core import from_json
-from .experiments import Experiment, bundled
+from .core import bundled, from_json, runs_folder
+from .experiments import Experiment
 from .files import audio_names
 from .players import table
 from .results import BASELINES, COLUMNS, METRICS, coded_signal
-from .runs import runs_folder
 from .trained import describe
 from .visualise import arm_color
 
@@ -45,7 +44,7 @@ def bundled_folder(
 )->str: # "music" or "digits", the folder of `data` that a run was made on; empty for other audio
     """Which of the bundled audio a run knows."""
     names = set(record["test_files"])
-    return next((name for name in ("music", "digits") if names and names <= _bundled_names(bundled(name))), "")
+    return next((name for name in ("music", "digits") if names and names <= _bundled_names(bundled(f"data/{name}"))), "")
 
 
 class Finished(NamedTuple):
@@ -110,11 +109,11 @@ def _read(path, changed):
 
 
 def read_runs(
-    runs:str|Path="",  # folder of runs; empty: `runs` beside the package
+    runs:str|Path="",  # folder of runs; empty: the usual one
 )->tuple[list[Finished], list[str]]: # the finished runs, the last first; what else lies there, a sentence each
     """Every run of a folder. Raises: FileNotFoundError if a folder is named that is not there."""
     root, found, notes = runs_folder(runs), [], {}
-    if str(runs) and not root.is_dir(): raise FileNotFoundError(f"no folder of runs {root}; give one that holds runs, or none for `runs` beside the package")
+    if str(runs) and not root.is_dir(): raise FileNotFoundError(f"no folder of runs {root}; give one that holds runs, or none for the usual one")
     for path in sorted(p for p in (root.iterdir() if root.is_dir() else ()) if p.is_dir() and not p.name.startswith(".")):
         records = [path/"result.json"] if (path/"result.json").exists() else sorted(path.glob("*/result.json"))
         if not records:

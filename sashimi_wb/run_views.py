@@ -9,7 +9,6 @@ __all__ = ['CURVES', 'CLIPS', 'curves_of', 'bits_of', 'results_of', 'sounds_of',
 # %% ../nbs/16l_run_views.ipynb #cb2b34cf
 import json
 import math
-import shlex
 from functools import lru_cache
 from html import escape
 from pathlib import Path
@@ -17,14 +16,15 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from .batch import near, shell_command
 from .charts import plot_curves
-from .core import project_root
-from .experiments import PRESETS, Experiment, bundled, experiment
+from .core import audio_folder, bundled
+from .experiments import PRESETS, Experiment, experiment
 from .players import table
 from .report import bits_figure, in_step
 from .results import result_rows, rows_table, sentences
 from .run_table import PARAMETERS, Finished, arms, as_text, bundled_folder, differing
-from .runs import Run, audio_folder
+from .runs import Run
 from .visualise import arm_color
 from .widgets import note_html
 
@@ -154,12 +154,7 @@ def audio_of(
         folder = Path(json.loads((run.folder/"notebook.parameters.json").read_text())["audio"])
         if folder.is_dir(): return folder
     except (OSError, ValueError, LookupError, TypeError): pass
-    return bundled(name) if (name := bundled_folder(run.record)) else None
-
-
-def _from_root(path):
-    "A path as one types it in the project's folder."
-    return str(path.relative_to(project_root()) if path.is_relative_to(project_root()) else path)
+    return bundled(f"data/{name}") if (name := bundled_folder(run.record)) else None
 
 
 def command(
@@ -167,11 +162,8 @@ def command(
 )->str: # one line for a shell in the project's folder
     """What carries out a run again, in a folder of its own."""
     audio, runs = audio_of(run), run.folder.parent
-    given = notebook_parameters(run.experiment) | {"audio": "AUDIO" if audio is None else "" if audio == audio_folder() else _from_root(audio), "runs": _from_root(runs/"again")}
-    words = ["papermill", "nbs/experiments/train_arm.ipynb", _from_root(runs/f"again-{run.name}.ipynb"), "-k", "python3", "-l", "python"]
-    for name, value in given.items():
-        if (name, value) != ("audio", ""): words += ["-p", name, str(value)]
-    return shlex.join(words)
+    given = notebook_parameters(run.experiment) | ({} if audio == audio_folder() else {"audio": audio or "AUDIO"}) | {"runs": runs/"again"}
+    return shell_command("train_arm", runs/f"again-{run.name}.ipynb", given)
 
 
 def what_it_gives(
@@ -186,7 +178,7 @@ def what_it_gives(
     p, missing = then["provenance"], sorted(set(now.identity["parameters"]) - set(then["parameters"]))
     why = {"parameters": f"its version had no parameter {', '.join(missing)}" if missing else "its parameters are told otherwise now",
            "code": f"the package has changed since (git revision then: {(p.get('revision') or 'unknown')[:12]}{' with changes' if p.get('changed') else ''})",
-           "data": f"{_from_root(audio)} does not hold the audio of then"}
+           "data": f"{near(audio)} does not hold the audio of then"}
     return f"It gives a run of another hash, {now.hash}: {'; '.join(why[k] for k in why if now.identity[k] != then[k])}."
 
 
@@ -200,4 +192,4 @@ def commands(
     parts = [f'<div style="max-width:60em"><p style="margin:10px 0 0"><span style="color:{arm_color(names[r.folder])}">●</span> {escape(names[r.folder])}, '
              f'run <code>{r.name}</code></p><pre class="swb-command" tabindex="0" style="{style}">{escape(command(r))}</pre>'
              f'<p style="margin:0 0 6px;line-height:1.45">{escape(what_it_gives(r))}</p></div>' for r in runs]
-    return '<p class="swb-note">In the project\'s folder, with its environment active; a click on a command takes the whole of it.</p>' + "".join(parts)
+    return '<p class="swb-note">In the folder of the clone if there is one, with the environment of the package active; a click on a command takes the whole of it.</p>' + "".join(parts)

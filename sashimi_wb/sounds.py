@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 from ipywidgets import Box, Dropdown, FloatSlider, FloatText, Text
 
-from .core import project_root
+from .core import bundled
 from .files import audio_names, probe, read_frames
 from .widgets import FLOW, look
 
 # %% ../nbs/04_sounds.ipynb #c1000f63
 def bundled_audio()->dict[str, str]: # name -> path
     """The audio that comes with the project; none where it is not there."""
-    root = project_root()/"data"
+    root = bundled("data")
     return {f"{name}: {Path(file).stem.replace('_', ' ')}": str(root/name/file)
             for name in ("music", "digits") if (root/name).is_dir() for file in audio_names(root/name)}
 

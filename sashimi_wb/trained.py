@@ -19,13 +19,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .checkpoints import read_weights
-from .core import from_json, log, project_root
+from .core import bundled, from_json, log, runs_folder
 from .experiments import Experiment
 from .files import probe, read_span
 from .generation import generate_stream
 from .model import ModelConfig, WaveModel
 from .quantization import Quantizer
-from .runs import runs_folder
 
 # %% ../nbs/16e_trained.ipynb #2131ccad
 class Trained(NamedTuple):
@@ -120,11 +119,11 @@ def describe(
 
 
 def find_models(
-    runs:str|Path="",        # folder of runs; empty: `runs` beside the package
-    checkpoints:str|Path="", # folder of *.safetensors; empty: `data/checkpoints` beside the package
+    runs:str|Path="",        # folder of runs; empty: the usual one
+    checkpoints:str|Path="", # folder of *.safetensors; empty: the bundled ones
 )->list[Saved]:              # the checkpoints by file name, then the runs by name; none where there are no folders
     """Every trained model on the disk, each under a name of its own."""
-    shipped = Path(checkpoints).expanduser() if str(checkpoints) else project_root()/"data"/"checkpoints"
+    shipped = Path(checkpoints).expanduser() if str(checkpoints) else bundled("data/checkpoints")
     found = [s._replace(name=f"{p.stem.replace('_', ' ')}: {s.name}") for p in sorted(shipped.glob("*.safetensors")) if (s := _header(p))]
     own = [s for p in runs_folder(runs).glob("*/model.safetensors") if (s := _header(p))]
     return found + sorted(_apart(own), key=lambda s: (s.experiment.bits, s.name))

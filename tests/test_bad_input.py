@@ -11,7 +11,7 @@ import pytest
 
 from sashimi_wb.batch import run_all
 from sashimi_wb.cli import load_model, main
-from sashimi_wb.core import project_root, write_atomic
+from sashimi_wb.core import bundled, write_atomic
 from sashimi_wb.experiments import Experiment, ablation_arms, check_parameters, experiment
 from sashimi_wb.runs import Run, execute
 
@@ -62,7 +62,7 @@ def test_notebook_parameters():
 
 
 def test_the_arm_notebook_knows_every_parameter():
-    cells = json.loads((project_root()/"nbs/experiments/train_arm.ipynb").read_text())["cells"]
+    cells = json.loads(bundled("nbs/experiments/train_arm.ipynb").read_text())["cells"]
     cell, = (c for c in cells if "parameters" in c["metadata"].get("tags", []))
     names = [line.split(" = ")[0] for line in "".join(cell["source"]).splitlines()]
     assert names[4:] == list(Experiment.__dataclass_fields__)
@@ -71,7 +71,7 @@ def test_the_arm_notebook_knows_every_parameter():
 def test_missing_and_mono_audio(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"): Run(SMOKE, tmp_path/"nowhere", tmp_path)
     with pytest.raises(ValueError, match="stereo"):
-        Run(experiment("smoke", {"channels": "stereo"}), project_root()/"data"/"digits", tmp_path)
+        Run(experiment("smoke", {"channels": "stereo"}), bundled("data/digits"), tmp_path)
 
 
 def test_the_command_line_says_it_in_one_line(capsys):

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from sashimi_wb.cli import load_model
+from sashimi_wb.core import bundled
 from sashimi_wb.data import AudioData
 from sashimi_wb.evaluation import evaluate
-from sashimi_wb.experiments import bundled, experiment
+from sashimi_wb.experiments import experiment
 from sashimi_wb.files import read_span
 from sashimi_wb.generation import generate
 

@@ -1,0 +1,111 @@
+"""A wheel, installed away from any clone: the command, an experiment notebook, a bundled checkpoint and the pages work, and write nothing into it."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+import soundfile
+
+ROOT = Path(__file__).resolve().parents[1]
+pytest.importorskip("setuptools", minversion="77", reason="the set-up of the development tools brings setuptools 77 or later: call make")
+
+
+def call(*words, **options):
+    done = subprocess.run([str(w) for w in words], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, **options)
+    assert done.returncode == 0, f"{words}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    "Built from a source distribution, which is built from what a clone holds."
+    top = tmp_path_factory.mktemp("build")
+    unwanted = shutil.ignore_patterns(".git", ".venv*", "runs", "build", "dist", "*.egg-info", "__pycache__", "tests", "lightning_logs")
+    shutil.copytree(ROOT, top/"clone", ignore=unwanted)
+    (top/"clone/nbs/.ipynb_checkpoints").mkdir()
+    (top/"clone/nbs/.ipynb_checkpoints/start-checkpoint.ipynb").write_text("{}")
+    call(sys.executable, "setup.py", "-q", "sdist", "-d", top, cwd=top/"clone")
+    source, = top.glob("*.tar.gz")
+    call(sys.executable, "-m", "pip", "wheel", source, "--no-deps", "--no-build-isolation", "--no-index", "-q", "-w", top)
+    return next(top.glob("*.whl"))
+
+
+def test_the_wheel_holds_what_it_needs_and_no_more(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    kinds = ("sashimi_wb/*.py", "data/music/*.flac", "data/digits/*.flac", "data/checkpoints/*", "nbs/*.ipynb", "nbs/*.json", "nbs/e*/*.ipynb", "nbs/images/*")
+    wanted = {p.relative_to(ROOT).as_posix() for kind in kinds for p in ROOT.glob(kind)} | {"data/README.md"}
+    shared = {name.removeprefix("sashimi_wb/_share/") for name in names if not name.split("/")[0].endswith(".dist-info")}
+    assert shared == wanted
+    assert wheel.stat().st_size < 25e6
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    "A program that runs a script of a fresh environment, in an empty folder, within a repository that has nothing to do with the project."
+    top = tmp_path_factory.mktemp("away")
+    for folder in ("home", "work"): (top/folder).mkdir()
+    (top/"work/sashimi_wb.py").write_text("raise SystemExit('a module of the current folder was imported')")
+    keep = ("PATH", "LANG", "SYSTEMROOT", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    env = {k: os.environ[k] for k in keep if k in os.environ} | {"HOME": str(top/"home")}
+    venv.create(top/"env", with_pip=False, symlinks=os.name != "nt")
+    paths = sysconfig.get_paths(vars={"base": str(top/"env"), "platbase": str(top/"env")})
+    bin_folder, site = Path(paths["scripts"]), Path(paths["purelib"])
+    call(sys.executable, "-m", "pip", "--python", bin_folder/"python", "install", "--no-deps", "--no-index", "-q", wheel, env=env)
+    others = dict.fromkeys((sysconfig.get_path("purelib"), sysconfig.get_path("platlib")))
+    (site/"dependencies.pth").write_text("\n".join(others))           # the editable install there is no folder, so it stays behind
+    identity = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+    call("git", "init", "-q", top)
+    call("git", "-C", top, *identity, "commit", "-q", "--allow-empty", "-m", "of another project")
+
+    def run(script, *words): return call(bin_folder/script, *words, cwd=top/"work", env=env)
+    run.work, run.package = top/"work", site/"sashimi_wb"
+    return run
+
+
+def files(folder): return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if "__pycache__" not in p.parts}
+
+
+def test_an_installed_package_works_away_from_any_clone(installed):
+    before = files(installed.package)
+    lines = dict(line.split(": ", 1) for line in installed("sashimi-wb", "where").splitlines())
+    shared, work = str(installed.package/"_share"), installed.work
+    assert all(lines[name].startswith(shared) for name in ("notebooks", "pages", "start", "audio", "digits", "checkpoints"))
+    assert lines["runs"] == str(work/"runs") and not Path(lines["cache"]).is_relative_to(installed.package)
+    notebooks, checkpoints = (installed("sashimi-wb", "where", name).strip() for name in ("notebooks", "checkpoints"))
+    assert "smoke: " in installed("sashimi-wb", "presets")
+
+    installed("sashimi-wb", "generate", f"{checkpoints}/digits.safetensors", "--seconds", "0.02", "--output", "made.wav")
+    assert soundfile.info(work/"made.wav").samplerate == 8000
+
+    (work/"in {br}aces").mkdir()
+    installed("python", "-P", "-c", f"""if True:
+        from pathlib import Path
+        from sashimi_wb.batch import run_notebook
+        run_notebook("train_arm", "in {{br}}aces/out.ipynb", dict(preset="smoke", audio={lines['digits']!r}, runs=str(Path('runs').absolute())))""")
+    result, = (work/"runs").glob("*/result.json")
+    record = json.loads(result.read_text(encoding="utf-8"))
+    assert (record["provenance"]["revision"], record["provenance"]["changed"]) == ("", False)
+    assert str(ROOT) not in result.read_text() + (work/"in {br}aces/out.ipynb").read_text()
+
+    program = """if True:
+        import sys, sashimi_wb, sashimi_wb.core as core
+        from pathlib import Path
+        from sashimi_wb.explore_generation import explore_generation
+        from sashimi_wb.explore_runs import explore_runs
+        from sashimi_wb.run_table import read_runs
+        from sashimi_wb.run_views import command
+        runs, notes = read_runs()
+        page, models = explore_runs(), explore_generation()
+        print(core.package_folder(), len(runs), command(runs[0]), notes, sep="\\n")
+        import os; os.chdir(core.bundled("nbs/explore")); print(core.runs_folder())
+        """
+    package, n, command, notes, home_runs = installed("python", "-P", "-c", program).splitlines()
+    assert (package, n, home_runs) == (str(installed.package), "1", str(work.parent/"home/runs"))
+    assert command.startswith(f"papermill {notebooks}/train_arm.ipynb {work}/runs/again-")
+    assert files(installed.package) == before
