@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .core import choose, import_torchaudio
+from .checks import Depth, Natural
+from .core import check_fields, choose, import_torchaudio
 from .data import streams
 from .decoders import HEADS
 from .experiments import Experiment, experiment
@@ -37,10 +38,12 @@ _loaded = lru_cache(maxsize=1)(load_model)    # asked for its experiment, its we
 
 @dataclass(frozen=True)
 class Way:
-    """A model, and how a sound is put to it; checked when it is gone."""
+    """A model, and how a sound is put to it; what must fit together is checked when the pass begins.
+
+    Raises: ValueError for a field of another type."""
     preset: str = "small"                   # sizes and sample rate, where there is no path
     path: str = ""                          # of a trained model; empty: fresh weights
-    bits: int = 8                           # size of a sample
+    bits: Depth = 8                         # size of a sample
     quantization: str = "linear"            # "linear" or "mu_law"
     channels: str = "mono"                  # "mono" (mean), "left", "right" or "stereo"
     strategy: str = "temporal"              # layout of two channels
@@ -48,7 +51,9 @@ class Way:
     encoder: str = ""                       # empty: the one that fits the input
     head: str = "categorical"               # "categorical", "dml" or "bytes"
     mode: str = "full"                      # of the sequence decoder: which steps are kept
-    kept: int|None = None                   # how many; None: all, 0: one, without its time axis
+    kept: Natural|None = None               # how many; None: all, 0: one, without its time axis
+
+    def __post_init__(self): check_fields(self)
 
     def experiment(self) -> Experiment:
         """All parameters. Raises: ValueError for what does not go together."""

@@ -20,7 +20,7 @@ from pathlib import Path
 import yaml
 from tqdm.auto import tqdm
 
-from .core import bundled, in_clone, log, runs_folder, to_json, write_atomic
+from .core import bundled, check_int, in_clone, log, runs_folder, to_json, write_atomic
 from .experiments import Experiment, ablation_arms, materials
 from .runs import Run, execute
 
@@ -115,8 +115,7 @@ def run_all(
     """Carry out all runs that are not done yet.
 
     Raises: RuntimeError that names the runs that failed, after the others have ended; ValueError for wrong parameters."""
-    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
-        raise ValueError(f"workers: expected an integer of at least 0, got {workers!r}")
+    check_int("workers", workers)
     all_runs = {job: Run(*(job if isinstance(job, tuple) else (job, audio)), runs) for job in dict.fromkeys(jobs)}
     waiting = sorted((run for run in all_runs.values() if not run.done), key=lambda run: -cost(run.experiment))
     if here:

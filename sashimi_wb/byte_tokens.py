@@ -25,8 +25,8 @@ def whole_bytes(
     bits:int, # size of a sample in bits
 )->int:       # 1, 2 or 3
     """Bytes of a sample whose bytes are all used, as models want it. Raises: ValueError for another depth than 8, 16 or 24."""
-    if isinstance(bits, bool) or bits not in (8, 16, 24):
-        raise ValueError(f"bits: byte tokens come in whole bytes, expected 8, 16 or 24, got {bits!r}; "
+    if check_depth(bits) % 8:
+        raise ValueError(f"bits: byte tokens come in whole bytes, expected 8, 16 or 24, got {bits}; "
                          "use the head categorical or dml for other depths")
     return n_bytes(bits)
 

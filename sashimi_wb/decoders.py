@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from .core import check_bits, choose
+from .core import check_bits, check_int, choose
 from .byte_tokens import whole_bytes
 from .cross_entropy import blocked_cross_entropy
 from .mixtures import (mixture_cdf, mixture_log_prob, mixture_log_probs, mixture_of, mixture_rank, mixture_sample,
@@ -207,8 +207,7 @@ class DMLHead(Head):
         l_output:int|None=None, # how many
         use_lengths:bool=False, # every row by its own length
     ):
-        if isinstance(n_mixtures, bool) or not isinstance(n_mixtures, int) or n_mixtures < 1:
-            raise ValueError(f"n_mixtures: expected a positive integer, got {n_mixtures!r}")
+        n_mixtures = check_int("n_mixtures", n_mixtures, 1)
         super().__init__(d_model, bits, 3 * n_mixtures, mode, l_output, use_lengths)
         self.n_mixtures = n_mixtures
         nn.init.normal_(self.decoder.output.weight, std=0.1 * d_model**-0.5)

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .core import choose
+from .core import check_int, choose
 
 # %% ../nbs/05_encoders.ipynb #642d6c15
 def check_input_codes(
@@ -49,10 +49,8 @@ class Encoder(nn.Module):
         d_model:int, # width of the features
     ):
         super().__init__()
-        for name, value, least in (("n_codes", n_codes, 2), ("d_model", d_model, 1)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{type(self).__name__}: expected {name} to be an integer of at least {least}, got {value!r}")
-        self.n_codes, self.d_model = n_codes, d_model
+        who = type(self).__name__
+        self.n_codes, self.d_model = check_int(f"{who}.n_codes", n_codes, 2), check_int(f"{who}.d_model", d_model, 1)
 
     def step(
         self,

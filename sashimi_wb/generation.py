@@ -10,13 +10,13 @@ import math
 import sys
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from .byte_tokens import from_bytes, to_bytes
+from .core import check_int
 from .interleave import deinterleave, interleave, parse_strategy, token_order
 from .model import WaveModel
 from .quantization import Quantizer
@@ -58,9 +58,7 @@ def encode_prompt(
 def check_request(model, n_samples, batch, block, quantizer, sampling)->None:
     """Stop early. Raises: ValueError for counts, a quantizer or settings that cannot be."""
     for name, value in (("n_samples", n_samples), ("batch", batch), ("block", block)):
-        if name == "n_samples" and value is None: continue
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-            raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
+        if name != "n_samples" or value is not None: check_int(name, value, 1)
     if quantizer.bits != model.config.bits:
         raise ValueError(f"quantizer: expected {model.config.bits} bits, as the model has, got {quantizer.bits}")
     params = torch.zeros(1, model.head.n_params)

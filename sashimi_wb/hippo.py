@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from .core import choose
+from .core import check_int, choose
 
 # %% ../nbs/06_hippo.ipynb #ce59244c
 def hippo_legs(
@@ -77,8 +77,7 @@ def check_state_size(
     n:int, # state size
 )->None:
     """Raises: ValueError unless `n` is an even integer of at least 2."""
-    if isinstance(n, bool) or not isinstance(n, int) or n < 2 or n % 2:
-        raise ValueError(f"d_state: expected an even integer of at least 2 (conjugate pairs), got {n!r}")
+    if check_int("d_state", n, 2) % 2: raise ValueError(f"d_state: expected an even integer (conjugate pairs), got {n}")
 
 # %% ../nbs/06_hippo.ipynb #d275b360
 def _spectrum(imag, real=-0.5): return real + 1j*imag

@@ -9,13 +9,15 @@ __all__ = ['ModelConfig', 'WaveModel', 'stages', 'stage_report']
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from typing import Annotated
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from .byte_tokens import whole_bytes
-from .core import check_bits, choose
+from .checks import Depth, OneOf, Range
+from .core import check_bits, check_fields
 from .decoders import HEADS, make_head
 from .encoders import ENCODERS, make_encoder
 from .ssm import SSM_PARAMETERS
@@ -25,16 +27,15 @@ from .sashimi import SaShiMi, SaShiMiConfig
 @dataclass(frozen=True)
 class ModelConfig:
     """What decides the weights' shapes. Raises: ValueError for an unknown name or a combination that cannot be."""
-    bits: int = 8                               # size of a sample in bits, 1 to 16; as bytes 8, 16 or 24
-    encoder: str = "embedding"                  # "embedding", "embedding_squeeze" or "linear_projection"
-    head: str = "categorical"                   # "categorical", "dml" or "bytes"
-    n_mixtures: int = 10                        # parts of the mixture of logistics
+    bits: Depth = 8                             # size of a sample in bits, 1 to 16; as bytes 8, 16 or 24
+    encoder: Annotated[str, OneOf(ENCODERS)] = "embedding" # "embedding", "embedding_squeeze" or "linear_projection"
+    head: Annotated[str, OneOf(HEADS)] = "categorical" # "categorical", "dml" or "bytes"
+    n_mixtures: Annotated[int, Range(1, 1024)] = 10 # parts of the mixture of logistics
     tie_weights: bool = False                   # one table for the embedding and the categorical output
     backbone: SaShiMiConfig = SaShiMiConfig()
 
     def __post_init__(self):
-        choose(self.encoder, ENCODERS, "encoder")
-        choose(self.head, HEADS, "head")
+        check_fields(self)
         _ = whole_bytes(self.bits) if self.head == "bytes" else check_bits(self.bits)
         if self.head == "bytes" and self.input == "float":
             raise ValueError(f"the encoder {self.encoder} takes samples, and the head bytes reads a byte at a time: use the encoder embedding")

@@ -9,12 +9,14 @@ __all__ = ['SCALINGS', 'QUANTIZATIONS', 'check_wave', 'clip_minmax', 'scale_wave
 # %% ../nbs/02_quantization.ipynb #32e38f23
 from dataclasses import dataclass
 from functools import cache
+from typing import Annotated
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .core import as_tensor, check_bits, check_depth, choose
+from .checks import Depth, OneOf
+from .core import as_tensor, check_bits, check_depth, check_fields, choose
 from .portable import LN_2, LOG2_E, exp2, log1p
 
 # %% ../nbs/02_quantization.ipynb #f673d569
@@ -177,14 +179,13 @@ class Quantizer:
     """How samples become codes: `encode` floats (b t c) to int64 codes, `decode` codes to float32 levels.
 
     Raises: ValueError for an unknown quantization or scaling, or a depth that cannot be."""
-    quantization:str = "linear"  # "linear" or "mu_law"
-    bits:int = 8                 # code size in bits, 1 to 16; linear on the full scale to 24
-    scaling:str = "full_scale"   # "full_scale" or "clip_minmax" (per clip, not lossless)
+    quantization:Annotated[str, OneOf(QUANTIZATIONS)] = "linear" # "linear" or "mu_law"
+    bits:Depth = 8               # code size in bits, 1 to 16; linear on the full scale to 24
+    scaling:Annotated[str, OneOf(SCALINGS)] = "full_scale" # "full_scale" or "clip_minmax" (per clip, not lossless)
 
     def __post_init__(self):
-        choose(self.quantization, QUANTIZATIONS, "quantization")
-        choose(self.scaling, SCALINGS, "scaling")
-        _ = check_depth(self.bits) if self.lossless else check_bits(self.bits)
+        check_fields(self)
+        if not self.lossless: check_bits(self.bits)
 
     def encode(self, wave:Float[Tensor, "b t c"], source:str|None=None)->Int[Tensor, "b t c"]:
         """Samples in [-1, 1] to codes; `source` names the file in errors."""

@@ -11,9 +11,12 @@ import math
 import sys
 from dataclasses import dataclass, field
 
+from typing import Annotated
+
 import torch
 
-from .core import choose
+from .checks import Count, Natural, NonNegative, OneOf, Positive, Range, Seed
+from .core import check_fields
 
 # %% ../nbs/13_recipe.ipynb #e9167b10
 SCHEDULES = {"plateau": lambda done: 1.0, "constant": lambda done: 1.0,
@@ -23,43 +26,29 @@ PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
 @dataclass(frozen=True)
 class TrainConfig:
     """How to train. Raises: ValueError that names the field, what was expected and what came."""
-    max_steps:int|None = None     # optimizer steps; this or max_epochs, the earlier of both
-    max_epochs:int|None = None    # epochs of train_chunk_size batches
-    lr:float = 0.004              # learning rate
-    ssm_lr:float = 0.001          # of the state-space parameters, never above lr
-    weight_decay:float = 0.01     # of the other matrices
-    scheduler:str = "plateau"     # "plateau", "constant" or "cosine"
-    factor:float = 0.2            # of a plateau, on the learning rate
-    patience:int = 20             # of a plateau, epochs
-    warmup_steps:int = 0          # steps of rising learning rate
-    grad_clip:float|None = 1.0    # largest norm of the gradient; None: not clipped
-    seed:int = 0                  # of dropout
+    max_steps:Count|None = None   # optimizer steps; this or max_epochs, the earlier of both
+    max_epochs:Count|None = None  # epochs of train_chunk_size batches
+    lr:Positive = 0.004           # learning rate
+    ssm_lr:NonNegative = 0.001    # of the state-space parameters, never above lr
+    weight_decay:NonNegative = 0.01 # of the other matrices
+    scheduler:Annotated[str, OneOf(SCHEDULES)] = "plateau" # "plateau", "constant" or "cosine"
+    factor:Annotated[float, Range(0, 1, "()")] = 0.2 # of a plateau, on the learning rate
+    patience:Natural = 20         # of a plateau, epochs
+    warmup_steps:Natural = 0      # steps of rising learning rate
+    grad_clip:Positive|None = 1.0 # largest norm of the gradient; None: not clipped
+    seed:Seed = 0                 # of dropout
     device:str = "auto"           # "auto", "cpu", "cuda", "cuda:1", "mps"
-    precision:str = "32-true"     # or "bf16-mixed"
-    n_processes:int = 1           # processes, each with batches of its own: CPU cores or GPUs
-    val_ks:tuple[int, ...]|None = None # accuracies at validation; None: (1,) up to 4,096 codes, else none, since they cost most there
-    save_every:int|None = None    # steps between checkpoints; None: by time only
-    save_every_s:float = 60.0     # seconds between checkpoints
-    log_every:int = 10            # steps between lines of the logs
+    precision:Annotated[str, OneOf(PRECISIONS)] = "32-true" # or "bf16-mixed"
+    n_processes:Annotated[int, Range(1, 4096)] = 1 # processes, each with batches of its own: CPU cores or GPUs
+    val_ks:tuple[Count, ...]|None = None # accuracies at validation; None: (1,), none above 4,096 codes, where they cost most
+    save_every:Count|None = None  # steps between checkpoints; None: by time only
+    save_every_s:NonNegative = 60.0 # seconds between checkpoints
+    log_every:Count = 10          # steps between lines of the logs
 
     def __post_init__(self):
-        if self.val_ks is not None: object.__setattr__(self, "val_ks", tuple(self.val_ks))
+        check_fields(self)
         if self.max_steps is None and self.max_epochs is None:
             raise ValueError("expected max_steps or max_epochs, got neither: for example TrainConfig(max_steps=1000)")
-        optional = {k for k in ("max_steps", "max_epochs", "save_every", "grad_clip") if getattr(self, k) is None}
-        whole = dict(max_steps=1, max_epochs=1, patience=0, warmup_steps=0, n_processes=1, save_every=1, log_every=1)
-        for name, low in whole.items():
-            v = getattr(self, name)
-            if name not in optional and (isinstance(v, bool) or not isinstance(v, int) or v < low):
-                raise ValueError(f"{name}: expected an integer of at least {low}, got {v!r}")
-        for name in ("lr", "ssm_lr", "weight_decay", "factor", "grad_clip", "save_every_s"):
-            v, zero = getattr(self, name), name in ("weight_decay", "save_every_s", "ssm_lr")
-            if name not in optional and (isinstance(v, bool) or not isinstance(v, (int, float)) or not 0 <= v < math.inf or not (v or zero)):
-                raise ValueError(f"{name}: expected a number {'from' if zero else 'above'} 0, got {v!r}")
-        if self.factor >= 1: raise ValueError(f"factor: expected a number below 1, got {self.factor}")
-        if any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in self.val_ks or ()): raise ValueError(f"val_ks: expected positive integers, got {self.val_ks}")
-        choose(self.scheduler, SCHEDULES, "scheduler")
-        choose(self.precision, PRECISIONS, "precision")
 
     def rate(self, step:int, total:int)->float:
         """Factor of the learning rates at a step of `total`."""

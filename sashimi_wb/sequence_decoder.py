@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .core import choose
+from .checks import Natural
+from .core import check_value, choose
 
 # %% ../nbs/09_sequence_decoder.ipynb #9792b586
 def _keep_last(x, n): return x[..., x.shape[-2] - n:, :]
@@ -62,8 +63,7 @@ class SequenceDecoder(nn.Module):
     ):
         super().__init__()
         self.keep = choose(mode, MODES, "decoder mode")
-        if l_output is not None and (isinstance(l_output, bool) or not isinstance(l_output, int) or l_output < 0):
-            raise ValueError(f"l_output: expected None, 0 or a positive number of steps, got {l_output!r}")
+        l_output = check_value("l_output", l_output, Natural | None)
         if l_output == 0 and mode in ("full", "ragged"):
             raise ValueError(f"mode {mode!r} keeps every step and cannot drop the time axis: use l_output=None, or mode 'last'")
         self.d_model, self.l_output, self.mode, self.use_lengths = d_model, l_output, mode, use_lengths

@@ -9,11 +9,13 @@ __all__ = ['OWN_FILE', 'GIVEN', 'bundled_audio', 'own_audio', 'Sound', 'as_sound
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from ipywidgets import Box, Dropdown, FloatSlider, FloatText, Text
 
-from .core import bundled
+from .checks import Range
+from .core import bundled, check_value
 from .files import audio_names, probe, read_frames
 from .widgets import FLOW, look
 
@@ -64,9 +66,9 @@ def as_sound(
     if x.ndim != 2 or not len(x) or not 1 <= x.shape[1] <= 64 or not np.issubdtype(x.dtype, np.floating):
         raise ValueError(f"wave: expected float samples (t,) or (t, c), got {x.dtype} of shape {np.shape(wave)}; integers must be divided by their full scale")
     if not np.isfinite(x).all(): raise ValueError("wave: expected finite samples, got NaN or infinity among them")
-    if not isinstance(rate, (int, np.integer)) or isinstance(rate, bool) or rate < 1:
-        raise ValueError(f"rate: expected a whole sample rate in Hz, got {rate!r}: explore(wave, 44100)")
-    return Sound(name, x[:, :2], int(rate), 0.0, len(x)/rate)
+    whole = Annotated[int, Range(1, words="a whole sample rate in Hz, as in explore(wave, 44100)")]
+    rate = check_value("rate", rate, whole)
+    return Sound(name, x[:, :2], rate, 0.0, len(x)/rate)
 
 
 @lru_cache(maxsize=8)

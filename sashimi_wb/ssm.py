@@ -8,6 +8,7 @@ __all__ = ['SSM_PARAMETERS', 'METHODS', 'FORMS', 'KernelConfig', 'initial_parame
 # %% ../nbs/07c_ssm.ipynb #5e796506
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .cauchy import dplr_kernel_cauchy
-from .core import choose
+from .checks import Count, Natural, OneOf, Positive, Range
+from .core import check_fields, choose
 from .hippo import MEASURES, S4D_INITS, check_state_size, nplr, s4d
 from .kernels import DISCRETIZATIONS, Discrete, Window, discretize_dplr, kernel_by_doubling, train_kernel
 from .vandermonde import diagonal_kernel
@@ -29,24 +31,24 @@ FORMS = {"dplr": (MEASURES, ("bilinear",)), "diag": (S4D_INITS, tuple(DISCRETIZA
 @dataclass(frozen=True)
 class KernelConfig:
     """A state space: form ("dplr" or "diag"), state size and the initialisation of its parameters."""
-    form: str = "dplr"       # "dplr" (S4) or "diag" (S4D)
-    d_state: int = 64        # state size, even: d_state / 2 conjugate pairs
+    form: Annotated[str, OneOf(FORMS, "kernel form")] = "dplr" # "dplr" (S4) or "diag" (S4D)
+    d_state: Annotated[int, Range(2, 1024)] = 64 # state size, even: d_state / 2 conjugate pairs
     init: str = "legs"       # dplr: "legs", "legt", "fout"; diag: "legs", "lin", "inv", "inv2", "quad", "real"
     disc: str = "bilinear"   # "bilinear", or "zoh" for diag
-    n_ssm: int | None = 1    # groups of channels that share A, B and P; None: every channel its own
-    dt_min: float = 0.001    # smallest initial step, in units of one sample
-    dt_max: float = 0.1      # largest initial step
-    rank: int | None = None  # of the low-rank part, at least the initialisation's own; None: just that
+    n_ssm: Count | None = 1  # groups of channels that share A, B and P; None: every channel its own
+    dt_min: Positive = 0.001 # smallest initial step, in units of one sample
+    dt_max: Positive = 0.1   # largest initial step
+    rank: Natural | None = None # of the low-rank part, at least the initialisation's own; None: just that
     dt_tie: bool = True      # one step for all states of a channel; False, for diag, a step for every state
-    method: str = "auto"     # of the kernel: "auto" (by doubling), or as sums over the state: "torch", "keops"
+    method: Annotated[str, OneOf(METHODS)] = "auto" # of the kernel: by doubling, or by sums: "torch", "keops"
 
     def __post_init__(self):
-        inits, discs = choose(self.form, FORMS, "kernel form")
+        check_fields(self)
+        inits, discs = FORMS[self.form]
         choose(self.init, inits, f"init for {self.form}")
         choose(self.disc, dict.fromkeys(discs), f"discretization for {self.form}")
-        choose(self.method, dict.fromkeys(METHODS), "method")
         check_state_size(self.d_state)
-        if not 0 < self.dt_min <= self.dt_max:
+        if self.dt_min > self.dt_max:
             raise ValueError(f"dt: expected 0 < dt_min <= dt_max, got {self.dt_min} and {self.dt_max}")
         if self.form == "diag":
             if self.rank is not None: raise ValueError(f"rank: a diagonal state matrix has no low-rank part; expected None, got {self.rank}")

@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -18,22 +19,21 @@ from jaxtyping import Int
 from torch import Tensor
 
 from .byte_tokens import place_bytes, silent_input
-from .core import log
+from .checks import Count, Natural, Range, Temperature
+from .core import check_fields, log
 from .model import WaveModel
 from .quantization import Quantizer
 
 # %% ../nbs/14_stepping.ipynb #65c29c89
 @dataclass(frozen=True)
 class Sampling:
-    """How codes are drawn. Raises: ValueError for a seed below 0."""
-    temperature: float = 1.0    # divides logits, widens mixtures; 0 takes the likeliest code
-    top_k: int | None = None    # categorical heads: only the k likeliest codes
-    top_p: float | None = None  # categorical heads: only the likeliest codes that together hold this probability
-    seed: int = 0               # 0 or above
+    """How codes are drawn. Raises: ValueError that names the field, what was expected and what came."""
+    temperature: Temperature = 1.0 # divides logits, widens mixtures; 0 takes the likeliest code
+    top_k: Count | None = None  # categorical heads: only the k likeliest codes
+    top_p: Annotated[float, Range(0, 1, "(]")] | None = None # only the likeliest codes, up to this probability
+    seed: Natural = 0           # 0 or above
 
-    def __post_init__(self):
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise ValueError(f"seed: expected an integer of 0 or above, got {self.seed!r}")
+    def __post_init__(self): check_fields(self)
 
     def generators(self, n_rows: int, device: torch.device) -> list[torch.Generator]:
         """A generator for every row of a batch, seeded by (seed, row)."""

@@ -9,9 +9,12 @@ __all__ = ['Wish', 'Take', 'growing_figure', 'clip_figure', 'card_figure', 'take
 import math
 import time
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
+from .checks import Count, Natural, NonNegative, Positive, Range, Temperature
+from .core import check_fields
 from .players import figure_html, player
 from .trained import Trained
 from .visualise import (INK, MARK, Picture, arm_color, as_channels, draw_mel, draw_wave, mel_power, new_figure, plot_clips,
@@ -20,15 +23,17 @@ from .visualise import (INK, MARK, Picture, arm_color, as_channels, draw_mel, dr
 # %% ../nbs/16f_takes.ipynb #7f832095
 @dataclass(frozen=True)
 class Wish:
-    """What to generate, but for the model."""
-    seconds: float = 1.0         # of new audio
+    """What to generate, but for the model. Raises: ValueError that names the field, what was expected and what came."""
+    seconds: Positive = 1.0      # of new audio
     prompt: str = ""             # audio file to continue; empty: begin from silence
-    start_s: float = 0.0         # where in the file
-    prompt_s: float = 0.5        # how much of it
-    temperature: float = 1.0     # 0 takes the likeliest code
-    top_k: int | None = None     # not for mixtures: only the k likeliest codes
-    top_p: float | None = None   # not for mixtures: only the likeliest codes that together hold this probability
-    seed: int = 0
+    start_s: NonNegative = 0.0   # where in the file
+    prompt_s: NonNegative = 0.5  # how much of it
+    temperature: Temperature = 1.0 # 0 takes the likeliest code
+    top_k: Count | None = None   # not for mixtures: only the k likeliest codes
+    top_p: Annotated[float, Range(0, 1, "(]")] | None = None # only the likeliest codes, up to this probability
+    seed: Natural = 0
+
+    def __post_init__(self): check_fields(self)
 
 
 class Take:

@@ -12,18 +12,18 @@ import pytest
 from sashimi_wb.batch import run_all
 from sashimi_wb.cli import load_model, main
 from sashimi_wb.core import bundled, write_atomic
-from sashimi_wb.experiments import Experiment, ablation_arms, check_parameters, experiment
+from sashimi_wb.experiments import Experiment, ablation_arms, ablation_parameters, experiment
 from sashimi_wb.runs import Run, execute
 
 SMOKE = experiment("smoke")
 
 
 @pytest.mark.parametrize("changes, words", [
-    ({"bits": 0}, "integer from 1 to 16, got 0"),
+    ({"bits": 0}, "integer from 1 to 24, got 0"),
     ({"bits": 17}, "integer from 1 to 16, got 17"),
     ({"bits": 12, "head": "bytes"}, "expected 8, 16 or 24, got 12"),
     ({"head": "bytes", "input": "raw", "encoder": "linear_projection"}, "a byte at a time"),
-    ({"bits": "8"}, "got '8' (str)"),
+    ({"bits": "8.5"}, "got '8.5' (str)"),
     ({"encoder": "mel"}, "unknown encoder 'mel'; known: embedding"),
     ({"head": "softmax"}, "known: categorical"),
     ({"kernel": "hyena"}, "known: dplr, diag"),
@@ -57,8 +57,8 @@ def test_preset_and_ablation():
 
 
 def test_notebook_parameters():
-    with pytest.raises(ValueError, match="unknown parameter sede; known: preset, seed"):
-        check_parameters({"preset", "seed", "sede", "_i1"}, {"In"}, ("preset", "seed"))
+    with pytest.raises(ValueError, match="unknown parameter n_seed; known: preset, n_seeds, audio, runs, workers; did you mean 'n_seeds'"):
+        ablation_parameters({"preset": "smoke", "n_seed": 2, "_i1": "", "In": []}, {"In"})
 
 
 def test_the_arm_notebook_knows_every_parameter():
