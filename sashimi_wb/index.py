@@ -23,7 +23,7 @@ from .core import log
 from .files import AudioInfo, audio_names, decode_all, probe
 
 # %% ../nbs/04_index.ipynb #55190b8a
-VERSION = 2  # of the table and of what `probe` checks: another number, another cache
+VERSION = 3  # of the table and of what `probe` checks: another number, another cache
 _TABLE = "create table files (path blob, stream integer, entry blob, primary key (path, stream)) without rowid"
 _PUT = "insert or replace into files values (?, ?, ?)"
 _GET = "select entry from files where path = ? and stream = ?"
@@ -129,13 +129,15 @@ def _key(path, stream):
 def _settled(key): return time.time_ns() - max(key[3], key[4]) > _YOUNG_NS
 
 
-def _entry(info, whole, sha256=None): return info.frames, info.sample_rate, info.channels, info.subtype, whole, sha256
+def _entry(info, whole, sha256=None): return (info.frames, info.sample_rate, info.channels, info.subtype, info.reader, info.parts, whole, sha256)
 
 
 def _look(cache, path, name, stream):
     "The index entry of one file, whether it was decoded to its end, and its key: remembered, or found out now."
     key = _key(path, stream)
-    if known := cache.find(key): return AudioInfo(path, name, *known[:4], stream), known[4], key
+    if known := cache.find(key):
+        *said, reader, parts, whole, _ = known
+        return AudioInfo(path, name, *said, stream, reader, tuple(map(tuple, parts))), whole, key
     settled, info = _settled(key), probe(path, name, stream)
     if settled: cache.keep(key, *_entry(info, False))
     return info, False, key
@@ -147,7 +149,7 @@ def _decode(cache, info, key):
     if _key(info.path, info.stream) == key and _settled(key): cache.keep(key, *_entry(info, True))
 
 # %% ../nbs/04_index.ipynb #9c33d2e2
-def _certain(info): return info.path.lower().endswith(".wav") and info.bits is not None  # integers: whatever is there is a sound
+def _certain(info): return info.reader == "array" and info.bits is not None  # integers in an array: whatever is there is a sound
 
 
 def _report(bad, n, root, skip_bad):
@@ -196,9 +198,9 @@ def content_hash(
     """SHA-256 of the content of a file; remembered while the file stays the same."""
     cache, key = _cache(), _key(info.path, info.stream)
     known = cache.find(key)
-    if known and known[5]: return known[5]
+    if known and known[-1]: return known[-1]
     with open(info.path, "rb") as f: made = hashlib.file_digest(f, "sha256").hexdigest()
     if known and _key(info.path, info.stream) == key and _settled(key):
-        cache.keep(key, *known[:5], made)
+        cache.keep(key, *known[:-1], made)
         cache.flush()
     return made
