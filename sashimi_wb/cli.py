@@ -11,12 +11,12 @@ import json
 import logging
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
 from . import __version__
-from .batch import ablation_jobs, ablation_records, run_all, run_notebook
+from .batch import ablation_jobs, ablation_records, run_all, run_notebooks
+from .children import ending_in_order
 from .core import audio_folder, bundled, choose, log, pick_device, runs_folder, write_atomic
 from .experiments import ABLATIONS, PRESETS, experiment
 from .index import cache_path, index_audio
@@ -58,10 +58,8 @@ def run_ablations(
     audio = str(audio_folder(audio)) if audio else ""
     run_all([job for name in names for jobs in ablation_jobs(name, base, seeds_of(name, n_seeds), audio).values() for job in jobs],
             audio, runs, workers, progress)
-    def notebook(name):
-        run_notebook(name, folder/f"{name}.ipynb", {"preset": preset, "n_seeds": seeds_of(name, n_seeds), "audio": audio,
-                                                    "runs": str(folder), "workers": workers}, 1)
-    with ThreadPoolExecutor(2) as pool: list(pool.map(notebook, names))
+    shared = {"preset": preset, "audio": audio, "runs": str(folder), "workers": workers}
+    run_notebooks([(name, folder/f"{name}.ipynb", shared | {"n_seeds": seeds_of(name, n_seeds)}) for name in names])
     results = {name: ablation_records(name, base, seeds_of(name, n_seeds), audio, runs, progress=False) for name in names}
     summary = {name: {"question": QUESTIONS[name], "rows": result_rows(r), "sentences": sentences(name, r)} for name, r in results.items()}
     first = next(iter(next(iter(results.values())).values()))[0]
@@ -126,7 +124,8 @@ def parser()->argparse.ArgumentParser:
     a.add_argument("--preset", default="small", help=f"one of {', '.join(PRESETS)}")
     a.add_argument("--seeds", type=int, default=2, help="runs of every arm")
     a.add_argument("--runs", default="", help="folder of all runs (default: as `where runs` says)")
-    a.add_argument("--workers", type=int, default=0, help="runs at a time (default: one for every core)")
+    a.add_argument("--workers", type=int, default=0, help="runs at a time (default: one for every core); they share its "
+                   "threads, whose number decides the last bits of a result")
     g = commands.add_parser("generate", help="audio from a trained model")
     g.add_argument("model", help="a run's model.safetensors, or a bundled checkpoint (`where checkpoints`)")
     g.add_argument("--output", default="generated.flac", help="a .flac or .wav file (default: generated.flac)")
@@ -155,18 +154,23 @@ def main(
     logging.getLogger("sashimi_wb").setLevel(logging.INFO)
     for noisy in ("papermill", "lightning", "matplotlib"): logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
-        if args.command == "presets": lines = [f"{k}: {v}" for k, v in PRESETS.items()]
-        elif args.command == "where": lines = where(args.name)
-        elif args.command == "ablations":
-            lines = [f"report: {run_ablations(args.audio, args.preset, args.seeds, args.runs, args.workers)}"]
-        else:
-            lines = [str(generate_file(args.model, args.output, args.seconds, args.prompt, args.temperature, args.seed, True, args.top_k,
-                                       args.top_p, args.prompt_start, args.prompt_seconds, args.bits, args.device))]
-        sys.stdout.write("\n".join(lines) + "\n")
-        return 0
+        with ending_in_order(): return _carry_out(args)
     except (ValueError, OSError, RuntimeError) as e:
         sys.stderr.write(f"sashimi-wb: {e}\n")
         return 2
     except KeyboardInterrupt as e:
         sys.stderr.write(f"sashimi-wb: {e}\n" if str(e) else "sashimi-wb: stopped; the same command goes on where it stopped\n")
         return 130
+
+
+def _carry_out(args):
+    "Carry out a command and say what came of it."
+    if args.command == "presets": lines = [f"{k}: {v}" for k, v in PRESETS.items()]
+    elif args.command == "where": lines = where(args.name)
+    elif args.command == "ablations":
+        lines = [f"report: {run_ablations(args.audio, args.preset, args.seeds, args.runs, args.workers)}"]
+    else:
+        lines = [str(generate_file(args.model, args.output, args.seconds, args.prompt, args.temperature, args.seed, True, args.top_k,
+                                   args.top_p, args.prompt_start, args.prompt_seconds, args.bits, args.device))]
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0

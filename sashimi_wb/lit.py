@@ -158,6 +158,7 @@ class Keeper(Callback):
     ):
         self.folder, self.config, self.identity, self.n_batches, self.on_epoch = folder, config, identity, n_batches, on_epoch
         self.epoch, self.batch, self.history, self.states, self.stop, self.waiting = 0, 0, History(), None, None, []
+        self.resumed, self.began = saved is not None, None
         if saved:
             self.epoch, self.batch, self.states = saved["epoch"], saved["batch"], saved["generators"]
             self.history = History(**saved["history"] | {"train_nats": saved["history"]["train_nats"].tolist()})
@@ -242,7 +243,7 @@ class Keeper(Callback):
         history = vars(self.history) | {"train_nats": torch.tensor(self.history.train_nats, dtype=torch.float64)}
         checkpoint["loops"] = _counters(epoch, trainer.global_step)
         checkpoint["sashimi_wb"] = {"epoch": epoch, "batch": batch, "step": trainer.global_step, "generators": states,
-                                    "history": history, "identity": self.identity}
+                                    "threads": torch.get_num_threads(), "history": history, "identity": self.identity}
 
     def on_train_epoch_end(self, trainer, module):
         self.clock(trainer)

@@ -19,12 +19,12 @@ from contextlib import suppress
 from functools import partial
 
 import torch
-from filelock import FileLock, Timeout
 
 from . import trainer
+from .children import end_with_parent
 from .core import from_json, log, pick_device, write_atomic
 from .experiments import Experiment
-from .lit import Interrupted, Keeper
+from .lit import Keeper
 from .players import sound_bytes
 from .runs import Run, baselines, execute, listen
 
@@ -76,10 +76,6 @@ class TellingKeeper(Keeper):
         super().on_train_epoch_end(trainer, module)
         self.say(epochs=self.history.epochs, doing="")
 
-    def on_train_end(self, trainer, module):
-        super().on_train_end(trainer, module)
-        if self.stop: raise Interrupted
-
     def clip(self, trainer, module):
         "The run's continuation by the model as it is now, as a file beside the run."
         path, began = clip_path(self.run, trainer.global_step), time.perf_counter()
@@ -108,22 +104,17 @@ def carry_out(
     tell:Callable[..., None],  # takes what is new, by name
 )->None:
     """`execute` a run, telling. Raises: as `execute`; ValueError if another process trains it now."""
-    run.folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(run.folder/"live.lock")
-    try: lock.acquire(timeout=0)
-    except Timeout: raise ValueError(f"run {run.hash} is being trained by another notebook now: stop it there, or wait for its end") from None
-    with lock:
-        if run.done: return
-        device, n = pick_device(), torch.get_num_threads()
-        tell(device=torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {n} thread{'s'*(n > 1)}")
-        threading.Thread(target=lambda: tell(baselines=baselines(run.data)), daemon=True).start()
-        def show(what, value):
-            if what == "stages": tell(parameters=sum(s["params"] or 0 for s in value))
-            if what == "history": tell(history=value.train_nats, epochs=value.epochs, doing="generating the final clip")
-            if what == "clips": tell(doing="writing the record")
-        before, trainer.Keeper = trainer.Keeper, partial(TellingKeeper, run=run, tell=tell, every=every)
-        try: execute(run, progress=False, show=show)
-        finally: trainer.Keeper = before
+    if run.done: return
+    def show(what, value):
+        if what == "stages":
+            device, n = pick_device(), torch.get_num_threads()
+            tell(parameters=sum(s["params"] or 0 for s in value), device=torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {n} thread{'s'*(n > 1)}")
+            threading.Thread(target=lambda: tell(baselines=baselines(run.data)), daemon=True).start()
+        if what == "history": tell(history=value.train_nats, epochs=value.epochs, doing="generating the final clip")
+        if what == "clips": tell(doing="writing the record")
+    before, trainer.Keeper = trainer.Keeper, partial(TellingKeeper, run=run, tell=tell, every=every)
+    try: execute(run, progress=False, show=show, wait=False)
+    finally: trainer.Keeper = before
 
 # %% ../nbs/16j_training_worker.ipynb #3af99ee2
 def main()->None:
@@ -135,6 +126,7 @@ def main()->None:
     def watch():
         sys.stdin.read()
         _thread.interrupt_main()
+    end_with_parent(os.getppid(), 10.0)                          # asked to stop first, by the end of its input
     signal.signal(signal.SIGINT, signal.default_int_handler)     # also where it was ignored, as in the background of a shell
     try:
         wish = json.loads(sys.stdin.readline())

@@ -8,6 +8,7 @@ import json
 import os
 
 import pytest
+from made_runs import make_run
 
 from sashimi_wb.batch import run_all
 from sashimi_wb.cli import load_model, main
@@ -107,7 +108,7 @@ def test_a_failing_run_is_named_and_the_others_end(tmp_path, monkeypatch):
         seed = json.loads(parameters["changes"])["seed"]
         seen.append(seed)
         if seed == 0: raise RuntimeError("out of luck")
-        write_atomic(output.parent/"result.json", "{}")
+        make_run(tmp_path, seed=seed, **{k: getattr(SMOKE, k) for k in ("quantization", "prompt_s", "continuation_s")})
     monkeypatch.setattr(batch, "run_notebook", fake)
     both = [SMOKE, experiment("smoke", {"seed": 1})]
     with pytest.raises(RuntimeError, match="out of luck"): run_all(both, runs=tmp_path, progress=False)
