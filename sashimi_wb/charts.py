@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from .visualise import INK, MARK, Picture, arm_color, as_channels, new_figure, tidy
+from .visualise import INK, MARK, Picture, arm_color, as_channels, label_text, new_figure, tidy
 
 # %% ../nbs/01a_charts.ipynb #4ae72814
 def _as_codes(codes, n_codes, axis="codes"):
@@ -110,7 +110,7 @@ def plot_layout(
     for name in channel_names: ax.scatter([], [], marker="s", s=70, color=arm_color(name), label=name)
     ax.legend(fontsize=9.5, ncols=n_channels, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
     ax.set_title("number: sample of its channel", fontsize=9.5, color=INK, loc="right")
-    ax.set(xlim=(-0.6, shown + 0.2), ylim=(len(rows) - 0.5, -0.5), yticks=range(len(rows)), yticklabels=list(rows))
+    ax.set(xlim=(-0.6, shown + 0.2), ylim=(len(rows) - 0.5, -0.5), yticks=range(len(rows)), yticklabels=list(map(label_text, rows)))
     ax.spines[["left", "bottom"]].set_visible(False)
     return fig
 
@@ -156,8 +156,8 @@ def plot_curves(
         color, several = arm_color(name), len(runs) > 1
         for s, v in runs:
             ax.plot(s, v, color=color, linewidth=0.8 if several else 2, alpha=0.55 if several else 1,
-                    marker="o" if np.isfinite(v).sum() == 1 else None, label=None if several else name)
-        if several: ax.plot(*mean_curve(runs), color=color, linewidth=2.2, label=f"{name}, mean of {len(runs)}")
+                    marker="o" if np.isfinite(v).sum() == 1 else None, label=None if several else label_text(name))
+        if several: ax.plot(*mean_curve(runs), color=color, linewidth=2.2, label=label_text(f"{name}, mean of {len(runs)}"))
     for (name, level), style in zip((baselines or {}).items(), [":", "--", "-.", (0, (6, 2))] * 4):
         ax.axhline(level, color="#59636D", linestyle=style, linewidth=1.3, label=f"{name} {level:.2f}")
     ax.xaxis.set_major_formatter("{x:,.6g}")
@@ -199,7 +199,7 @@ def plot_bits(
         ax.plot([], [], color="#59636D", linestyle=line if common else "", marker="" if common else marker, markerfacecolor="white",
                 label=f"{name} {baselines[name]:.3f}" if common else name)
     if names: fig.legend(*ax.get_legend_handles_labels(), fontsize=9.5, loc="outside lower center", ncols=3, frameon=False)
-    ax.set(yticks=range(len(rows)), yticklabels=[row["arm"] for row in rows], ylim=(len(rows) - 0.5, -0.6))
+    ax.set(yticks=range(len(rows)), yticklabels=[label_text(row["arm"]) for row in rows], ylim=(len(rows) - 0.5, -0.6))
     ax.margins(x=0.08)
     return fig
 
@@ -299,6 +299,6 @@ def plot_params_bar(
         kind = next((k for k in KIND_COLORS if k in name), "")
         ax.barh(y, n, height=0.66, color=KIND_COLORS.get(kind, "#7A7A7A"))
         ax.text(n + 0.01 * max(parts.values()), y, f"{n:,} ({n / total:.1%})", va="center", fontsize=9.5, color=INK)
-    ax.set(yticks=range(len(parts)), yticklabels=list(parts), xticks=[], xlim=(0, 1.3 * max(*parts.values(), 1)), ylim=(len(parts) - 0.4, -0.6))
+    ax.set(yticks=range(len(parts)), yticklabels=list(map(label_text, parts)), xticks=[], xlim=(0, 1.3 * max(*parts.values(), 1)), ylim=(len(parts) - 0.4, -0.6))
     ax.spines["bottom"].set_visible(False)
     return fig

@@ -187,7 +187,7 @@ def explore_generation(
     Raises: FileNotFoundError and ValueError for a folder without audio."""
     models = find_models(runs, checkpoints)
     if not models:
-        return HTML(note_html("There is no trained model here yet. In a terminal, `make ablations` trains some (half an hour on two cores); "
+        return HTML(note_html("There is no trained model here yet. In a terminal, `sashimi-wb ablations` trains some (half an hour on two cores); "
                               "then run this cell again. Or name a folder of runs: explore_generation(runs=\"...\")"))
     own = str(audio) if audio is not None and not Path(audio).expanduser().is_dir() else ""
     return GenerationPage(models, own_audio(audio) | bundled_audio(), own)

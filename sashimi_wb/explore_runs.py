@@ -13,7 +13,7 @@ from IPython.display import HTML
 from ipywidgets import Box, Button, Dropdown, SelectMultiple, Text, VBox
 
 from .live import Live
-from .players import figure_html
+from .players import figure_html, markup
 from .run_table import FIGURES, Finished, arms, differing, in_order, keep, read_runs, runs_table
 from .run_views import (CLIPS, CURVES, bits_of, commands, curves_of, differences, provenances, results_of,
                                             sounds_of)
@@ -73,7 +73,7 @@ PARTS = ("runs", "curves", "bits", "sounds", "results", "differ", "provenance", 
 MOST = 12 # runs side by side
 
 
-def _under(heading, html): return f"<h3 style='margin:18px 0 4px'>{heading}</h3>{html}" if html else ""
+def _under(heading, html): return markup('<h3 style="margin:18px 0 4px">{}</h3>', heading).data + html if html else ""
 
 
 def _drawn(fig, alt): return figure_html(fig, alt, 96).data if fig else ""
@@ -120,5 +120,5 @@ def explore_runs(
     if not isinstance(runs, (str, Path)): raise ValueError(f'runs: expected the path of a folder of runs, got {runs!r}: explore_runs("runs")')
     found, notes = read_runs(runs)
     if found: return RunsPage(runs)
-    return HTML(note_html("There is no finished run here yet. In a terminal, `make ablations` makes some (half an hour on two cores); then run this cell again. "
+    return HTML(note_html("There is no finished run here yet. In a terminal, `sashimi-wb ablations` makes some (half an hour on two cores); then run this cell again. "
                           'Or name a folder of runs: explore_runs("...")') + "".join(note_html(n, "#7A7A7A") for n in notes))

@@ -8,14 +8,13 @@ __all__ = ['MATRICES', 'RANDOM', 'ECHO', 'LONG', 'DPI', 'Dials', 'kernel_part', 
 
 # %% ../nbs/17_explore_state_space.ipynb #794ab080
 from functools import lru_cache
-from html import escape
 from pathlib import Path
 
 import numpy as np
 from ipywidgets import HTML, BoundedIntText, Box, Dropdown, FloatLogSlider, FloatText, SelectionSlider, VBox
 
 from .live import Live
-from .players import figure_html, player_row, table
+from .players import figure_html, markup, player_row, table
 from .sounds import SoundPicker
 from .ssm import FORMS, KernelConfig
 from .state_space import (READ_LENGTH, eigenvalues, float32_errors, matched, memory_of, normal_part, recall, sampled, single,
@@ -69,7 +68,7 @@ class Dials:
 LONG, DPI = 2**16, 110
 
 
-def _note(text): return f'<p style="font:13px/1.45 system-ui,sans-serif;max-width:60em;margin:0 0 12px;color:var(--jp-ui-font-color1,inherit)">{escape(text)}</p>'
+def _note(text): return markup('<p style="font:13px/1.45 system-ui,sans-serif;max-width:60em;margin:0 0 12px;color:var(--jp-ui-font-color1,inherit)">{}</p>', text).data
 
 
 @lru_cache(maxsize=64)
@@ -142,7 +141,7 @@ class StateSpacePage(Live):
         config, length, sound = self.dials.config(), self.dials.length.value, self.picker.sound()
         rate, one = sound.rate, 1/config.dt_min
         seed, echo = self.dials.readout_at(rate)
-        self.dials.unit.value = f"1/dt: one unit of time is {one:,.4g} samples = {escape(f'{1e3*one/rate:,.3g}')} ms"
+        self.dials.unit.value = f"1/dt: one unit of time is {one:,.4g} samples = {1e3*one/rate:,.3g} ms"
         yield "kernel", kernel_part(config, length, seed, echo, rate)
         yield "eigenvalues", eigenvalues_part(config, rate)
         ways = three_ways(single(config, seed, echo, length), sound.wave)

@@ -9,7 +9,6 @@ __all__ = ['OWN_FOLDER', 'INPUTS', 'LAYOUTS', 'TrainingControls', 'plan_html', '
 # %% ../nbs/17_explore_training.ipynb #b218c3d9
 import json
 from functools import partial
-from html import escape
 from pathlib import Path
 
 import soundfile
@@ -19,7 +18,7 @@ from .core import bundled, choose
 from .experiments import PRESETS, Experiment, experiment
 from .live import Live
 from .live_training import Progress, Training, batch_command, clips_html, curves_html
-from .players import player_row, table
+from .players import markup, player_row, table
 from .runs import Run
 from .widgets import FLOW, Pace, Runner, Still, Turn, look
 
@@ -122,12 +121,13 @@ def plan_html(
     if run.done: state = "done: Start shows its result, and trains nothing"
     epoch = min(e.train_chunk_size or 10**9, -(-len(d.train)//e.batch_size))
     seconds = e.sample_len/d.sample_rate
-    words = (f"<b>Run {run.hash}</b>, {state}. {len(d.train):,} windows of {e.sample_len:,} samples ({seconds:.2f} s) to train on, {len(d.val):,} to validate, "
+    words = (f", {state}. {len(d.train):,} windows of {e.sample_len:,} samples ({seconds:.2f} s) to train on, {len(d.val):,} to validate, "
              f"{len(d.test):,} to test, at {d.sample_rate:,} Hz; {e.batch_size} a step, {epoch:,} steps an epoch, "
              f"a clip after {f'every {every:,} steps' if every else 'every epoch'}. "
-             f"Differs from the preset in: {escape(', '.join(f'{k} {v}' for k, v in changes.items()) or 'nothing')}.")
-    return (f'<div class="swb-note" style="font:14px/1.5 system-ui,sans-serif;max-width:64em">{words} The same in batch, in the folder of the clone if there is one:'
-            f'<pre style="white-space:pre-wrap;overflow-wrap:anywhere;margin:4px 0;color:inherit">{escape(batch_command(run, preset, changes))}</pre></div>')
+             f"Differs from the preset in: {', '.join(f'{k} {v}' for k, v in changes.items()) or 'nothing'}.")
+    return markup('<div class="swb-note" style="font:14px/1.5 system-ui,sans-serif;max-width:64em"><b>Run {}</b>{} The same in batch, in the folder of the clone '
+                  'if there is one:<pre style="white-space:pre-wrap;overflow-wrap:anywhere;margin:4px 0;color:inherit">{}</pre></div>',
+                  run.hash, words, batch_command(run, preset, changes)).data
 
 
 def steps_done(run:Run)->int:

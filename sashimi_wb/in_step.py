@@ -7,12 +7,11 @@ __all__ = ['players_in_step']
 
 # %% ../nbs/01_in_step.ipynb #ccb84db9
 import base64
-from html import escape
 
 import numpy as np
 from IPython.display import HTML
 
-from .players import sound_bytes
+from .players import markup, sound_bytes
 
 # %% ../nbs/01_in_step.ipynb #fcf1b4bc
 _SCRIPT = """(root => {
@@ -56,7 +55,7 @@ _SCRIPT = """(root => {
 })(this.closest('form')); this.remove()"""
 
 # %% ../nbs/01_in_step.ipynb #f021dd71
-_CSS = ("<style>.swb-steps{max-width:46rem;margin:6px 0 12px;padding:8px 10px;border:1px solid rgba(128,128,128,.45);border-radius:6px;"
+_CSS = HTML("<style>.swb-steps{max-width:46rem;margin:6px 0 12px;padding:8px 10px;border:1px solid rgba(128,128,128,.45);border-radius:6px;"
     "font:14px/1.4 system-ui,sans-serif;color:var(--jp-ui-font-color1,inherit)}"
     ".swb-steps .swb-picks{display:flex;flex-wrap:wrap;gap:6px}"
     ".swb-steps label{display:inline-flex;align-items:center;gap:6px;margin:0;padding:3px 10px 3px 6px;cursor:pointer;font-weight:400}"
@@ -71,10 +70,10 @@ def _steps_clip(number, title, wave, rate, color):
     "A radio button, and the player it stands for."
     data = base64.b64encode(sound_bytes(wave, rate, "wav")).decode()
     about = f"{len(wave)/rate:.2f} s, {int(rate):,} Hz, {'stereo' if np.ndim(wave) == 2 and np.shape(wave)[1] == 2 else 'mono'}"
-    key = f"<kbd>{number}</kbd>" if number <= 9 else ""
-    pick = f'<label style="--swb-arm:{escape(color)}"><input type="radio" name="clip"{" checked" * (number == 1)}>{key} {escape(title)}</label>'
-    sound = (f'<figure><figcaption>{escape(title)}, {about}</figcaption><audio controls preload="auto" aria-label="{escape(title)}" '
-             f'src="data:audio/wav;base64,{data}"></audio></figure>')
+    key = markup("<kbd>{}</kbd>", number) if number <= 9 else ""
+    pick = markup('<label style="--swb-arm:{}"><input type="radio" name="clip"{}>{} {}</label>', color, " checked"*(number == 1), key, title)
+    sound = markup('<figure><figcaption>{}, {}</figcaption><audio controls preload="auto" aria-label="{}" src="data:audio/wav;base64,{}"></audio>'
+                   "</figure>", title, about, title, data)
     return pick, sound
 
 
@@ -92,9 +91,8 @@ def players_in_step(
     for number, (title, wave) in enumerate(clips.items(), 1):
         try: parts.append(_steps_clip(number, title, wave, rate[title] if isinstance(rate, dict) else rate, (colors or {}).get(title, "#7A7A7A")))
         except ValueError as e: raise ValueError(f"clip {title!r}: {e}") from None
-    picks, sounds = ("".join(each) for each in zip(*parts))
-    keys = f"{'1' if len(clips) == 1 else f'1 to {min(len(clips), 9)}'}: clip &nbsp; space: play, pause"
-    return HTML(f'{_CSS}<form class="swb-steps" role="group" aria-label="{escape(label)}">'
-                f'<div class="swb-picks" role="radiogroup" aria-label="{escape(label)}">{picks}</div>{sounds}'
-                f'<small><label><input type="checkbox"> repeat</label><span>{keys}</span></small>'
-                f'<img alt="" hidden src="data:," onerror="{escape(_SCRIPT)}"></form>')
+    picks, sounds = map(list, zip(*parts))
+    keys = "1" if len(clips) == 1 else f"1 to {min(len(clips), 9)}"
+    return markup('{}<form class="swb-steps" role="group" aria-label="{}"><div class="swb-picks" role="radiogroup" aria-label="{}">{}</div>{}'
+                  '<small><label><input type="checkbox"> repeat</label><span>{}: clip &nbsp; space: play, pause</span></small>'
+                  '<img alt="" hidden src="data:," onerror="{}"></form>', _CSS, label, label, picks, sounds, keys, _SCRIPT)

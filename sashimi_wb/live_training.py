@@ -25,7 +25,7 @@ import soundfile
 from .batch import near, shell_command
 from .charts import plot_curves
 from .core import audio_folder, package_folder, runs_folder, to_json
-from .players import figure_html, player_row
+from .players import figure_html, markup, player_row
 from .runs import Run
 from .visualise import INK, Picture, plot_clips
 
@@ -218,9 +218,9 @@ def clips_html(
     rate, waves = next(iter(waves.values()))[1], {name: wave for name, (wave, _) in waves.items()}
     few = {name: waves[name] for name in spread(list(waves), drawn) if len(waves[name]) >= 64}
     prompt_s = min([run.experiment.prompt_s, *(len(w)/rate for w in few.values())])
-    note = f"<small>{len(waves)} of {len(files)} clips; all are in {run.folder/'clips'}</small>" if len(waves) < len(files) else ""
-    seen = figure_html(plot_clips(few, rate, dict.fromkeys(few, prompt_s)), f"Waveforms and mel spectrograms: {', '.join(few)}", 96).data if few else ""
-    return player_row(waves, rate).data + note + seen
+    note = markup("<small>{} of {} clips; all are in {}</small>", len(waves), len(files), run.folder/"clips") if len(waves) < len(files) else ""
+    seen = figure_html(plot_clips(few, rate, dict.fromkeys(few, prompt_s)), f"Waveforms and mel spectrograms: {', '.join(few)}", 96) if few else ""
+    return markup("{}{}{}", player_row(waves, rate), note, seen).data
 
 # %% ../nbs/16k_live_training.ipynb #e32e9604
 def batch_command(

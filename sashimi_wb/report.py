@@ -11,7 +11,6 @@ __all__ = ['KINDS', 'QUESTIONS', 'SECTIONS', 'bits_figure', 'curves_figure', 'cl
 import json
 import time
 from collections.abc import Callable
-from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from .core import write_atomic
 from .in_step import players_in_step
 from .interleave import token_order
 from .layout_views import stereo_figure
-from .players import figure_html
+from .players import figure_html, markup
 from .quantization import Quantizer
 from .quantized import Quantized, noise_figure, sweep
 from .results import BASELINES, result_rows, result_table
@@ -156,10 +155,10 @@ SECTIONS: list[tuple[str, Callable, str]] = [
     ("The layouts", layouts_figure, "Tokens of both channels in the order of every layout"),
     ("The forward pass", unet_figure, "The U-shape of the model with shape, parameters and memory of every stage"),
 ]
-_STYLE = """:root{color-scheme:light dark}body{font:16px/1.55 system-ui,sans-serif;max-width:62rem;margin:0 auto;padding:1rem;
+_STYLE = HTML("""<style>:root{color-scheme:light dark}body{font:16px/1.55 system-ui,sans-serif;max-width:62rem;margin:0 auto;padding:1rem;
 background:#fff;color:#26323f}@media(prefers-color-scheme:dark){body{background:#14181d;color:#dde3ea}a{color:#7cc4f5}}
 h1{font-size:1.7rem;line-height:1.2}h2{margin-top:2.4rem;border-top:2px solid #8886;padding-top:1.2rem;line-height:1.25}h3{margin-top:1.8rem}
-h4{margin:.8rem 0 .2rem}img{background:#fff;border-radius:4px}footer{margin-top:3rem;font-size:13px;opacity:.8}code{overflow-wrap:anywhere}"""
+h4{margin:.8rem 0 .2rem}img{background:#fff;border-radius:4px}footer{margin-top:3rem;font-size:13px;opacity:.8}code{overflow-wrap:anywhere}</style>""")
 
 
 def report_html(
@@ -169,17 +168,17 @@ def report_html(
     """One self-contained page: tables, pictures, players, provenance."""
     parts, contents = [], []
     for ablation, records in results.items():
-        contents.append(f'<li><a href="#{ablation}">{QUESTIONS[ablation]}</a></li>')
-        parts.append(f'<h2 id="{ablation}">{QUESTIONS[ablation]}</h2>')
+        contents.append(markup('<li><a href="#{}">{}</a></li>', ablation, QUESTIONS[ablation]))
+        parts.append(markup('<h2 id="{}">{}</h2>', ablation, QUESTIONS[ablation]))
         for heading, build, alt in SECTIONS:
             made = build(ablation, records)
             if made is None: continue
-            if heading: parts.append(f"<h3>{heading}</h3>")
-            parts.append(made.data if isinstance(made, HTML) else figure_html(made, alt).data)
+            if heading: parts.append(markup("<h3>{}</h3>", heading))
+            parts.append(made if isinstance(made, HTML) else figure_html(made, alt))
         parts.append(_provenance(records))
-    return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-            f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body><h1>{escape(title)}</h1><ul>{''.join(contents)}</ul>"
-            f"{''.join(parts)}<footer>Made {time.strftime('%Y-%m-%d %H:%M')} from the records of finished runs.</footer></body></html>")
+    return markup('<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
+                  "<title>{}</title>{}</head><body><h1>{}</h1><ul>{}</ul>{}<footer>Made {} from the records of finished runs.</footer></body></html>",
+                  title, _STYLE, title, contents, parts, time.strftime("%Y-%m-%d %H:%M")).data
 
 
 def _provenance(records):
@@ -187,14 +186,14 @@ def _provenance(records):
     every = [r for seeds in records.values() for r in seeds]
     first, p = every[0], every[0]["provenance"]
     same = {k: v for k, v in first["parameters"].items() if all(r["parameters"][k] == v for r in every)}
-    names = ", ".join(f"{arm} <code>{r['hash']}</code>" for arm, seeds in records.items() for r in seeds)
+    hashes = [(arm, r["hash"]) for arm, seeds in records.items() for r in seeds]
+    names = [markup("{}{} <code>{}</code>", ", "*(i > 0), *named) for i, named in enumerate(hashes)]
     minutes, peak = sum(r["seconds"]["all"] for r in every)/60, max(r["peak_bytes"] for r in every)/1e9
-    return (f"<details><summary>Provenance: {len(every)} runs, {minutes:.1f} process minutes, at most {peak:.2f} GB each</summary>"
-            f"<p>Package {escape(p['package'])}, revision <code>{escape(p['revision'] or 'unknown')}</code>{' with changes' if p['changed'] else ''}, "
-            f"Python {p['python']}, torch {p['torch']}, {p['system']} {p['machine']}, {p['cpus']} cores, {escape(p['device'])}. "
-            f"Test files: {escape(', '.join(first['test_files']))}. Audio <code>{first['data'][:16]}</code>.</p>"
-            f"<p>Shared parameters: <code>{escape(json.dumps(same))}</code></p>"
-            f"<p>Runs: {names}</p></details>")
+    machine = (f"{' with changes' if p['changed'] else ''}, Python {p['python']}, torch {p['torch']}, {p['system']} {p['machine']}, {p['cpus']} cores, "
+               f"{p['device']}. Test files: {', '.join(first['test_files'])}. Audio ")
+    return markup("<details><summary>Provenance: {} runs, {:.1f} process minutes, at most {:.2f} GB each</summary>"
+                  "<p>Package {}, revision <code>{}</code>{}<code>{}</code>.</p><p>Shared parameters: <code>{}</code></p><p>Runs: {}</p></details>",
+                  len(every), minutes, peak, p["package"], p["revision"] or "unknown", machine, first["data"][:16], json.dumps(same), names)
 
 
 def write_report(

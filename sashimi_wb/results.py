@@ -6,15 +6,13 @@
 __all__ = ['METRICS', 'BASELINES', 'COLUMNS', 'result_rows', 'coded_signal', 'rows_table', 'result_table', 'sentences']
 
 # %% ../nbs/16c_results.ipynb #c641d8a8
-from html import escape
-
 import numpy as np
 from IPython.display import HTML
 
 from .core import choose
 from .experiments import ABLATIONS
 from .metrics import bits_per_byte, compression_ratio
-from .players import table
+from .players import markup, table
 
 # %% ../nbs/16c_results.ipynb #78dca2f0
 METRICS = {"bits_per_sample": "bits per sample", "realisable": "bits, dequantized input", "whole": "whole file", "bits_per_byte": "bits per byte",
@@ -79,7 +77,7 @@ def rows_table(
     plain = [{k: r[k][0] if isinstance(r[k], list) and len(r[k]) == 1 else r[k] for k in shown} for r in rows]
     formats = dict.fromkeys((*BASELINES, "of_flac", *(METRICS if len(rows[0]["whole"]) == 1 else ())), ".3f") | {"audio_s": ",.1f"}
     made = table(plain, shown, {k: v for k, v in formats.items() if k in shown}, {"of_flac": "min"}, caption)
-    return HTML(made.data + f"<ul style='max-width:50rem;font-size:.9em'>{''.join(f'<li>{escape(line)}</li>' for line in said)}</ul>")
+    return markup('{}<ul style="max-width:50rem;font-size:.9em">{}</ul>', made, [markup("<li>{}</li>", line) for line in said])
 
 
 def result_table(

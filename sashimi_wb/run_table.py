@@ -14,7 +14,6 @@ import re
 import shlex
 from dataclasses import fields
 from functools import lru_cache
-from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +22,7 @@ from IPython.display import HTML
 from .core import bundled, from_json, runs_folder
 from .experiments import Experiment
 from .files import audio_names
-from .players import table
+from .players import markup, table
 from .results import BASELINES, COLUMNS, METRICS, coded_signal
 from .trained import describe
 from .visualise import arm_color
@@ -216,7 +215,7 @@ def arms(
     return {name or describe(group[0].experiment, group[0].record["sample_rate"]): group for name, group in fine.items()}
 
 # %% ../nbs/16k_run_table.ipynb #f5ce7c09
-_CSS = ("<style>.swb-rows .swb-scroll{max-height:25em;overflow:auto}.swb-rows .swb-scroll table.swb-table thead th{position:sticky;top:0;z-index:1;min-width:4.4em;"
+_CSS = HTML("<style>.swb-rows .swb-scroll{max-height:25em;overflow:auto}.swb-rows .swb-scroll table.swb-table thead th{position:sticky;top:0;z-index:1;min-width:4.4em;"
         "background:var(--jp-layout-color0,Canvas)}.swb-rows .swb-scroll table.swb-table td{padding:3px 12px 3px 6px}"
         ".swb-rows .swb-scroll table.swb-table :is(td,th):first-child{position:sticky;left:0;background:var(--jp-layout-color0,Canvas)}"
         ".swb-rows .swb-scroll table.swb-table thead th:first-child{z-index:2}</style>")
@@ -248,7 +247,7 @@ def runs_table(
     rows = []
     for run, f in zip(runs[:most], every):
         name, color = marked.get(run.folder, ("", ""))
-        mark = f' <span style="color:{color}" title="{escape(name)}">●</span> {escape(name)}' if name else ""
-        rows.append({k: as_text(v) if isinstance(v, (tuple, bool, type(None))) else v for k, v in f.items()} | {"run": HTML(f"<code>{run.name}</code>{mark}")})
+        mark = markup(' <span style="color:{}" title="{}">●</span> {}', color, name, name) if name else ""
+        rows.append({k: as_text(v) if isinstance(v, (tuple, bool, type(None))) else v for k, v in f.items()} | {"run": markup("<code>{}</code>{}", run.name, mark)})
     made = table(rows, shown, {k: v for k, v in formats.items() if k in shown}, note=" ".join(lines))
-    return HTML(f'{_CSS}<div class="swb-rows">{made.data}</div>')
+    return markup('{}<div class="swb-rows">{}</div>', _CSS, made)

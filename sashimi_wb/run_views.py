@@ -10,7 +10,6 @@ __all__ = ['CURVES', 'CLIPS', 'curves_of', 'bits_of', 'results_of', 'sounds_of',
 import json
 import math
 from functools import lru_cache
-from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from .batch import near, shell_command
 from .charts import plot_curves
 from .core import audio_folder, bundled
 from .experiments import PRESETS, Experiment, experiment
-from .players import table
+from .players import markup, table
 from .report import bits_figure, in_step
 from .results import result_rows, rows_table, sentences
 from .run_table import PARAMETERS, Finished, arms, as_text, bundled_folder, differing
@@ -94,7 +93,7 @@ def sounds_of(
     made = in_step({name: [r.record for r in group] for name, group in arms(runs).items()}, CLIPS[what], notes, "clips of the chosen runs")
     starts = sorted({r.experiment.prompt_s for r in runs})
     said = f"A continuation begins {' or '.join(f'{s:g}' for s in starts)} s into its clip: what comes before is the prompt, as the model heard it." if "continuation" in CLIPS[what] else ""
-    return made + (f'<p class="swb-note">{said}</p>' if made else "") + "".join(note_html(n, "#D55E00") for n in dict.fromkeys(notes))
+    return made + (markup('<p class="swb-note">{}</p>', said).data if made else "") + "".join(note_html(n, "#D55E00") for n in dict.fromkeys(notes))
 
 # %% ../nbs/16l_run_views.ipynb #67d8923f
 def _columns(runs, rows, caption):
@@ -189,7 +188,8 @@ def commands(
     names = {r.folder: name for name, group in arms(runs).items() for r in group}
     style = ("margin:4px 0;padding:8px 10px;white-space:pre-wrap;word-break:normal;overflow-wrap:anywhere;user-select:all;border-radius:4px;background:rgba(128,128,128,.15);"
              "color:inherit;font:13px/1.5 ui-monospace,monospace")
-    parts = [f'<div style="max-width:60em"><p style="margin:10px 0 0"><span style="color:{arm_color(names[r.folder])}">●</span> {escape(names[r.folder])}, '
-             f'run <code>{r.name}</code></p><pre class="swb-command" tabindex="0" style="{style}">{escape(command(r))}</pre>'
-             f'<p style="margin:0 0 6px;line-height:1.45">{escape(what_it_gives(r))}</p></div>' for r in runs]
-    return '<p class="swb-note">In the folder of the clone if there is one, with the environment of the package active; a click on a command takes the whole of it.</p>' + "".join(parts)
+    parts = [markup('<div style="max-width:60em"><p style="margin:10px 0 0"><span style="color:{}">●</span> {}, run <code>{}</code></p>'
+                    '<pre class="swb-command" tabindex="0" style="{}">{}</pre><p style="margin:0 0 6px;line-height:1.45">{}</p></div>',
+                    arm_color(names[r.folder]), names[r.folder], r.name, style, command(r), what_it_gives(r)) for r in runs]
+    return markup('<p class="swb-note">In the folder of the clone if there is one, with the environment of the package active; '
+                  "a click on a command takes the whole of it.</p>{}", parts).data

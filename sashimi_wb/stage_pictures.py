@@ -8,7 +8,6 @@ __all__ = ['STAGE_COLUMNS', 'NOTES', 'plot_stage', 'unet_html', 'mark_html', 'au
 
 # %% ../nbs/16j_stage_pictures.ipynb #f5b1e9ac
 import math
-from html import escape
 
 import numpy as np
 from IPython.display import HTML
@@ -16,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from .charts import plot_unet
-from .players import figure_html, player, table
+from .players import figure_html, markup, player, table
 from .visualise import INK, MARK, Picture, arm_color, envelope, tidy
 
 # %% ../nbs/16j_stage_pictures.ipynb #8044c98a
@@ -158,8 +157,9 @@ def sounds_html(
     """The input and one feature as players; a note where a feature is too short."""
     heard = np.clip(heard, -1, 1)
     shown = player(heard, heard_rate, "input, as the model is given it").data if heard_rate >= 3000 else ""
-    if len(x) < 64: return shown + (f'<div style="display:inline-block;vertical-align:top;margin:4px 0;font:14px/1.35 system-ui,sans-serif">{escape(name)}: {len(x)} '
-                                              f'{"step" if len(x) == 1 else "steps"}, too short to be heard</div>')
+    if len(x) < 64: return shown + markup(
+        '<div style="display:inline-block;vertical-align:top;margin:4px 0;font:14px/1.35 system-ui,sans-serif">{}: {} {}, too short to be heard</div>',
+        name, len(x), "step" if len(x) == 1 else "steps").data
     wave, wave_rate, gain = audible(x, rate, float(np.sqrt(np.mean(heard**2))))
     loud = "silent" if gain == -math.inf else "level-matched, " + f"{gain:+.1f} dB".replace("-", "−")
     return shown + player(wave, wave_rate, f"{name}, {loud}").data
@@ -219,7 +219,7 @@ def _why(about, said, shape, pool):
 # %% ../nbs/16j_stage_pictures.ipynb #abb6a7bc
 def _verdict(why):
     "In a cell that breaks its lines."
-    return HTML(f'<div style="white-space:normal;min-width:12em">{escape(f"✗ wrong: {why}" if why else "✓ right")}</div>')
+    return markup('<div style="white-space:normal;min-width:12em">{}</div>', f"✗ wrong: {why}" if why else "✓ right")
 
 
 def notes_table(

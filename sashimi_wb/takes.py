@@ -15,7 +15,7 @@ import numpy as np
 
 from .checks import Count, Natural, NonNegative, Positive, Range, Temperature
 from .core import check_fields
-from .players import figure_html, player
+from .players import figure_html, markup, player
 from .trained import Trained
 from .visualise import (INK, MARK, Picture, arm_color, as_channels, draw_mel, draw_wave, mel_power, new_figure, plot_clips,
                                   plot_wave, tidy)
@@ -142,7 +142,7 @@ def takes_html(
     if not takes: return ""
     peak = 1.05*max(max(float(np.abs(t.clip).max()) for t in takes.values()), 1e-6)
     loudest = max(mel_power(t.clip, t.rate).max() for t in takes.values())
-    cards = [f"<div>{player(t.clip, t.rate, title).data}{figure_html(card_figure(t, peak, loudest), f'Waveform and mel spectrogram: {title}', 144).data}</div>"
-             for title, t in takes.items()]
-    return (f'<div style="display:flex;flex-flow:row wrap;gap:4px 20px">{"".join(cards)}</div>'
-            '<small>Dashed: end of the prompt. Colours: from the loudest point of all clips (yellow) to 80 dB below it (black).</small>')
+    cards = [markup("<div>{}{}</div>", player(t.clip, t.rate, title),
+                    figure_html(card_figure(t, peak, loudest), f"Waveform and mel spectrogram: {title}", 144)) for title, t in takes.items()]
+    return markup('<div style="display:flex;flex-flow:row wrap;gap:4px 20px">{}</div><small>Dashed: end of the prompt. '
+                  "Colours: from the loudest point of all clips (yellow) to 80 dB below it (black).</small>", cards).data

@@ -10,13 +10,13 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from html import escape
 
 from IPython.display import HTML, display
 from ipywidgets import HTML as Html
 from ipywidgets import Box, Button, FloatProgress, Layout, VBox, Widget
 
 from .core import log
+from .players import markup
 
 # %% ../nbs/01b_widgets.ipynb #bcb7fabb
 class Turn:
@@ -82,7 +82,7 @@ def note_html(
     role:str="status",    # "alert" is read out at once by screen readers
 )->str:
     """A remark on a page."""
-    return f'<div role="{role}" style="{_NOTE.format(color)}">{escape(text)}</div>'
+    return markup('<div role="{}" style="{}">{}</div>', role, _NOTE.format(color), text).data
 
 
 def error_html(
@@ -154,7 +154,7 @@ class Runner:
 
     def tell(self, share:float, words:str)->None:
         """Say how far it is, from 0 to 1, and how it goes."""
-        self.bar.value, self.said.value = min(max(share, 0.0), 1.0), f'<span role="status">{escape(words)}</span>'
+        self.bar.value, self.said.value = min(max(share, 0.0), 1.0), markup('<span role="status">{}</span>', words).data
 
 # %% ../nbs/01b_widgets.ipynb #6855d208
 _PAGE = """<style>.swb-page .widget-html, .swb-page .widget-html-content {min-width: 0; max-width: 100%; line-height: 1.45}

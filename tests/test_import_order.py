@@ -24,7 +24,7 @@ MAP = {
     "in_step": "players",
     "visualise": "",
     "charts": "visualise",
-    "widgets": "",
+    "widgets": "players",
     "live": "widgets",
     "quantization": "portable",
     "interleave": "",

@@ -68,7 +68,7 @@ def test_player_holds_exactly_the_samples(n, channels, rate):
 def test_player_is_self_contained_labelled_and_silent_until_asked():
     html = player_row({"<b>&\"quoted\"": WAVE, "other": WAVE[:, 0]}, RATE).data
     assert html.count("<audio controls") == 2 and "autoplay" not in html and "http" not in html
-    assert "<b>" not in html and 'aria-label="&lt;b&gt;&amp;&quot;quoted&quot;"' in html
+    assert "<b>" not in html and 'aria-label="&lt;b&gt;&amp;&#34;quoted&#34;"' in html
     assert "1.00 s, 8,000 Hz, stereo" in html and "mono" in html
     with pytest.raises(ValueError, match="clip 'loud'"): player_row({"loud": WAVE * 3}, RATE)
 
