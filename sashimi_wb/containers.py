@@ -19,11 +19,13 @@ _MAGIC = {b"RIFF": "WAV", b"RIFX": "WAV", b"RF64": "WAV", b"riff": "W64", b"FORM
           b"caff": "CAF", b"NIST": "NIST", b"fLaC": "FLAC", b"OggS": "OGG"}
 _ATOMS = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")
 _FORMS = {"WAV": (b"WAVE",), "AIFF": (b"AIFF", b"AIFC")}
+_FAR = 2**42  # no file system takes a position as far as a damaged header may name
 
 
 def read_at(f:BinaryIO, at:int, n:int)->bytes:
-    """Read n bytes from a position; fewer at the end of the file."""
-    f.seek(max(at, 0))
+    """Read n bytes from a position; fewer at the end of the file, none before or far behind it."""
+    if not 0 <= at < _FAR: return b""
+    f.seek(at)
     return f.read(n)
 
 
@@ -383,6 +385,14 @@ def mpeg_frames(
         at += found[0]
 
 
+def _crc16(b): # polynomial 0x8005, least significant bit first
+    check = 0
+    for v in b:
+        check ^= v
+        for _ in range(8): check = check >> 1 ^ (0xA001 if check & 1 else 0)
+    return check
+
+
 def _info_tag(head):
     "Frames, delay and padding by an Info frame: None where it does not say; None for other frames."
     side = 4 + ((17, 9) if head[1] >> 3 & 3 != 3 else (32, 17))[head[3] >> 6 == 3]
@@ -391,8 +401,9 @@ def _info_tag(head):
     flags, at = struct.unpack_from(">I", head, side + 4)[0], side + 8
     count = struct.unpack_from(">I", head, at)[0] if flags & 1 else None
     at += 4*(flags & 1) + 4*(flags >> 1 & 1) + 100*(flags >> 2 & 1) + 4*(flags >> 3 & 1)
-    both = int.from_bytes(head[at + 21:at + 24])
-    return count, (both >> 12, both & 0xFFF) if head[at:at + 4] in (b"LAME", b"Lavc", b"Lavf") else None
+    both, check = int.from_bytes(head[at + 21:at + 24]), head[at + 34:at + 36]
+    right = check == b"\0\0" or check == _crc16(head[:at + 34]).to_bytes(2)  # a wrong delay would take samples away
+    return count, (both >> 12, both & 0xFFF) if right and head[at:at + 4] in (b"LAME", b"Lavc", b"Lavf") else None
 
 
 def mpeg_index(

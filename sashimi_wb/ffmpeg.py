@@ -125,6 +125,7 @@ def _frames_from(av, container, stream)->Iterator[tuple[int, np.ndarray]]:
     "Time of the first sample, and samples (t c), of every frame of a new decoder."
     decoder = av.CodecContext.create(stream.codec_context.name, "r")
     decoder.extradata, decoder.flags2 = stream.codec_context.extradata, av.codec.context.Flags2.skip_manual
+    if decoder.name == "flac": decoder.options = {"err_detect": "crccheck+explode"}  # check sums are there, and not looked at by default
     for packet in container.demux(stream):
         if packet.is_corrupt: raise ValueError("damaged or truncated, the container marks a packet as damaged")
         for frame in decoder.decode(packet if packet.size else None):
@@ -181,7 +182,7 @@ def probe_packets(
     if stream >= len(streams):
         raise ValueError(f"expected an audio stream number {stream}, it has {len(streams)} (a .stem.mp4 has five: 0 mixture, 1 drums, 2 bass, 3 other, 4 vocals)")
     s = streams[stream]
-    codec = s.codec_context.name
+    codec = s.codec_context.name if s.codec_context else "one that ffmpeg does not know"
     if codec not in _CODECS: raise ValueError(f"expected AAC, got {codec}; convert it to flac, for example with ffmpeg")
     if not s.rate or not s.channels: raise ValueError(f"damaged: its stream says {s.rate} Hz and {s.channels} channels")
     promised = round((s.duration or 0)*s.time_base*s.rate)

@@ -97,7 +97,7 @@ def _name(path): return os.fsencode(path) if os.name == "posix" else str(path) #
 
 # %% ../nbs/04_files.ipynb #340f9ba1
 _BYTES = {"PCM_S8": 1, "PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8, "ULAW": 1, "ALAW": 1}
-_BLOCKWISE = ("IMA_ADPCM", "MS_ADPCM", "ALAC_16", "ALAC_24", "ALAC_32")
+_BLOCKWISE = ("IMA_ADPCM", "MS_ADPCM")
 _CONVERT = "convert it, for example with ffmpeg -i old new.flac"
 
 
@@ -110,7 +110,7 @@ def _array(f, path, kind, start, end, stream):
         if frames != n//(_BYTES[subtype]*channels):
             raise ValueError(f"its header contradicts itself: {n} bytes of sound are {n//(_BYTES[subtype]*channels)} frames of {channels} channels of {subtype}, "
                              f"its reader finds {frames}: {_CONVERT}")
-    elif subtype not in _BLOCKWISE: raise ValueError(f"{subtype} cannot be read from the middle: {_CONVERT}")
+    elif subtype not in _BLOCKWISE: raise ValueError(f"{subtype} in {kind} cannot be read from the middle without errors: {_CONVERT}")
     return *found, "array" if subtype in _BYTES else "sndfile", ((start, end, frames, frames),) if start else ()
 
 
