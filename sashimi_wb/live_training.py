@@ -42,7 +42,7 @@ class Training:
         self.here[run.folder] = self
         self.errors, self.queue, self.last = tempfile.TemporaryFile(), queue.Queue(), {}
         path = os.pathsep.join(filter(None, [str(package_folder().parent), os.environ.get("PYTHONPATH")]))
-        self.process = subprocess.Popen([sys.executable, "-c", "from sashimi_wb.training_worker import main; main()"], text=True, encoding="utf-8",
+        self.process = subprocess.Popen([sys.executable, "-P", "-c", "from sashimi_wb.training_worker import main; main()"], text=True, encoding="utf-8",
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, env=os.environ | {"PYTHONPATH": path},
                                         start_new_session=True)          # an interrupt of the kernel is not for it
         wish = {"experiment": to_json(run.experiment), "audio": run.data.config.path, "runs": str(run.folder.parent), "every": every}
