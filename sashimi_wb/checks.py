@@ -136,8 +136,10 @@ def _as(name, value, hint):
     if hint is bool and isinstance(value, (bool, np.bool_)): return bool(value)
     if hint in (int, float) and isinstance(value, (bool, np.bool_)): raise _Other
     if hint is int and isinstance(value, (int, np.integer)) and -2**63 <= value < 2**63: return int(value)
-    if hint is float and isinstance(value, (int, float, np.integer, np.floating)) and -2**1023 < value < 2**1023:
-        return float(value) + 0.0                                                       # minus zero becomes zero
+    if hint is float and isinstance(value, (int, float, np.integer, np.floating)):
+        try: number = float(value) + 0.0                                                # minus zero becomes zero
+        except OverflowError: raise _Other from None
+        if math.isfinite(number): return number
     if hint is str and isinstance(value, (str, PathLike)): return str(fspath(value))
     if hint not in (bool, int, float, str) and isinstance(value, origin or hint): return value
     raise _Other

@@ -14,16 +14,21 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+from tqdm.auto import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
 from . import __version__
 from .batch import ablation_jobs, ablation_records, run_all, run_notebooks
+from .checks import Positive, field_types, read_values
 from .children import ending_in_order
-from .core import audio_folder, bundled, choose, log, pick_device, runs_folder, write_atomic
-from .experiments import ABLATIONS, PRESETS, experiment
+from .core import audio_folder, bundled, check_target, check_value, choose, log, pick_device, runs_folder, write_atomic
+from .experiments import ABLATIONS, PRESETS, AblationParameters, experiment
 from .index import cache_path, index_audio
 from .report import QUESTIONS, write_report
 from .results import result_rows, sentences
+from .stepping import Sampling
 from .trained import load_model
-from .writing import SoundWriter
+from .writing import SUBTYPES, SoundWriter
 
 # %% ../nbs/18_cli.ipynb #a76616ad
 def possible(
@@ -52,6 +57,7 @@ def run_ablations(
     progress:bool=True,    # a bar
 )->Path:                   # of the report
     """Run the ablations and write their notebooks and the report."""
+    read_values({"preset": preset, "n_seeds": n_seeds, "workers": workers}, field_types(AblationParameters))
     base, folder, started = experiment(preset), runs_folder(runs), time.time()
     write_atomic(folder/"last_ablations.txt", f"{audio_folder(audio)} {preset} {n_seeds}\n")   # fails now if it cannot be written
     names = possible(audio)
@@ -96,13 +102,17 @@ def generate_file(
     bits:int|None=None,      # 8, 16 or 24 of the file; None: those of the model
     device:str="cpu",        # where to run it: "cpu", "cuda", "auto"
 )->Path:
-    """Generate audio with a trained model into a file, prompt first, in constant memory.
+    """Generate audio with a trained model into a file, prompt first, in constant memory; what can be checked is checked first.
 
     Raises: ValueError and OSError as their parts do; KeyboardInterrupt that says what is kept, when stopped."""
+    check_target(output, SUBTYPES)
+    check_value("seconds", seconds, Positive)
+    _ = Sampling(temperature, top_k, top_p, seed), bits is None or choose(bits, SUBTYPES["wav"], "bits of a file"), pick_device(device)
     trained = load_model(model_path)
     trained.model.to(pick_device(device))
     heard = trained.hear(prompt, prompt_start, prompt_seconds) if prompt else None
     file = SoundWriter(output, trained.sample_rate, trained.n_channels, trained.depth if bits is None else bits)
+    file.check_length(round(min(seconds*file.sample_rate, 2.0**63)) + (0 if heard is None else len(heard)))
     blocks = trained.stream(seconds, heard, temperature, top_k, top_p, seed, 512, progress)
     try:
         with file, closing(blocks):
@@ -110,7 +120,7 @@ def generate_file(
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"stopped; {file.seconds:.2f} s of audio are in {file.path}" if file.frames else "stopped before the first sample") from None
     finally:
-        if file.frames: log.info("%.2f s at %s Hz, %d bit, %s", file.seconds, f"{file.sample_rate:,}", file.bits, ("mono", "stereo")[file.n_channels - 1])
+        if file.frames and file.path.exists(): log.info("%.2f s at %s Hz, %d bit, %s", file.seconds, f"{file.sample_rate:,}", file.bits, ("mono", "stereo")[file.n_channels - 1])
     return file.path
 
 # %% ../nbs/18_cli.ipynb #fed1efc7
@@ -145,6 +155,12 @@ def parser()->argparse.ArgumentParser:
     return p
 
 
+def _complain(text):
+    "Write a message on a line of its own: whatever bar an error left open is ended first."
+    for bar in list(getattr(tqdm, "_instances", ())): bar.close()
+    sys.stderr.write(f"sashimi-wb: {text}\n")
+
+
 def main(
     arguments:list[str]|None=None, # None: those of the process
 )->int:                            # exit status
@@ -153,18 +169,23 @@ def main(
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("sashimi_wb").setLevel(logging.INFO)
     for noisy in ("papermill", "lightning", "matplotlib"): logging.getLogger(noisy).setLevel(logging.ERROR)
+    logging.captureWarnings(True)                        # a warning is a line like any other
     try:
-        with ending_in_order(): return _carry_out(args)
+        with ending_in_order(), logging_redirect_tqdm(): return _carry_out(args)
     except (ValueError, OSError, RuntimeError) as e:
-        sys.stderr.write(f"sashimi-wb: {e}\n")
+        _complain(e)
+        return 2
+    except MemoryError as e:
+        _complain(f"not enough memory ({e or 'no more was given'}): use a smaller model or shorter windows")
         return 2
     except KeyboardInterrupt as e:
-        sys.stderr.write(f"sashimi-wb: {e}\n" if str(e) else "sashimi-wb: stopped; the same command goes on where it stopped\n")
+        _complain(str(e) or "stopped; the same command goes on where it stopped")
         return 130
+    finally: logging.captureWarnings(False)
 
 
 def _carry_out(args):
-    "Carry out a command and say what came of it."
+    "Carry out a command and print what came of it."
     if args.command == "presets": lines = [f"{k}: {v}" for k, v in PRESETS.items()]
     elif args.command == "where": lines = where(args.name)
     elif args.command == "ablations":

@@ -32,8 +32,9 @@ _PATIENCE_S = 1.0 # rows are written together so often
 
 def cache_path()->Path:
     """Where the index is kept: in the folder SASHIMI_WB_CACHE, else in `sashimi_wb` of XDG_CACHE_HOME, else of ~/.cache."""
-    own = os.environ.get("SASHIMI_WB_CACHE") or os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "sashimi_wb")
-    return Path(own)/"index.sqlite3"
+    own, shared = os.environ.get("SASHIMI_WB_CACHE"), os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(shared): shared = "~/.cache"                                     # as its specification says
+    return Path(os.path.abspath(os.path.expanduser(own or f"{shared}/sashimi_wb")))/"index.sqlite3"
 
 
 def _seal(key, values):

@@ -193,7 +193,8 @@ def clip_files(
 )->dict[str, Path]: # "after 60 steps" -> file
     """The clips that a run has left so far, the one of its end included."""
     found = {f"after {int(p.stem.split('-')[1]):,} steps": p for p in sorted((run.folder/"clips").glob("step-*.flac"))}
-    return found | ({"at the end": run.folder/"continuation.flac"} if run.done else {})
+    last = run.folder/"continuation.flac"
+    return found | ({"at the end": last} if run.done and last.exists() else {})
 
 
 def spread(items:list, n:int)->list:

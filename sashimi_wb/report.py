@@ -51,6 +51,7 @@ def clip(
     name:str,    # "original", "quantized" or "continuation"
 )->np.ndarray:   # (t,) or (t, c)
     """A clip of a run. Raises: FileNotFoundError if the run's audio is gone."""
+    if name == "continuation" and "no_continuation" in record: raise FileNotFoundError(f"no continuation: {record['no_continuation']}")
     path = Path(record["folder"])/f"{name}.flac"
     if not path.exists(): raise FileNotFoundError(f"no {path}; delete that run's folder and run it again")
     return soundfile.read(path, dtype="float32")[0]
@@ -60,10 +61,15 @@ def heard(
     records:dict[str, list[dict]], # arm -> records
 )->dict[str, dict[str, np.ndarray]]: # arm -> clip name -> samples, of the first seed
     """What there is to hear of every arm."""
-    return {arm: {name: clip(seeds[0], name) for name in ("original", "quantized", "continuation")} for arm, seeds in records.items()}
+    return {arm: {name: clip(seeds[0], name) for name in _kinds(seeds[0])} for arm, seeds in records.items()}
 
 
 KINDS = ("original", "quantized", "continuation")
+
+
+def _kinds(record):
+    "The clips of a run: no continuation where the model could give none."
+    return tuple(kind for kind in KINDS if kind != "continuation" or "no_continuation" not in record)
 
 
 def in_step(
@@ -78,6 +84,7 @@ def in_step(
         same = {}                                 # one sound -> the arms that share it
         for arm, seeds in records.items():
             record = max(seeds, key=lambda r: r["parameters"]["continuation_s"])
+            if kind not in _kinds(record) and lost is None: continue
             try: wave = clip(record, kind)
             except (OSError, RuntimeError) as e:
                 if lost is None: raise
@@ -96,7 +103,9 @@ def players(ablation, records):
     """Everything there is to hear, in step: the test audio, the same as quantized, every arm's continuation of its beginning; one player for each corpus."""
     corpora = {}
     for arm, seeds in records.items(): corpora.setdefault(seeds[0]["data"], {})[arm] = seeds
-    return HTML("".join(in_step(some) for some in corpora.values()))
+    silent = {arm: why for arm, seeds in records.items() if (why := seeds[0].get("no_continuation"))}
+    notes = "".join(markup("<p>{} has no continuation: {}</p>", arm, why).data for arm, why in silent.items())
+    return HTML("".join(in_step(some) for some in corpora.values()) + notes)
 
 
 _ONE_EACH = ("8 bit categorical", "16 bit dml", "24 bit bytes")
@@ -108,10 +117,11 @@ def clips_figure(ablation, records):
     if ablation == "bit_depth":
         records = {arm: seeds for arm, seeds in records.items() if arm.endswith(_ONE_EACH) and seeds[0]["data"] == first["data"]}
     clips = heard(records)
-    shown = {"original": next(iter(clips.values()))["original"]} | {arm: c["continuation"] for arm, c in clips.items()}
+    made = {arm: c["continuation"] for arm, c in clips.items() if "continuation" in c}
+    shown = {"original": next(iter(clips.values()))["original"]} | made
     seconds = min(len(w) for w in shown.values())/first["sample_rate"]
     prompt = min(first["parameters"]["prompt_s"], seconds)
-    return plot_clips(shown, first["sample_rate"], {arm: prompt for arm in clips})
+    return plot_clips(shown, first["sample_rate"], {arm: prompt for arm in made})
 
 
 def quantized_figure(ablation, records):

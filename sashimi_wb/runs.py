@@ -26,8 +26,8 @@ import torch
 from . import __version__
 from .baselines import all_baselines, flac_bits_per_sample
 from .checkpoints import load_tree, save_tree, save_weights
-from .core import (audio_folder, check_plain, in_clone, log, package_folder, pick_device, read_json, reading, runs_folder,
-                             seed_everything, to_json, write_atomic)
+from .core import (audio_folder, check_plain, check_value, in_clone, log, package_folder, pick_device, read_json, reading,
+                             runs_folder, seed_everything, to_json, write_atomic)
 from .data import AudioData
 from .evaluation import evaluate, evaluate_whole
 from .experiments import Experiment
@@ -35,7 +35,7 @@ from .files import read_span
 from .generation import generate
 from .locks import clear_leftovers, holding
 from .model import WaveModel, stage_report
-from .players import sound_bytes
+from .players import PlayableRate, sound_bytes
 from .recipe import peak_bytes
 
 # %% ../nbs/16a_runs.ipynb #31bbeb34
@@ -88,6 +88,7 @@ class Run:
     ):
         self.experiment = experiment
         self.data = AudioData(experiment.data_config(audio_folder(audio)))
+        check_value("target_sr, or the files' own rate", self.data.sample_rate, PlayableRate)
         self.identity = {"parameters": to_json(experiment), "code": code_fingerprint(), "data": self.data.fingerprint()}
         self.hash = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
         self.folder = runs_folder(runs)/self.hash
@@ -123,7 +124,7 @@ RECORD = {                  # what `execute` writes; "?": missing in records of 
     "baselines": {str: float}, "stages": [dict], "curve": {"steps": [int], "bits": [float]},
     "validation": [{"step": int, "val?": {str: (float, list)}}], "sample_rate": int, "n_channels?": int, "reductions?": [str], "remarks?": [str],
     "test_files": [str], "parameter_count": int, "seconds": {"training": float, "all": float}, "peak_bytes?": int,
-    "provenance": {"finished": str}}
+    "provenance": {"finished": str}, "no_continuation?": str}
 
 
 @lru_cache(maxsize=256)
@@ -153,20 +154,24 @@ def excerpt(
 
 def listen(
     run:Run,
-    model:WaveModel,
-    progress:bool=True, # a bar while generating
+    model:WaveModel|None,   # None: no continuation
+    progress:bool=True,     # a bar while generating
 )->dict[str, np.ndarray]: # name -> (t, c): "original", "quantized", "continuation" (which starts with the prompt)
-    """The test audio, the same as quantized, and the model's continuation of its first `prompt_s` seconds."""
+    """The test audio, the same as quantized, and the model's continuation of its first `prompt_s` seconds.
+
+    Raises: ValueError as `generate`, where the model's output is not finite."""
     e, q = run.experiment, run.data.quantizer
     original = excerpt(run.data, e.prompt_s + e.continuation_s)
     n_prompt = min(round(e.prompt_s*run.data.sample_rate), len(original))
     quantized = q.decode(q.encode(original[None]))[0]
+    clips = {"original": original.numpy(), "quantized": quantized.clamp(-1, 1).numpy()}
+    if model is None: return clips
     made = quantized[:n_prompt]
     if n_prompt < len(original):
         made = generate(model.eval(), len(original) - n_prompt, original[None, :n_prompt] if n_prompt else None, temperature=e.temperature,
                         seed=e.seed, quantizer=q, n_channels=run.data.n_channels, strategy=e.interleaving_strategy,
                         progress=progress, sample_rate=run.data.sample_rate, keep_prompt=True)[0]
-    return {"original": original.numpy(), "quantized": quantized.clamp(-1, 1).numpy(), "continuation": made.clamp(-1, 1).numpy()}
+    return clips | {"continuation": made.clamp(-1, 1).numpy()}
 
 # %% ../nbs/16a_runs.ipynb #79cebb4a
 def baselines(
@@ -260,7 +265,10 @@ def _carry_out(run, progress, show):
         history, model, result = _score_at(run, steps, progress, tick)
         results.append(result)
     show("history", history)
-    clips = listen(run, model.to("cpu"), progress)
+    try: clips, unheard = listen(run, model.to("cpu"), progress), {}
+    except (ValueError, RuntimeError, MemoryError) as error:       # a trained run keeps its record, also where it cannot be heard
+        log.warning("run %s has no continuation: %s", run.hash, error)
+        clips, unheard = listen(run, None), {"no_continuation": str(error)}
     show("clips", clips)
     for name, wave in clips.items(): write_atomic(run.folder/f"{name}.flac", sound_bytes(wave, run.data.sample_rate, "flac"))
     save_weights(run.folder/"model.safetensors", model, to_json(e.model_config()),
@@ -271,7 +279,7 @@ def _carry_out(run, progress, show):
         "n_channels": run.data.n_channels, "reductions": run.data.reductions(), "remarks": run.data.remarks(),
         "test_files": [f.name for f in run.data.test.files], "parameter_count": sum(p.numel() for p in model.parameters()),
         "seconds": {"training": history.seconds, "all": time.time() - started}, "peak_bytes": peak_bytes(),
-        "provenance": provenance(),
+        "provenance": provenance(), **unheard,
     }
     write_atomic(run.result_path, json.dumps(record, indent=1))
     return record

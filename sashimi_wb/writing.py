@@ -15,7 +15,7 @@ import soundfile as sf
 import torch
 from jaxtyping import Float
 
-from .core import choose
+from .core import check_target, choose
 from .quantization import check_wave, linear_encode
 
 # %% ../nbs/04_writing.ipynb #1ab70159
@@ -32,19 +32,22 @@ def to_integers(
 
 # %% ../nbs/04_writing.ipynb #ed6db69f
 class SoundWriter:
-    """A wav or flac file that takes blocks; it gets its name at the end of the `with` block, also when an error ends that.
+    """A wav or flac file that takes blocks; it gets its name at the end of the `with` block, if anything was written.
 
-    Raises: ValueError for another suffix or depth, another number of channels, or samples outside [-1, 1]; OSError that
-    names the file if it cannot be written."""
+    A file that had the name is replaced by a whole one, and by what there is when the writing is stopped (Ctrl-C, SIGTERM).
+    After an error it stays as it was; where there was none, what was written until then is kept.
+
+    Raises: ValueError for another suffix or depth, another number of channels, samples outside [-1, 1], or more of them than
+    such a file can hold; OSError that names the file if it cannot be written."""
     def __init__(self,
         path:str|Path,      # .wav or .flac; its folder is made when missing
         sample_rate:int,    # Hz
         n_channels:int=1,
         bits:int=16,        # 8, 16 or 24
     ):
-        self.path, self.sample_rate, self.n_channels, self.bits, self.frames = Path(path), sample_rate, n_channels, bits, 0
+        self.path, self.target = Path(os.path.expanduser(path)), check_target(path, SUBTYPES)
+        self.sample_rate, self.n_channels, self.bits, self.frames = sample_rate, n_channels, bits, 0
         self.kind = self.path.suffix.lstrip(".").lower()
-        if self.kind not in SUBTYPES: raise ValueError(f"output: expected a name that ends in .flac or .wav, got {str(path)!r}")
         self.subtype = choose(bits, SUBTYPES[self.kind], "bits of a file")
 
     @property
@@ -52,10 +55,19 @@ class SoundWriter:
         """Length of what was written."""
         return self.frames/self.sample_rate
 
+    def check_length(self, frames:int)->None:
+        """Raises: ValueError for more samples per channel than such a file can hold."""
+        most = 2**36 - 1 if self.kind == "flac" else (2**32 - 2**16)//(self.n_channels*self.bits//8)  # sizes in the headers
+        if frames > most:
+            raise ValueError(f"{self.path}: a {self.kind} file of {self.n_channels} channel(s) and {self.bits} bits holds at most "
+                             f"{most:,} samples ({most/self.sample_rate:,.0f} s), got {frames:,}; write a shorter file"
+                             + (" or a .flac" if self.kind == "wav" else ""))
+
     def __enter__(self):
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle, self.temporary = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.", suffix=".tmp")
+            self.target.parent.mkdir(parents=True, exist_ok=True)
+            prefix = f".{self.target.name[:40]}.of-{os.getpid()}."                    # the name may be as long as names can be
+            handle, self.temporary = tempfile.mkstemp(dir=self.target.parent, prefix=prefix, suffix=".tmp")
         except OSError as e: raise type(e)(e.errno, f"cannot write {self.path} ({e.strerror}): choose another folder") from e
         os.close(handle)
         os.chmod(self.temporary, 0o644)
@@ -68,12 +80,21 @@ class SoundWriter:
         if wave.ndim != 2 or wave.shape[1] != self.n_channels:
             raise ValueError(f"{self.path}: expected samples (t, {self.n_channels}), got {wave.shape}")
         check_wave(wave, str(self.path), self.frames)
+        self.check_length(self.frames + len(wave))
         try: self.file.write(to_integers(wave, self.bits))
-        except sf.SoundFileError as e: raise OSError(f"cannot write {self.path} ({e}): free some space, or choose another folder") from None
+        except (sf.SoundFileError, AssertionError) as e: raise self._failed(e) from None    # soundfile asserts that all was written
         self.frames += len(wave)
 
-    def __exit__(self, *error):
+    def _failed(self, why):
+        return OSError(f"cannot write {self.path} ({why or 'not all samples could be written'}): free some space, or choose another folder")
+
+    def __exit__(self, kind, error, trace):
+        stopped = kind is not None and not issubclass(kind, Exception)                        # Ctrl-C, SIGTERM: no failure
         try:
             self.file.close()
-            if self.frames: os.replace(self.temporary, self.path)
+            with open(self.temporary, "rb+") as f: os.fsync(f.fileno())                       # a full disk shows here at the latest
+            whole = self.frames and sf.info(self.temporary).frames == self.frames
+            if self.frames and not whole: raise self._failed("")
+            if whole and (kind is None or stopped or not self.target.exists()): os.replace(self.temporary, self.target)
+        except (OSError, sf.SoundFileError) as e: raise self._failed(e) from None
         finally: Path(self.temporary).unlink(missing_ok=True)
