@@ -11,6 +11,7 @@ import math
 import numpy as np
 
 from .lanes import fma, floor, jit, least, load, most, power_of_two, spread, spread_at, store
+from .portable import LN_2, LOG2_E
 
 # %% ../nbs/14_draws.ipynb #8c1561f6
 F = np.float32
@@ -87,9 +88,30 @@ def pick_class(x, at, n, u, temperature, top_k, top_p, scratch):
 
 # %% ../nbs/14_draws.ipynb #3a45580f
 @jit
+def _log(x):
+    "Of a double above 0, to 3e-16 of 1 or of itself; `portable.log1p` without the correction for what 1 + x loses."
+    m, e = math.frexp(x)
+    if m < 0.7071067811865476: m, e = 2*m, e - 1
+    s = (m - 1)/(m + 1)
+    square, series = s*s, 1/21
+    for k in range(19, 0, -2): series = series*square + 1/k
+    return series*(2*s) + e*LN_2
+
+
+@jit
+def _exp(x):
+    "Of a double up to 700, to 1e-15 of itself near 0 and 1e-13 at 700."
+    x = max(x, -700.0)*LOG2_E
+    n = math.floor(x + 0.5)
+    r, series = (x - n)*LN_2, 1.0
+    for k in range(13, 0, -1): series = series*r/k + 1
+    return math.ldexp(series, n)
+
+
+@jit
 def _squash(r, low, high):
     "As `mixtures.squash`."
-    return min(max(r, low), high) + math.log1p(math.log1p(max(r - high, 0.0))) - math.log1p(math.log1p(max(low - r, 0.0)))
+    return min(max(r, low), high) + _log(1 + _log(1 + max(r - high, 0.0))) - _log(1 + _log(1 + max(low - r, 0.0)))
 
 
 @jit
@@ -100,13 +122,13 @@ def pick_mixture(params, bits, u, v, temperature):
         if params[i] > params[best]: best = i
     if temperature > 0:
         peak, whole, below = np.float64(params[best]), 0.0, 0.0
-        for i in range(k): whole += math.exp((np.float64(params[i]) - peak)/temperature)
+        for i in range(k): whole += _exp((np.float64(params[i]) - peak)/temperature)
         for i in range(k):
-            below, best = below + math.exp((np.float64(params[i]) - peak)/temperature), i
+            below, best = below + _exp((np.float64(params[i]) - peak)/temperature), i
             if below > u*whole: break
     point = half*_squash(np.float64(params[k + best])/8, -1.25, 1.25)
     if temperature > 0:
-        scale = math.exp(_squash(np.float64(params[2*k + best]) + math.log(half), -math.log(64.0), math.log(4*half)))
+        scale = _exp(_squash(np.float64(params[2*k + best]) + (bits - 1)*LN_2, -6*LN_2, (bits + 1)*LN_2))
         v = min(max(v, 2.0**-53), 1 - 2.0**-53)
-        point += temperature*scale*(math.log(v) - math.log1p(-v))
+        point += temperature*scale*(_log(v) - _log(1 - v))
     return np.int64(min(max(math.floor(point + 0.5), -half), half - 1) + half)

@@ -10,6 +10,7 @@ __all__ = ['LANES', 'ROWS', 'ENGINES', 'Unsupported', 'Layout', 'why_not', 'lay_
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -24,7 +25,21 @@ from .stepping import GraphStepper, Sampling, Stepper, TracedStepper, not_finite
 
 # %% ../nbs/14_engine.ipynb #fed6f90e
 class Unsupported(ValueError):
-    """The compiled engine does not take a model; the message says why."""
+    """The compiled engine does not take a model, or cannot be had on this machine; the message says why."""
+
+
+@cache
+def _compiled():
+    "The compiled functions, called once on no token: what cannot be loaded or compiled is found here, before anyone relies on it."
+    try:
+        from sashimi_wb import compiled
+        tokens, floats = np.zeros((1, 0), np.int64), np.zeros((1, 0, 0), np.float32)
+        compiled.run(np.zeros((1, 10), np.int64), (0,)*12, *(compiled.zeros(1) for _ in "abc"), np.zeros(1, np.int64), 0,
+                     tokens, True, np.zeros((1, 0, 2)), 1.0, 0, 1.0, floats)
+    except Exception as e:                             # whatever a library that is missing, broken or of another version may raise
+        raise Unsupported(f"numba does not work here ({type(e).__name__}: {next(iter(str(e).splitlines()), '')})") from e
+    if not hasattr(compiled.run, "signatures"): raise Unsupported("numba is told not to compile (NUMBA_DISABLE_JIT)")
+    return compiled
 
 
 LANES = 16                                             # as lanes.LANES: that module waits, since numba takes half a second to import
@@ -42,8 +57,7 @@ def _fill(x, *shape):
 
 def _aligned(values):
     "As float32, from the beginning of a cache line on."
-    from sashimi_wb.compiled import zeros
-    out = zeros(len(values))
+    out = _compiled().zeros(len(values))
     out[:] = values
     return out
 
@@ -54,11 +68,10 @@ def _complex(t): return t.detach().to(torch.complex128).cpu().numpy()
 
 def _linear(weight, bias, groups_in=1, groups_out=1):
     "A matrix (o, i) and its offsets as tiles; inputs and outputs in groups, each filled up by itself."
-    from sashimi_wb.compiled import tiles
     n_in, n_out = weight.shape[1]//groups_in, weight.shape[0]//groups_out
     W = _real(weight).T.reshape(groups_in, n_in, groups_out, n_out)
     W = _fill(W, groups_in, _filled(n_in), groups_out, _filled(n_out))
-    return tiles(W.reshape(groups_in*_filled(n_in), -1), _fill(_real(bias).reshape(groups_out, n_out), groups_out, _filled(n_out)).ravel())
+    return _compiled().tiles(W.reshape(groups_in*_filled(n_in), -1), _fill(_real(bias).reshape(groups_out, n_out), groups_out, _filled(n_out)).ravel())
 
 
 def _norm(module):
@@ -185,7 +198,7 @@ ROWS = 8   # rows that go together, at most: their states want room in the last 
 class CompiledStepper:
     """`Stepper`, compiled for the CPU: float32, the same bits in any batch, block and number of threads.
 
-    Raises: Unsupported for a model it does not take; ValueError that names the sample where the output is not finite."""
+    Raises: Unsupported for a model it does not take, or where numba does not work; ValueError that names the sample where the output is not finite."""
 
     def __init__(
         self,
@@ -199,11 +212,10 @@ class CompiledStepper:
         self.layout, self.model, self.quantizer = lay_out(model, quantizer), model, quantizer
         self.sampling, self.where, self.places, self.count = sampling, where, model.head.tokens_per_sample, 0
         self.dice = [np.random.default_rng((sampling.seed, row)) for row in range(batch)]
-        from sashimi_wb.compiled import zeros
         self.threads = min(threads or torch.get_num_threads(), batch)
         parts = np.array_split(np.arange(batch), max(self.threads, -(-batch//ROWS)))
         self.groups = [slice(int(rows[0]), int(rows[-1]) + 1) for rows in parts]
-        self.states = [zeros(len(rows)*self.layout.n_state) for rows in parts]
+        self.states = [_compiled().zeros(len(rows)*self.layout.n_state) for rows in parts]
         self.ids = np.full(batch, self.layout.first)
         self.pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
 
@@ -238,13 +250,12 @@ class CompiledStepper:
         return torch.from_numpy(out)
 
     def _run(self, tokens, known, out=None):
-        from sashimi_wb.compiled import run
         s, n = self.sampling, tokens.shape[1]
         if known or s.temperature == 0: dice = np.zeros((len(tokens), n, 2))
         else: dice = np.stack([d.random((n, 2)) for d in self.dice])
         if out is None: out = np.empty((len(tokens), 0, self.layout.config[8]), np.float32)
         def work(group, state):
-            return run(self.layout.plan, self.layout.config, self.layout.tape, self.layout.table, state, self.ids[group], self.count, tokens[group],
+            return _compiled().run(self.layout.plan, self.layout.config, self.layout.tape, self.layout.table, state, self.ids[group], self.count, tokens[group],
                        known, dice[group], float(s.temperature), s.top_k or 0, float(s.top_p or 1), out[group])
         found = list((self.pool.map if self.pool else map)(work, self.groups, self.states))
         bad = [(t, group.start + r) for group, (t, r) in zip(self.groups, found) if t >= 0]
@@ -267,7 +278,7 @@ def make_engine(
 )->Stepper|CompiledStepper:
     """An engine by name; "auto" takes the fastest one for the device and the model.
 
-    Raises: ValueError for another name; Unsupported if "compiled" is asked for by name and does not take the model."""
+    Raises: ValueError for another name; Unsupported if "compiled" is asked for by name and does not take the model, or cannot be had."""
     if name == "auto":
         device = next(model.parameters()).device.type
         name = {"cpu": "compiled", "cuda": "graphs"}.get(device, "plain")

@@ -8,14 +8,19 @@ __all__ = ['LANES', 'lanes', 'Lanes', 'load', 'store', 'spread', 'spread_at', 'f
 
 # %% ../nbs/14_lanes.ipynb #d8987ec9
 import hashlib
+import io
 import operator
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
+from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.extending import intrinsic, models, overload, register_model
+
+from .core import log
 
 # %% ../nbs/14_lanes.ipynb #daec5b5b
 LANES = 16
@@ -161,13 +166,63 @@ def total(typing, v):
 def _fingerprint(names):
     "Of modules of this package."
     folder = Path(find_spec("sashimi_wb").submodule_search_locations[0])
-    return hashlib.sha256(b"".join((folder/f"{name}.py").read_bytes() for name in names if (folder/f"{name}.py").exists())).hexdigest()[:12]
+    return hashlib.sha256(b"".join((folder/f"{name}.py").read_bytes() for name in names)).hexdigest()[:12]
 
 
-_VERSION = _fingerprint(("lanes", "draws", "compiled"))
+_VERSION = _fingerprint(("portable", "lanes", "draws", "compiled"))
+_told = []
+
+
+def _tell(what, error):
+    "One line in the log for a process; there are many functions, and one cause."
+    if not _told: log.info("%s, which costs some 12 s once for every process: %s: %s", what, type(error).__name__, error)
+    _told.append(error)
+
+
+class _Sealed(IndexDataCacheFile):
+    "numba's files of one function, each with its checksum as the last 32 bytes, which the reader does not look at."
+
+    @contextmanager
+    def _open_for_write(self, path):
+        content = io.BytesIO()
+        yield content
+        with super()._open_for_write(path) as f: f.write(content.getvalue() + hashlib.sha256(content.getvalue()).digest())
+
+    def _check(self, path):
+        content = Path(path).read_bytes()
+        if hashlib.sha256(content[:-32]).digest() != content[-32:]: raise ValueError(f"{path} is damaged")
+
+    def _load_index(self):
+        if Path(self._index_path).exists(): self._check(self._index_path)
+        return super()._load_index()
+
+    def _load_data(self, name):
+        self._check(self._data_path(name))
+        return super()._load_data(name)
+
+
+class _Cache(FunctionCache):
+    "numba's code on disk, of which every failure costs time only."
+
+    def __init__(self, f):
+        super().__init__(f)
+        self._cache_file = _Sealed(self.cache_path, self._impl.filename_base, self._impl.locator.get_source_stamp())
+
+    def load_overload(self, sig, target_context):
+        try: return super().load_overload(sig, target_context)
+        except Exception as e:          # whatever a folder, a disk or a file of another numba may raise
+            _tell(f"compiled code in {self.cache_path} cannot be read and is made anew", e)
+            with suppress(OSError): self.flush()
+
+    def save_overload(self, sig, data):
+        try: super().save_overload(sig, data)
+        except Exception as e: _tell(f"compiled code cannot be kept in {self.cache_path}", e)
 
 
 def jit(f):
-    """Compile a function at its first call and keep the code on disk; other threads run while it does."""
+    """Compile a function at its first call and keep the code on disk where that works; other threads run while it does."""
     f.__qualname__ += f"_{_VERSION}"
-    return njit(cache=True, nogil=True, error_model="numpy")(f)
+    compiled = njit(nogil=True, error_model="numpy")(f)
+    try: compiled._cache = _Cache(f)
+    except Exception as e: _tell("compiled code cannot be kept", e)
+    return compiled

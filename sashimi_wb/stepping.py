@@ -122,7 +122,7 @@ class TracedStepper(Stepper):
     def __init__(self, model: WaveModel, batch: int, sampling: Sampling, quantizer: Quantizer,
                  where: Callable[[int], str] = "token {}".format):
         super().__init__(model, batch, sampling, quantizer, where)
-        self.period, self.programs = math.prod(model.config.backbone.pool), {}
+        self.period, self.programs, self.records = math.prod(model.config.backbone.pool), {}, True
 
     @property
     def state(self): return _like(self.form, iter(self.leaves))
@@ -132,7 +132,7 @@ class TracedStepper(Stepper):
 
     def _step(self):
         phase = self.count % self.period
-        if phase not in self.programs: self.programs[phase] = self._record()
+        if phase not in self.programs: self.programs[phase] = self._recorded()
         params, *self.leaves = self.programs[phase](self.x, *self.leaves)
         return params
 
@@ -140,14 +140,19 @@ class TracedStepper(Stepper):
         params, state = self.model.step(x, _like(self.form, iter(leaves)))
         return params, *_leaves(state)
 
-    def _record(self):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")                         # of a shape that is fixed on purpose
-                return torch.jit.trace(self._run, (self.x, *self.leaves), check_trace=False)
-        except (RuntimeError, TypeError) as e:
-            log.info("steps are not traced, they run as they are: %s", str(e).splitlines()[0])
+    def _recorded(self):
+        if not self.records: return self._run
+        try: return self._record()
+        except Exception as e:                                          # of whatever kind: a record is worth time only
+            log.info("steps are not recorded, they run as they are, which is slower: %s: %s", type(e).__name__,
+                     next(iter(str(e).splitlines()), ""))
+            self.records = False
             return self._run
+
+    def _record(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")                             # of a shape that is fixed on purpose
+            return torch.jit.trace(self._run, (self.x, *self.leaves), check_trace=False)
 
 # %% ../nbs/14_stepping.ipynb #b4151690
 class GraphStepper(TracedStepper):

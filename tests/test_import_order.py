@@ -67,7 +67,7 @@ MAP = {
     "trainer": "checkpoints children locks metrics evaluation recipe lit",
     "stepping": "core quantization byte_tokens model",
     "lanes": "",
-    "draws": "lanes",
+    "draws": "portable lanes",
     "compiled": "lanes draws",
     "engine": "core quantization byte_tokens model lanes compiled stepping",
     "generation": "quantization interleave byte_tokens model stepping engine",

@@ -1,0 +1,166 @@
+"""Compiled code that cannot be had costs speed and nothing else: no numba, no place to keep code, damaged code on disk, no pykeops."""
+import importlib.util
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sashimi_wb import engine, lanes
+from sashimi_wb.cauchy import cauchy, cauchy_nodes, cauchy_ref, keops_works
+from sashimi_wb.engine import Unsupported, make_engine
+from sashimi_wb.model import ModelConfig, WaveModel
+from sashimi_wb.quantization import Quantizer
+from sashimi_wb.sashimi import SaShiMiConfig
+from sashimi_wb.ssm import KernelConfig
+from sashimi_wb.stepping import Sampling, TracedStepper
+
+SOURCE = """
+import numpy as np
+from sashimi_wb.lanes import jit, load, total
+
+@jit
+def inner(x): return total(load(x, 0))
+
+@jit
+def outer(x): return 2*inner(x)
+"""
+
+
+def model():
+    torch.manual_seed(0)
+    return WaveModel(ModelConfig(4, backbone=SaShiMiConfig(8, 1, (2,), kernel=KernelConfig("diag", 4)))).eval()
+
+
+def engine_of(name): return make_engine(name, model(), 2, Sampling(seed=1), Quantizer(bits=4))
+
+
+def lines(caplog): return [r.getMessage() for r in caplog.records if r.name == "sashimi_wb"]
+
+
+@pytest.fixture
+def anew(monkeypatch, caplog):
+    """Nothing known of numba or pykeops, as in a process that has just begun."""
+    engine._compiled.cache_clear()
+    keops_works.cache_clear()
+    monkeypatch.setattr(lanes, "_told", [])
+    caplog.set_level(logging.INFO, "sashimi_wb")
+    yield
+    engine._compiled.cache_clear()
+    keops_works.cache_clear()
+
+
+class Broken:
+    """Functions of which numba compiles none."""
+    tiles, zeros = staticmethod(lambda *_: None), staticmethod(np.zeros)
+
+    def __init__(self, error): self.error = error
+
+    def run(self, *_): raise self.error
+
+
+class Plain:
+    """Functions that numba was told to leave alone."""
+    zeros, run = staticmethod(np.zeros), staticmethod(lambda *_: (-1, -1))
+
+
+@pytest.mark.parametrize("found", [None, Broken(RuntimeError("LLVM cannot\nselect")), Broken(OSError(28, "No space left on device")), Plain()],
+                         ids=("missing", "refused", "full", "disabled"))
+def test_the_next_engine_draws_the_same_and_one_line_says_why(found, anew, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "sashimi_wb.compiled", found)
+    monkeypatch.delattr(sys.modules["sashimi_wb"], "compiled", raising=False)
+    stepper = engine_of("auto")
+    assert type(stepper) is TracedStepper
+    assert torch.equal(stepper.draw(12), engine_of("plain").draw(12))
+    assert len(lines(caplog)) == 1 and "which is slower: numba" in lines(caplog)[0] and "\n" not in lines(caplog)[0]
+    with pytest.raises(Unsupported, match="numba"): engine_of("compiled")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("cannot\ntrace"), TypeError(), NotImplementedError("no tracer")])
+def test_steps_that_cannot_be_recorded_run_as_they_are(error, monkeypatch, caplog):
+    def fail(*_, **__): raise error
+    monkeypatch.setattr(torch.jit, "trace", fail)
+    with caplog.at_level(logging.INFO, "sashimi_wb"): drawn = engine_of("traced").draw(12)
+    assert torch.equal(drawn, engine_of("plain").draw(12))
+    assert len(lines(caplog)) == 1 and type(error).__name__ in lines(caplog)[0]
+
+
+@pytest.fixture
+def kept(tmp_path, anew, monkeypatch):
+    """A module of two compiled functions, and where its code is kept; called, it is loaded anew and its result given."""
+    monkeypatch.setattr("numba.core.config.CACHE_DIR", str(tmp_path/"code"))
+    (tmp_path/"small.py").write_text(SOURCE)
+    def load():
+        spec = importlib.util.spec_from_file_location("small", tmp_path/"small.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        found = module.outer(np.arange(16, dtype=np.float32))
+        return found, sum(module.outer.stats.cache_hits.values())
+    load.folder = tmp_path/"code"
+    return load
+
+
+def cut(path): path.write_bytes(path.read_bytes()[:-9])
+def empty(path): path.write_bytes(b"")
+def flip(path):
+    code = bytearray(path.read_bytes())
+    code[len(code)*2//3] ^= 16
+    path.write_bytes(code)
+def text(path): path.write_text("damaged\n")
+
+
+@pytest.mark.parametrize("damage", (cut, empty, flip, text))
+@pytest.mark.parametrize("suffix", ("nbi", "nbc"))
+def test_damaged_code_is_made_anew_and_written_over(suffix, damage, kept, caplog, monkeypatch):
+    assert kept() == (240, 0) and kept() == (240, 1) and not lines(caplog)
+    files = sorted(kept.folder.rglob(f"*.{suffix}"))
+    assert len(files) == 2
+    for path in files: damage(path)
+    assert kept() == (240, 0)
+    assert len(lines(caplog)) == 1 and "cannot be read and is made anew" in lines(caplog)[0] and "is damaged" in lines(caplog)[0]
+    monkeypatch.setattr(lanes, "_told", [])
+    assert kept() == (240, 1) and len(lines(caplog)) == 1                   # what was damaged is good again
+
+
+def test_no_place_to_keep_code_costs_one_line(kept, caplog, monkeypatch):
+    monkeypatch.setattr("numba.core.caching.CacheImpl._locator_classes", [])
+    for _ in range(2): assert kept() == (240, 0)
+    assert len(lines(caplog)) == 1 and "no locator available" in lines(caplog)[0]
+
+
+def test_a_disk_that_fills_costs_one_line(kept, caplog, monkeypatch):
+    def full(*_): raise OSError(28, "No space left on device")
+    monkeypatch.setattr("numba.core.caching.IndexDataCacheFile._save_data", full)
+    assert kept() == (240, 0)
+    assert len(lines(caplog)) == 1 and "cannot be kept" in lines(caplog)[0] and "No space left" in lines(caplog)[0]
+
+
+def test_a_missing_file_is_no_empty_file():
+    with pytest.raises(FileNotFoundError, match="no_such_module"): lanes._fingerprint(("lanes", "no_such_module"))
+
+
+def test_code_of_pykeops_that_was_cut_ends_no_process(anew, tmp_path, monkeypatch, caplog):
+    library = next((Path(torch.__file__).parent/"lib").glob("libtorch_python*")).read_bytes()
+    (tmp_path/"name").mkdir()
+    (tmp_path/"name"/"cut.so").write_bytes(library[:20_000])
+    monkeypatch.setenv("KEOPS_CACHE_FOLDER", str(tmp_path))
+    v, w, nodes = torch.ones(1, 1, 2, dtype=torch.complex64), torch.tensor([[-1 + 1j, -2 + 0j]]), cauchy_nodes(8)
+    for _ in range(2): torch.testing.assert_close(cauchy(v, nodes, w, "keops"), cauchy_ref(v, nodes, w))
+    assert len(lines(caplog)) == 1 and "cut.so is damaged" in lines(caplog)[0]
+
+
+def test_a_whole_process_without_numba_s_compiler():
+    code = """
+import logging; logging.basicConfig(level=logging.INFO, format="LOG %(name)s %(message)s")
+import sys; sys.path.insert(0, "tests")
+from test_without_compiler import engine_of
+print(type(engine_of("auto")).__name__, engine_of("auto").draw(6).shape)
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"NUMBA_DISABLE_JIT": "1"}, capture_output=True, text=True,
+                          timeout=120, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0 and "TracedStepper torch.Size([2, 6])" in done.stdout, done.stderr
+    assert "NUMBA_DISABLE_JIT" in done.stderr
