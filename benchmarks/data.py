@@ -2,7 +2,7 @@
 
     python benchmarks/data.py [--threads 2] [--seconds 5] [--files 100000 | --files 0]
 
-The audio is the bundled music, written as wav, flac, mp3 and five-stream mp4 into a temporary folder: 44.1 kHz stereo, read as
+The audio is the bundled music, written as wav, flac, ogg, mp3 and five-stream mp4 into a temporary folder: 44.1 kHz stereo, read as
 mono windows of 8,192 samples by one thread a process. Files are in the memory of the system by then, as a corpus smaller than it is while training.
 The last part makes a corpus of so many files (links to a few), and indexes it without and with a cache.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 from machine import case, describe
 
 LENGTH = 8192
-KINDS = ("wav", "flac", "mp3", "mp4")
+KINDS = ("wav", "flac", "ogg", "mp3", "mp4")
 
 
 # ---- the audio

@@ -148,7 +148,8 @@ def _length(f, n, at, end, rule, start):
     for rest in (at + n + (-(at + n - start) % rule.align if rule else 0), at + n):
         later = list(_chunks(f, rule, rest, start)) if rule else []
         last = max((b + m for _, b, m in later), default=rest)
-        if any(name == rule.sound for name, _, _ in later): raise ValueError("it has several chunks of sound, of which players read one: " + _ANEW)
+        if any(name == rule.sound for name, _, _ in later):
+            raise ValueError("it has several chunks of sound, of which players read one: " + _ANEW)
         if -1 <= end - last <= 1 or later and 0 <= end - last < rule.align: return n
     if not n: return there
     raise ValueError(f"its header says that the sound has {n} bytes, but {there - n} bytes follow that no chunk explains (a wrong length, "
@@ -174,7 +175,8 @@ def sound_bytes(
         for name, at, n in _chunks(f, rule, start + rule.first, start):
             if name == b"ds64" and len(b := read_at(f, at + 8, 8)) == 8: large, = struct.unpack("<Q", b)
             if name == rule.sound: break
-        else: raise ValueError(f"not readable as audio, damaged or truncated: it has no chunk {rule.sound[:4].decode()!r} of samples")
+        else:
+            raise ValueError(f"not readable as audio, damaged or truncated: it has no chunk {rule.sound[:4].decode()!r} of samples")
         if large is not None and n == 2**32 - 1: n = large
         skip = rule.skip
         if magic == b"FORM" and len(b := read_at(f, at, 4)) == 4: skip += struct.unpack(">I", b)[0]
@@ -188,7 +190,8 @@ def _nist(f, start, end):
     lines = read_at(f, start, 65_536).split(b"end_head", 1)[0].decode("latin-1").splitlines()
     fields = {w[0]: w[2] for w in (line.split() for line in lines) if len(w) == 3}
     try: at, n = start + int(lines[1]), int(fields["sample_count"])*int(fields["channel_count"])*int(fields["sample_n_bytes"])
-    except (KeyError, ValueError, IndexError): raise ValueError("damaged: a NIST header without sample_count, channel_count or sample_n_bytes") from None
+    except (KeyError, ValueError, IndexError):
+        raise ValueError("damaged: a NIST header without sample_count, channel_count or sample_n_bytes") from None
     return at, _length(f, n, at, end, None, start)
 
 # %% ../nbs/04_containers.ipynb #e49be10c
@@ -219,7 +222,8 @@ def flac_header(
 )->FlacHeader:
     """Read the block STREAMINFO. Raises: ValueError if there is none. Source: RFC 9639, section 8.2."""
     b = read_at(f, start, 42)
-    if len(b) < 42 or b[4] & 0x7F or b[5:8] != b"\0\0\x22": raise ValueError("damaged or truncated: a FLAC without its first block (STREAMINFO)")
+    if len(b) < 42 or b[4] & 0x7F or b[5:8] != b"\0\0\x22":
+        raise ValueError("damaged or truncated: a FLAC without its first block (STREAMINFO)")
     return FlacHeader(int.from_bytes(b[10:12]), int.from_bytes(b[15:18]), (b[20] >> 1 & 7) + 1, ((b[20] & 1) << 4 | b[21] >> 4) + 1,
                       int.from_bytes(b[21:26]) & 2**36 - 1)
 
@@ -281,9 +285,11 @@ def _ogg_page(f, at, end):
     head = read_at(f, at, 27)
     if head[:4] != b"OggS"[:len(head)]: raise ValueError(f"damaged: no page of Ogg at byte {at}")
     lengths = f.read(head[26]) if len(head) == 27 else b""
-    if len(head) < 27 or len(lengths) < head[26] or at + 27 + len(lengths) + sum(lengths) > end: raise ValueError(f"truncated within the page at byte {at}")
+    if len(head) < 27 or len(lengths) < head[26] or at + 27 + len(lengths) + sum(lengths) > end:
+        raise ValueError(f"truncated within the page at byte {at}")
     page = head + lengths + f.read(sum(lengths))
-    if _ogg_crc(page[:22] + bytes(4) + page[26:]) != int.from_bytes(head[22:26], "little"): raise ValueError(f"damaged: wrong check sum of the page at byte {at}")
+    if _ogg_crc(page[:22] + bytes(4) + page[26:]) != int.from_bytes(head[22:26], "little"):
+        raise ValueError(f"damaged: wrong check sum of the page at byte {at}")
     return head, page, page[27 + len(lengths):]
 
 
@@ -305,9 +311,11 @@ def ogg_links(
         head, page, body = _ogg_page(f, at, end)
         flags, granule, serial, number = struct.unpack_from("<Bqii", head, 5)
         if flags & 2:
-            if not ended: raise ValueError("several streams side by side or one that does not end: take the sound out, for example with ffmpeg -i old.ogg new.flac")
+            if not ended:
+                raise ValueError("several streams side by side or one that does not end: take the sound out, for example with ffmpeg -i old.ogg new.flac")
             first, granules, own, n, codec = at, [0]*4, serial, number, _codec(body)
-        elif ended or serial != own: raise ValueError(f"damaged: the page at byte {at} belongs to no stream that has begun")
+        elif ended or serial != own:
+            raise ValueError(f"damaged: the page at byte {at} belongs to no stream that has begun")
         if number != n: raise ValueError(f"damaged: a page is missing before byte {at} (number {n}, found {number})")
         if granule >= 0:
             if granule < granules[-1]: raise ValueError(f"damaged: the page at byte {at} goes back in time")
@@ -379,8 +387,10 @@ def mpeg_frames(
             continue
         same = head[1] & 0xFE, head[2] & 0x0C, head[3] >> 6 == 3  # version and layer, rate, mono
         if kind is None: kind = same
-        if same != kind: raise ValueError(f"its frames change their sample rate, layer or channels at byte {at}: several files in one; cut it there and convert the parts")
-        if at + found[0] > end: raise ValueError(f"truncated: {at + found[0] - end} bytes of its last frame are missing")
+        if same != kind:
+            raise ValueError(f"its frames change their sample rate, layer or channels at byte {at}: several files in one; cut it there and convert the parts")
+        if at + found[0] > end:
+            raise ValueError(f"truncated: {at + found[0] - end} bytes of its last frame are missing")
         yield Frame(at, found[0], b[i:i + 200])
         at += found[0]
 
@@ -425,7 +435,8 @@ def mpeg_index(
     pieces = [(0, tags[0][0]*samples if tags else n*samples)]
     for (i, count, ends), stop in zip(tags, [*(t[0] for t in tags[1:]), n], strict=False):
         there = stop - i - 1
-        if count is not None and count > there + 1: raise ValueError(f"truncated: its Info frame promises {count} frames, {there} are there")
+        if count is not None and count > there + 1:
+            raise ValueError(f"truncated: its Info frame promises {count} frames, {there} are there")
         delay, padding = ends or (0, 0)
         a = (i + 1)*samples + (delay + _DECODER if ends else 0)
         whole = count is None or count >= there  # an appended stream without an Info frame has no padding
@@ -440,12 +451,14 @@ def check_atoms(
 )->None:
     """Check that the outer atoms of an MP4 end with the file. Raises: ValueError if the last one is cut. Source: ISO/IEC 14496-12, section 4.2."""
     for _ in range(_MOST_CHUNKS):
-        if start > end: raise ValueError(f"not readable as audio, truncated: {start - end} bytes short of what its header says")
+        if start > end:
+            raise ValueError(f"not readable as audio, truncated: {start - end} bytes short of what its header says")
         if start == end: return
         head = read_at(f, start, 16)
         n = int.from_bytes(head[:4])
         if n == 1: n = int.from_bytes(head[8:])
         if not n: return
-        if n < 8 or not _named(head[4:8]): raise ValueError(f"not readable as audio, damaged: no atom of MP4 at byte {start}")
+        if n < 8 or not _named(head[4:8]):
+            raise ValueError(f"not readable as audio, damaged: no atom of MP4 at byte {start}")
         start += n
     raise ValueError(f"not readable as audio, damaged: it has more than {_MOST_CHUNKS:,} atoms")

@@ -65,7 +65,8 @@ def _mpeg_block(f, index, k):
         for i, frame in enumerate(frames[at:], at):
             made = [m.to_ndarray() for m in decoder.decode(av.Packet(read_at(f, frame.at, frame.size)))]
             if i < first: continue
-            if [m.shape for m in made] != [(index.channels, index.samples)]: raise ValueError(f"damaged: the frame of MPEG audio at byte {frame.at} gives no samples")
+            if [m.shape for m in made] != [(index.channels, index.samples)]:
+                raise ValueError(f"damaged: the frame of MPEG audio at byte {frame.at} gives no samples")
             out.append(made[0].T)
     return np.concatenate(out)
 
@@ -191,7 +192,8 @@ def probe_packets(
     if not n: last, n = 0, len(_block(path, kind, stream, 0))  # shorter than promised: count all
     while n and n % _BLOCK == 0 and (more := len(_block(path, kind, stream, last + 1))): last, n = last + 1, more
     frames = last*_BLOCK + n
-    if frames + s.rate//100 < promised: raise ValueError(f"truncated, {promised - frames} frames short of what its header says")
+    if frames + s.rate//100 < promised:
+        raise ValueError(f"truncated, {promised - frames} frames short of what its header says")
     bits = "" if codec == "aac" else f"_{_depth(s.codec_context)}"
     return frames, s.rate, s.channels, codec.upper() + bits
 

@@ -110,7 +110,8 @@ def _array(f, path, kind, start, end, stream):
         if frames != n//(_BYTES[subtype]*channels):
             raise ValueError(f"its header contradicts itself: {n} bytes of sound are {n//(_BYTES[subtype]*channels)} frames of {channels} channels of {subtype}, "
                              f"its reader finds {frames}: {_CONVERT}")
-    elif subtype not in _BLOCKWISE: raise ValueError(f"{subtype} in {kind} cannot be read from the middle without errors: {_CONVERT}")
+    elif subtype not in _BLOCKWISE:
+        raise ValueError(f"{subtype} in {kind} cannot be read from the middle without errors: {_CONVERT}")
     return *found, "array" if subtype in _BYTES else "sndfile", ((start, end, frames, frames),) if start else ()
 
 
@@ -129,21 +130,25 @@ def _flac(f, path, kind, start, end, stream):
         found = last, s.samplerate, s.channels, s.subtype
         if not header.total:
             while len(s.read(65_536//s.channels, dtype="float32")): pass
-            if s.tell() != last: raise ValueError(f"damaged or truncated: {last} frames by their numbers, {s.tell()} by decoding")
+            if s.tell() != last:
+                raise ValueError(f"damaged or truncated: {last} frames by their numbers, {s.tell()} by decoding")
     return *found, "sndfile", (part,) if start or not header.total else ()
 
 
 def _ogg(f, path, kind, start, end, stream):
     parts, found = [], set()
     for link in ogg_links(f, start, end):
-        if link.codec not in ("VORBIS", "OPUS"): raise ValueError(f"expected Vorbis or Opus in Ogg, got {link.codec}: {_CONVERT}")
+        if link.codec not in ("VORBIS", "OPUS"):
+            raise ValueError(f"expected Vorbis or Opus in Ogg, got {link.codec}: {_CONVERT}")
         place = (0, 0) if link[:2] == (0, os.path.getsize(path)) else link[:2]
         with _sound_file(path, *place) as s: frames, now = s.frames, (s.samplerate, s.channels, s.subtype)
         found.add(now)
         unit = 48_000/now[0] if link.codec == "OPUS" else 1  # Opus counts granules at 48 kHz
         parts.append((*place, frames, max(0, int(frames - -(-(link.last - link.safe)//unit)))))
-    if len(found) > 1: raise ValueError(f"several streams of different kinds one after the other ({'; '.join(f'{r} Hz, {c} channels, {s}' for r, c, s in sorted(found))}): cut it into files")
-    if not all(0 < n < 2**60 for _, _, n, _ in parts): raise ValueError("damaged: a stream in it says no length or holds no samples")
+    if len(found) > 1:
+        raise ValueError(f"several streams of different kinds one after the other ({'; '.join(f'{r} Hz, {c} channels, {s}' for r, c, s in sorted(found))}): cut it into files")
+    if not all(0 < n < 2**60 for _, _, n, _ in parts):
+        raise ValueError("damaged: a stream in it says no length or holds no samples")
     return sum(p[2] for p in parts), *found.pop(), "opus" if link.codec == "OPUS" else "sndfile", tuple(parts)
 
 
@@ -213,16 +218,20 @@ def probe(
     samples or is no audio; OSError if it cannot be opened."""
     path, name = str(path), name or Path(path).name
     status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode): raise ValueError(f"{name}: expected a file of audio, got {'a folder' if stat.S_ISDIR(status.st_mode) else 'something that is no regular file'}")
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{name}: expected a file of audio, got {'a folder' if stat.S_ISDIR(status.st_mode) else 'something that is no regular file'}")
     try:
         with open(path, "rb") as f:
             kind, start, end = container_of(f, status.st_size)
-            if stream and kind != "MP4": raise ValueError(f"expected stream=0, got {stream}: only mp4 files have more than one")
+            if stream and kind != "MP4":
+                raise ValueError(f"expected stream=0, got {stream}: only mp4 files have more than one")
             frames, rate, channels, *rest = _PROBES[kind](f, path, kind, start, end, stream)
-    except sf.SoundFileError as e: raise ValueError(f"{name}: not readable as audio, a damaged or truncated {kind} ({_reason(e)}): {_CONVERT}") from None
+    except sf.SoundFileError as e:
+        raise ValueError(f"{name}: not readable as audio, a damaged or truncated {kind} ({_reason(e)}): {_CONVERT}") from None
     except ValueError as e: raise ValueError(f"{name}: {e}") from None
     if not frames: raise ValueError(f"{name}: holds no samples")
-    if not 1 <= rate <= _MOST_HZ: raise ValueError(f"{name}: expected a sample rate from 1 to {_MOST_HZ:,} Hz, its header says {rate}")
+    if not 1 <= rate <= _MOST_HZ:
+        raise ValueError(f"{name}: expected a sample rate from 1 to {_MOST_HZ:,} Hz, its header says {rate}")
     subtype, reader, parts = rest
     info = AudioInfo(path, name, frames, rate, channels, subtype, stream, reader, parts)
     tail = min(info.frames, 256)
@@ -247,7 +256,8 @@ def read_frames(
     try: wave = READERS[info.reader](info, start, frames)
     except (sf.SoundFileError, ValueError, OSError) as e:
         raise ValueError(f"{info.name}: damaged or truncated, cannot read frames {start} to {start + frames} ({e})") from None
-    if len(wave) < frames: raise ValueError(f"{info.name}: damaged or truncated, ends {frames - len(wave)} frames early")
+    if len(wave) < frames:
+        raise ValueError(f"{info.name}: damaged or truncated, ends {frames - len(wave)} frames early")
     if info.lossy: wave = wave.clip(-1, 1)
     check_wave(wave, info.name, start)
     return wave
