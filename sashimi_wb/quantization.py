@@ -70,11 +70,12 @@ SCALINGS = {"full_scale": lambda wave: wave, "clip_minmax": lambda wave: 2*clip_
 def scale_wave(
     wave:Float[Tensor, "b t c"], # samples in [-1, 1]
     scaling:str="full_scale",    # "full_scale" or "clip_minmax"
+    source:str|None=None,        # where they come from, for the error
 )->Float[Tensor, "b t c"]:       # what the quantizer rounds, in [-1, 1]
     """Scale a waveform as encoding does, without rounding it: the input of a model on raw floats.
 
     Raises: ValueError for an unknown scaling, a sample outside [-1, 1] or not a number."""
-    return choose(scaling, SCALINGS, "scaling")(check_wave(wave))
+    return choose(scaling, SCALINGS, "scaling")(check_wave(wave, source))
 
 
 def _truncate(unit, bits):
@@ -195,9 +196,9 @@ class Quantizer:
         """Codes to the levels in [-1, 1] that they stand for."""
         return QUANTIZATIONS[self.quantization][1](codes, self.bits, self.scaling)
 
-    def scale(self, wave:Float[Tensor, "b t c"])->Float[Tensor, "b t c"]:
+    def scale(self, wave:Float[Tensor, "b t c"], source:str|None=None)->Float[Tensor, "b t c"]:
         """Samples as encoding sees them before it rounds: the same samples, or each clip stretched to [-1, 1)."""
-        return scale_wave(wave, self.scaling)
+        return scale_wave(wave, self.scaling, source)
 
     @property
     def n_codes(self)->int: return 2**self.bits

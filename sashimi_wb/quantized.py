@@ -50,7 +50,7 @@ class Quantized:
     @cached_property
     def wave(self) -> np.ndarray:
         """What is rounded (t, c): the samples, or the clip stretched to full scale."""
-        return self.quantizer.scale(torch.tensor(self.original)[None])[0].numpy()
+        return self.quantizer.scale(torch.tensor(self.original)[None], self.source)[0].numpy()
 
     @cached_property
     def codes(self) -> np.ndarray:
