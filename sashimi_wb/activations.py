@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from .checks import Depth, Natural
-from .core import check_fields, choose, import_torchaudio
+from .core import check_fields, choose
 from .data import streams
 from .decoders import HEADS
 from .experiments import Experiment, experiment
@@ -25,6 +25,7 @@ from .files import CHANNELS, AudioInfo, check_channels
 from .interleave import interleave, token_order
 from .model import ModelConfig, WaveModel, stage_report, stages
 from .quantization import check_wave
+from .resampling import resampler
 from .s4 import S4Block
 from .sounds import Sound
 from .trained import load_model
@@ -119,8 +120,7 @@ def resampled(
 )->np.ndarray:       # samples (t', c)
     """Samples at another rate."""
     if rate == target: return wave
-    made = import_torchaudio().functional.resample(torch.from_numpy(np.array(wave.T, np.float64)), rate, target)
-    return made.T.clamp(-1, 1).numpy()
+    return resampler(rate, target)(wave).clip(-1, 1)
 
 
 def most_samples(

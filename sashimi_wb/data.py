@@ -25,7 +25,7 @@ from .byte_tokens import n_bytes, place_bytes, silent_input, to_bytes
 from .checks import Count, Depth, Natural, OneOf, Positive, Range, Seed, Share
 from .core import check_fields, check_value, choose, import_torchaudio
 from .datasets import DATASETS, PARTS, find_parts
-from .files import CHANNELS, AudioInfo, check_channels, read_span
+from .files import CHANNELS, AudioInfo, check_channels, check_rate, read_span
 from .index import content_hash
 from .interleave import interleave, parse_strategy
 from .quantization import QUANTIZATIONS, SCALINGS, Quantizer
@@ -230,6 +230,7 @@ class AudioData:
         self.files = sorted((f for part in parts for f in part), key=lambda f: os.fsencode(f.name))
         for f in self.files: check_channels(f, config.channels)
         self.sample_rate = common_rate(self.files, config.target_sr)
+        for f in {f.sample_rate: f for f in self.files}.values(): check_rate(f, self.sample_rate)
         if any(f.sample_rate != self.sample_rate for f in self.files): import_torchaudio()  # before workers start
         self.train, self.val, self.test = (WindowDataset(files, config, f"the {name} files", config.test_s if name == "test" else None)
                                            for name, files in zip(PARTS, parts))
