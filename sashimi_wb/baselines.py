@@ -9,7 +9,6 @@ __all__ = ['PREDICTORS', 'MAX_ORDER', 'STRETCHES', 'BLOCK', 'CHUNK', 'order0_ent
 
 # %% ../nbs/12_baselines.ipynb #bb08f7e2
 import io
-import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -17,7 +16,7 @@ import soundfile
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .core import check_depth
+from .core import as_array, check_depth
 
 # %% ../nbs/12_baselines.ipynb #9588e2cb
 def order0_entropy(
@@ -32,7 +31,7 @@ def _entropy(counts):
     return float(-(p * np.log2(p)).sum()) + 0.0
 
 def _integers(codes, n_codes): # codes as int64 on the CPU
-    codes = codes.detach().cpu().numpy() if isinstance(codes, Tensor) else np.asarray(codes)
+    codes = as_array(codes, "codes")
     if codes.dtype.kind not in "iu" or not codes.size:
         raise ValueError(f"codes: expected at least one integer in [0, {n_codes}), got {codes.dtype} of shape {codes.shape}")
     if codes.min() < 0 or codes.max() >= n_codes:
@@ -47,7 +46,7 @@ def flac_bits_per_sample(
     level:int=8,                         # effort, 0 to 8, as of the flac program
 )->float:                                # bits per channel and sampling instant, header included
     """Size of the samples as a FLAC file. Raises: ValueError for settings or codes out of range."""
-    return 8 * len(flac_bytes(codes, bits, sample_rate, level)) / math.prod(codes.shape)
+    return 8 * len(flac_bytes(codes, bits, sample_rate, level)) / np.size(codes)
 
 def flac_bytes(
     codes:Int[np.ndarray|Tensor, "t c"], # codes in [0, 2**bits), 1 to 8 channels; (t,) is mono
@@ -225,6 +224,6 @@ def all_baselines(
 def _chunks(pieces): # the same samples in chunks
     waiting, n = [], 0
     for piece in pieces:
-        waiting, n = [*waiting, np.asarray(piece)], n + np.asarray(piece).size
+        waiting, n = [*waiting, as_array(piece, "codes")], n + np.size(piece)
         if n >= CHUNK: yield np.concatenate(waiting); waiting, n = [], 0
     if n: yield np.concatenate(waiting)

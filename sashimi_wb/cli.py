@@ -34,10 +34,10 @@ from .writing import SUBTYPES, SoundWriter
 def possible(
     audio:str="", # folder of audio files; empty: the bundled music
 )->list[str]:     # names of ABLATIONS
-    """The ablations that a folder allows: without two channels in every file there are no layouts to compare."""
-    mono = [f.name for f in index_audio(audio_folder(audio)) if f.channels < 2]
-    if mono: log.warning("mono_vs_stereo is left out: it needs two channels in every file, and %s has one", mono[0])
-    return [name for name in ABLATIONS if not mono or name != "mono_vs_stereo"]
+    """The ablations that a folder allows: without just two channels in every file there are no layouts to compare."""
+    other = [f for f in index_audio(audio_folder(audio)) if f.channels != 2]
+    for f in other[:1]: log.warning("mono_vs_stereo is left out: it needs two channels in every file, and %s has %s", f.name, {1: "one"}.get(f.channels, f.channels))
+    return [name for name in ABLATIONS if not other or name != "mono_vs_stereo"]
 
 
 def seeds_of(
@@ -193,5 +193,7 @@ def _carry_out(args):
     else:
         lines = [str(generate_file(args.model, args.output, args.seconds, args.prompt, args.temperature, args.seed, True, args.top_k,
                                    args.top_p, args.prompt_start, args.prompt_seconds, args.bits, args.device))]
-    sys.stdout.write("\n".join(lines) + "\n")
+    said = "\n".join(lines) + "\n"
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(said.encode(encoding, "backslashreplace").decode(encoding))   # a name may be no Unicode
     return 0

@@ -15,11 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import soundfile as sf
-import torch
 from jaxtyping import Float
 
 from .containers import check_atoms, container_of, flac_end, flac_header, ogg_links, sound_bytes
-from .core import choose
+from .core import choose, file_name
 from .ffmpeg import index_of_mpeg, probe_packets, read_mpeg, read_packets, span_of_blocks
 from .folders import SUFFIXES, audio_names, find_audio
 from .quantization import check_wave
@@ -87,12 +86,12 @@ class _Part:
 def _sound_file(path, start=0, end=0, frames=0):
     "A file, or a part of it, opened by libsndfile; 0 to 0 is all of it."
     if not end:
-        with sf.SoundFile(_name(path)) as f: yield f
+        with sf.SoundFile(file_name(path)) as f: yield f
     else:
         with open(path, "rb") as whole, sf.SoundFile(_Part(whole, start, end, frames)) as f: yield f
 
 
-def _name(path): return os.fsencode(path) if os.name == "posix" else str(path) # bytes: there are names that are no Unicode
+
 
 # %% ../nbs/04_files.ipynb #340f9ba1
 _BYTES = {"PCM_S8": 1, "PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8, "ULAW": 1, "ALAW": 1}

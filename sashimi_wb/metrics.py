@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .core import check_depth
+from .core import as_array, check_depth
 
 # %% ../nbs/12_metrics.ipynb #6422c848
 def bits_per_sample(
@@ -85,7 +85,7 @@ def snr_db(
     estimate:Float[np.ndarray|Tensor, "..."], # its copy
 )->float:                                     # dB; infinite if they are equal, minus infinity for a silent signal
     """Energy of a signal over that of the difference. Raises: ValueError for shapes that differ."""
-    wave, estimate = (np.asarray(v.detach().cpu() if isinstance(v, Tensor) else v, dtype=np.float64) for v in (wave, estimate))
+    wave, estimate = (as_array(v, "wave").astype(np.float64) for v in (wave, estimate))
     if wave.shape != estimate.shape: raise ValueError(f"estimate: expected the shape of the wave {wave.shape}, got {estimate.shape}")
     signal, noise = (wave**2).sum(), ((wave - estimate) ** 2).sum()
     if noise == 0: return math.inf

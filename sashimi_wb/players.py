@@ -18,7 +18,7 @@ from IPython.display import HTML
 from markupsafe import Markup
 
 from .checks import Range
-from .core import check_value
+from .core import as_array, check_value
 
 # %% ../nbs/01_players.ipynb #12f9570f
 def markup(
@@ -37,7 +37,7 @@ def pcm16(
     """Samples on the 16-bit grid, unscaled: round(32768 x), with +1 as 32767.
 
     Raises: ValueError if the shape is another, or a sample is not finite or lies outside [-1, 1]."""
-    x = np.asarray(wave)
+    x = as_array(wave, "samples")
     if x.ndim == 1: x = x[:, None]
     if x.ndim != 2 or x.shape[0] == 0 or x.shape[1] not in (1, 2):
         raise ValueError(f"expected samples of shape (t,), (t, 1) or (t, 2) with t >= 1, got {np.shape(wave)}; "

@@ -18,7 +18,7 @@ import soundfile
 from IPython.display import HTML
 
 from .charts import plot_bits, plot_curves, plot_layout, plot_unet
-from .core import write_atomic
+from .core import file_name, write_atomic
 from .in_step import players_in_step
 from .interleave import token_order
 from .layout_views import stereo_figure
@@ -54,7 +54,7 @@ def clip(
     if name == "continuation" and "no_continuation" in record: raise FileNotFoundError(f"no continuation: {record['no_continuation']}")
     path = Path(record["folder"])/f"{name}.flac"
     if not path.exists(): raise FileNotFoundError(f"no {path}; delete that run's folder and run it again")
-    return soundfile.read(path, dtype="float32")[0]
+    return soundfile.read(file_name(path), dtype="float32")[0]
 
 
 def heard(

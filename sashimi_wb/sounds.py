@@ -15,7 +15,7 @@ import numpy as np
 from ipywidgets import Box, Dropdown, FloatSlider, FloatText, Text
 
 from .checks import Range
-from .core import bundled, check_value
+from .core import as_array, bundled, check_value
 from .files import audio_names, probe, read_frames
 from .widgets import FLOW, look
 
@@ -55,20 +55,26 @@ class Sound:
         return self.wave.mean(1)
 
 
+def _one_or_two(wave, name):
+    "At most two channels, and what the sound is called."
+    return (wave, name) if wave.shape[1] <= 2 else (wave.mean(1, keepdims=True), f"{name} (mean of {wave.shape[1]} channels)")
+
+
 def as_sound(
     wave, # samples (t,) or (t, c) float, numpy or torch; full scale is [-1, 1]
     rate:int, # Hz
     name:str="given",
 )->Sound:
     """Samples that a notebook holds. Raises: ValueError for another shape or dtype, samples that are not finite, or no rate."""
-    x = np.asarray(wave)
+    x = as_array(wave, "wave")
     if x.ndim == 1: x = x[:, None]
     if x.ndim != 2 or not len(x) or not 1 <= x.shape[1] <= 64 or not np.issubdtype(x.dtype, np.floating):
         raise ValueError(f"wave: expected float samples (t,) or (t, c), got {x.dtype} of shape {np.shape(wave)}; integers must be divided by their full scale")
     if not np.isfinite(x).all(): raise ValueError("wave: expected finite samples, got NaN or infinity among them")
     whole = Annotated[int, Range(1, words="a whole sample rate in Hz, as in explore(wave, 44100)")]
     rate = check_value("rate", rate, whole)
-    return Sound(name, x[:, :2], rate, 0.0, len(x)/rate)
+    x, name = _one_or_two(x, name)
+    return Sound(name, x, rate, 0.0, len(x)/rate)
 
 
 @lru_cache(maxsize=8)
@@ -78,7 +84,8 @@ def _probed(path, changed): return probe(path)
 @lru_cache(maxsize=8)
 def _read(path, changed, start, frames):
     info = _probed(path, changed)
-    return Sound(info.name, read_frames(info, start, frames)[:, :2], info.sample_rate, start/info.sample_rate, info.frames/info.sample_rate)
+    wave, name = _one_or_two(read_frames(info, start, frames), info.name)
+    return Sound(name, wave, info.sample_rate, start/info.sample_rate, info.frames/info.sample_rate)
 
 
 def read_sound(

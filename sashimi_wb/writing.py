@@ -12,10 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import soundfile as sf
-import torch
 from jaxtyping import Float
 
-from .core import check_target, choose
+from .core import as_array, check_target, choose, file_name
 from .quantization import check_wave, linear_encode
 
 # %% ../nbs/04_writing.ipynb #1ab70159
@@ -27,7 +26,7 @@ def to_integers(
     bits:int,                      # 8, 16 or 24
 )->np.ndarray:                     # (t, c) int32, the sample in the top bits
     """Samples as integers of a depth."""
-    codes = linear_encode(torch.as_tensor(np.asarray(wave, np.float64)), bits)
+    codes = linear_encode(as_array(wave, "samples").astype(np.float64), bits)
     return (codes - 2**(bits - 1)).numpy().astype(np.int32) << (32 - bits)
 
 # %% ../nbs/04_writing.ipynb #ed6db69f
@@ -71,12 +70,12 @@ class SoundWriter:
         except OSError as e: raise type(e)(e.errno, f"cannot write {self.path} ({e.strerror}): choose another folder") from e
         os.close(handle)
         os.chmod(self.temporary, 0o644)
-        self.file = sf.SoundFile(self.temporary, "w", int(self.sample_rate), self.n_channels, self.subtype, format=self.kind.upper())
+        self.file = sf.SoundFile(file_name(self.temporary), "w", int(self.sample_rate), self.n_channels, self.subtype, format=self.kind.upper())
         return self
 
     def write(self, wave:Float[np.ndarray, "t c"])->None:
         """Append samples in [-1, 1]."""
-        wave = np.asarray(wave)
+        wave = as_array(wave, str(self.path))
         if wave.ndim != 2 or wave.shape[1] != self.n_channels:
             raise ValueError(f"{self.path}: expected samples (t, {self.n_channels}), got {wave.shape}")
         check_wave(wave, str(self.path), self.frames)
@@ -93,7 +92,7 @@ class SoundWriter:
         try:
             self.file.close()
             with open(self.temporary, "rb+") as f: os.fsync(f.fileno())                       # a full disk shows here at the latest
-            whole = self.frames and sf.info(self.temporary).frames == self.frames
+            whole = self.frames and sf.info(file_name(self.temporary)).frames == self.frames
             if self.frames and not whole: raise self._failed("")
             if whole and (kind is None or stopped or not self.target.exists()): os.replace(self.temporary, self.target)
         except (OSError, sf.SoundFileError) as e: raise self._failed(e) from None

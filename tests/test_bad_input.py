@@ -7,14 +7,18 @@ import errno
 import json
 import os
 
+import numpy as np
 import pytest
+from made_audio import write
 from made_runs import make_run
 
 from sashimi_wb.batch import run_all
-from sashimi_wb.cli import load_model, main
+from sashimi_wb.cli import load_model, main, possible
 from sashimi_wb.core import bundled, write_atomic
 from sashimi_wb.experiments import Experiment, ablation_arms, ablation_parameters, experiment
+from sashimi_wb.files import probe, read_frames, read_span
 from sashimi_wb.runs import Run, execute
+from sashimi_wb.sounds import read_sound
 
 SMOKE = experiment("smoke")
 
@@ -113,3 +117,23 @@ def test_a_failing_run_is_named_and_the_others_end(tmp_path, monkeypatch):
     both = [SMOKE, experiment("smoke", {"seed": 1})]
     with pytest.raises(RuntimeError, match="out of luck"): run_all(both, runs=tmp_path, progress=False)
     assert sorted(seen) == [0, 1] and Run(both[1], runs=tmp_path).done
+
+
+@pytest.mark.parametrize("channels, left_out", [((2, 2, 2), None), ((1, 1, 1), "has one"), ((6, 6, 6), "has 6"), ((2, 6, 2), "b.wav has 6"), ((2, 2, 1), "c.wav has one"),
+                                                ((8, 1, 2), "a.wav has 8")])
+def test_ablations_that_need_two_channels_are_left_out_with_a_word(tmp_path, caplog, channels, left_out):
+    for name, n in zip("abc", channels): write(tmp_path, f"{name}.wav", 300, n)
+    with caplog.at_level("WARNING", "sashimi_wb"): names = possible(str(tmp_path))
+    assert names == ["quantized_vs_raw"] + ["mono_vs_stereo"]*(not left_out) + ["bit_depth"]
+    assert (left_out in caplog.text) if left_out else not caplog.text
+    if left_out:
+        with pytest.raises(ValueError, match=r"[abc].wav: channels='left' needs a stereo file, this one has \d channel"):
+            Run(ablation_arms("mono_vs_stereo", SMOKE)["left"][0], tmp_path, tmp_path/"runs")
+    wave = read_span(probe(tmp_path/"b.wav"))
+    np.testing.assert_allclose(wave, read_frames(probe(tmp_path/"b.wav"), 0, 300).mean(1, keepdims=True))   # mono is the mean of all
+
+
+def test_pages_show_the_mean_of_six_channels(tmp_path):
+    sound = read_sound(write(tmp_path, "a.wav", 300, 6))
+    assert sound.wave.shape == (300, 1) and sound.name == "a.wav (mean of 6 channels)"
+    np.testing.assert_allclose(sound.wave, read_span(probe(tmp_path/"a.wav")))

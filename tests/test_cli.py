@@ -104,3 +104,22 @@ def test_interrupted(tmp_path, model):
     kept, err = soundfile.info(tmp_path / "long.flac"), said.read_text()
     assert kept.frames > 0 and f"stopped; {kept.duration:.2f} s of audio are in long.flac" in err and "Traceback" not in err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["long.flac", "said.txt"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes, as Linux has them")
+def test_names_that_are_no_unicode(tmp_path, capfd):
+    """Model, prompt, folder and output; what is said of them goes to any terminal."""
+    odd = tmp_path / os.fsdecode(b"caf\xe9")
+    path = save_model(tmp_path / "model.safetensors")
+    odd.mkdir()
+    path.rename(odd / path.name)
+    soundfile.write(tmp_path / "prompt.wav", noise(6000), 8000)
+    (tmp_path / "prompt.wav").rename(prompt := odd / os.fsdecode(b"\xff.wav"))
+    for kind in ("wav", "flac"):
+        out = odd / os.fsdecode(b"out \xfe." + kind.encode())
+        assert main(["generate", str(odd / path.name), "--output", str(out), "--seconds", "0.01", "--prompt", str(prompt), "--prompt-seconds", "0.01"]) == 0
+        said, err = capfd.readouterr()
+        assert rf"caf\udce9/out \udcfe.{kind}" in said and "Traceback" not in err
+        with open(out, "rb") as f: assert soundfile.info(f).frames == 80
+    assert main(["generate", str(odd / "none.safetensors")]) == 2 and "no checkpoint at" in capfd.readouterr()[1]
+    assert sorted(os.fsencode(p.name) for p in odd.iterdir()) == sorted([b"model.safetensors", b"\xff.wav", b"out \xfe.wav", b"out \xfe.flac"])
