@@ -7,14 +7,13 @@ __all__ = ['OWN_FOLDER', 'INPUTS', 'LAYOUTS', 'TrainingControls', 'plan_html', '
            'TrainingPage', 'explore_training']
 
 # %% ../nbs/17_explore_training.ipynb #b218c3d9
-import json
 from functools import partial
 from pathlib import Path
 
 import soundfile
 from ipywidgets import HTML, BoundedIntText, Box, Dropdown, FloatText, Text, VBox
 
-from .core import bundled, choose
+from .core import bundled, choose, read_json, reading
 from .experiments import PRESETS, Experiment, experiment
 from .live import Live
 from .live_training import Progress, Training, batch_command, clips_html, curves_html
@@ -132,8 +131,8 @@ def plan_html(
 
 def steps_done(run:Run)->int:
     """Steps that a run has in its checkpoint."""
-    try: return len(json.loads((run.folder/"training"/"history.json").read_text())["train_nats"])
-    except (OSError, ValueError, KeyError): return 0
+    try: return len(read_json(run.folder/"training"/"history.json", "the history of a training", {"train_nats": [float]})["train_nats"])
+    except (OSError, ValueError): return 0
 
 
 def outcome(
@@ -148,7 +147,9 @@ def result_html(
 )->str:
     """Bits per sample on the test files, beside FLAC, and what is heard."""
     record, rows = run.record, []
-    b, clips = record["baselines"], {name: soundfile.read(run.folder/f"{name}.flac", dtype="float32")[0] for name in ("original", "quantized")}
+    b, clips = record["baselines"], {}
+    for path in (run.folder/f"{name}.flac" for name in ("original", "quantized")):
+        with reading(path, "a clip of a run", "delete that run's folder and run it again"): clips[path.stem] = soundfile.read(path, dtype="float32")[0]
     for r in record["results"]:
         t = r["test"]
         rows.append({"steps": r["steps"], "seconds of audio": r["audio_s"], "windows": t["bits_per_sample"], "dequantized input": t["realisable"],

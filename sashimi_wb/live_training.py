@@ -52,9 +52,9 @@ class Training:
 
     def _listen(self):
         for line in self.process.stdout:
-            self.queue.put(message := json.loads(line))
+            try: self.queue.put(message := json.loads(line))
+            except ValueError: break               # it was killed in the middle of a line
             if "ended" in message: break           # its run is unlocked; Python needs a while to leave
-        else: self.process.wait()
         self.queue.put(None)
         self.process.wait()
 
@@ -214,14 +214,18 @@ def clips_html(
 )->str:            # a row of players over waveforms and spectrograms; empty without clips
     """What the model makes of its prompt, from its first epoch on."""
     files = clip_files(run)
-    waves = {name: _wave(str(files[name]), files[name].stat().st_mtime_ns) for name in spread(list(files), players)}
-    if not waves: return ""
+    waves, lost = {}, []
+    for name in spread(list(files), players):
+        try: waves[name] = _wave(str(files[name]), files[name].stat().st_mtime_ns)
+        except (OSError, RuntimeError): lost.append(files[name].name)
+    said = markup("<small>Clips that cannot be read: {}</small>", ", ".join(lost)) if lost else ""
+    if not waves: return markup("{}", said).data
     rate, waves = next(iter(waves.values()))[1], {name: wave for name, (wave, _) in waves.items()}
     few = {name: waves[name] for name in spread(list(waves), drawn) if len(waves[name]) >= 64}
     prompt_s = min([run.experiment.prompt_s, *(len(w)/rate for w in few.values())])
     note = markup("<small>{} of {} clips; all are in {}</small>", len(waves), len(files), run.folder/"clips") if len(waves) < len(files) else ""
     seen = figure_html(plot_clips(few, rate, dict.fromkeys(few, prompt_s)), f"Waveforms and mel spectrograms: {', '.join(few)}", 96) if few else ""
-    return markup("{}{}{}", player_row(waves, rate), note, seen).data
+    return markup("{}{}{}{}", player_row(waves, rate), note, said, seen).data
 
 # %% ../nbs/16k_live_training.ipynb #e32e9604
 def batch_command(

@@ -77,5 +77,7 @@ def holding(
 
 def _who(owner):
     "The process that holds a folder, in words."
-    try: return "process {pid} on {host} works there since {since}".format(**read_json(owner, "who holds a folder", _OWNER))
-    except (OSError, ValueError): return "another process works there"
+    for _ in range(10):     # it has the lock a moment before it says so
+        try: return "process {pid} on {host} works there since {since}".format(**read_json(owner, "who holds a folder", _OWNER))
+        except (OSError, ValueError): time.sleep(0.05)
+    return "another process works there"

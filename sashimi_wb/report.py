@@ -18,7 +18,7 @@ import soundfile
 from IPython.display import HTML
 
 from .charts import plot_bits, plot_curves, plot_layout, plot_unet
-from .core import file_name, write_atomic
+from .core import file_name, log, reading, write_atomic
 from .in_step import players_in_step
 from .interleave import token_order
 from .layout_views import stereo_figure
@@ -54,7 +54,7 @@ def clip(
     if name == "continuation" and "no_continuation" in record: raise FileNotFoundError(f"no continuation: {record['no_continuation']}")
     path = Path(record["folder"])/f"{name}.flac"
     if not path.exists(): raise FileNotFoundError(f"no {path}; delete that run's folder and run it again")
-    return soundfile.read(file_name(path), dtype="float32")[0]
+    with reading(path, "a clip of a run", "delete that run's folder and run it again"): return soundfile.read(file_name(path), dtype="float32")[0]
 
 
 def heard(
@@ -86,7 +86,7 @@ def in_step(
             record = max(seeds, key=lambda r: r["parameters"]["continuation_s"])
             if kind not in _kinds(record) and lost is None: continue
             try: wave = clip(record, kind)
-            except (OSError, RuntimeError) as e:
+            except (OSError, ValueError) as e:
                 if lost is None: raise
                 lost.append(f"{arm}: {e}")
                 continue
@@ -181,7 +181,10 @@ def report_html(
         contents.append(markup('<li><a href="#{}">{}</a></li>', ablation, QUESTIONS[ablation]))
         parts.append(markup('<h2 id="{}">{}</h2>', ablation, QUESTIONS[ablation]))
         for heading, build, alt in SECTIONS:
-            made = build(ablation, records)
+            try: made = build(ablation, records)
+            except (OSError, ValueError, LookupError, TypeError) as e:     # of one damaged or missing file; the others are there to be seen
+                log.warning("left out of the report: %s", e)
+                made = markup("<p>Left out: {}</p>", e)
             if made is None: continue
             if heading: parts.append(markup("<h3>{}</h3>", heading))
             parts.append(made if isinstance(made, HTML) else figure_html(made, alt))

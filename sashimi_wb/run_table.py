@@ -7,7 +7,6 @@ __all__ = ['PARAMETERS', 'FIGURES', 'bundled_folder', 'Finished', 'as_finished',
            'in_order', 'arms', 'marks', 'runs_table']
 
 # %% ../nbs/16k_run_table.ipynb #0314cdc0
-import json
 import math
 import operator
 import re
@@ -19,11 +18,12 @@ from typing import NamedTuple
 
 from IPython.display import HTML
 
-from .core import bundled, from_json, runs_folder
+from .core import bundled, from_json, read_json, runs_folder
 from .experiments import Experiment
 from .files import audio_names
 from .players import markup, table
 from .results import BASELINES, COLUMNS, METRICS, coded_signal
+from .runs import check_record
 from .trained import describe
 from .visualise import arm_color
 
@@ -101,10 +101,12 @@ def differing(
 @lru_cache(maxsize=4096)
 def _read(path, changed):
     "One record as it was at a time of change. Raises: ValueError for what is none, in words."
-    try: return as_finished(Path(path).parent, json.loads(Path(path).read_text(encoding="utf-8")))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as e: raise ValueError(f"the record cannot be read ({e})") from None
+    try: record = read_json(path, "the record of a run", {"parameters": dict})
+    except (OSError, ValueError) as e: raise ValueError(f"the record cannot be read ({str(e).removeprefix(f'{path}: ')})") from None
+    try: _ = from_json(Experiment, record["parameters"])
     except ValueError as e: raise ValueError(f"the record is of another version ({str(e).split(';')[0]})") from None
-    except (LookupError, TypeError, AttributeError, ZeroDivisionError) as e: raise ValueError(f"the record is not one of a run ({type(e).__name__}: {e})") from None
+    try: return as_finished(Path(path).parent, check_record(record))
+    except Exception as e: raise ValueError(f"the record is not one of a run ({e})") from None
 
 
 def read_runs(

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from .batch import near, shell_command
 from .charts import plot_curves
-from .core import audio_folder, bundled
+from .core import audio_folder, bundled, read_json
 from .experiments import PRESETS, Experiment, experiment
 from .players import markup, table
 from .report import bits_figure, in_step
@@ -150,9 +150,9 @@ def audio_of(
 )->Path|None: # None where nothing says it
     """The folder of audio of a run: from its notebook, else the bundled audio if that is what it was scored on."""
     try:
-        folder = Path(json.loads((run.folder/"notebook.parameters.json").read_text())["audio"])
+        folder = Path(read_json(run.folder/"notebook.parameters.json", "the parameters of a notebook", {"audio": str})["audio"])
         if folder.is_dir(): return folder
-    except (OSError, ValueError, LookupError, TypeError): pass
+    except (OSError, ValueError): pass
     return bundled(f"data/{name}") if (name := bundled_folder(run.record)) else None
 
 

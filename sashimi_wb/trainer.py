@@ -39,7 +39,7 @@ FREE = {"train": ("max_steps", "max_epochs", "device", "val_ks", "save_every", "
         "data": ("path", "num_workers", "skip_bad")}  # may change between a run and its continuation
 FULL = errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG  # the loggers' errors do not name the file
 EPOCH = {"epoch": int, "step": int, "train_nats": float, "val": {str: (float, list)}, "lr": float, "seconds": float, "tokens": int}
-SAVED = {"state_dict": {str: torch.Tensor}, "sashimi_wb": {     # what a run's checkpoint must hold, besides what Lightning looks for in it
+SAVED = {"state_dict": {str: torch.Tensor}, "optimizer_states": [{"state": dict, "param_groups": [dict]}], "lr_schedulers": [dict], "sashimi_wb": {  # what a run's checkpoint must hold
     "epoch": int, "batch": int, "step": int, "threads": int, "generators": [{"torch": torch.Tensor, "numpy": tuple, "python": tuple, "cuda": [torch.Tensor]}],
     "identity": {"model": dict, "data": dict, "train": dict, "windows": dict},
     "history": {"train_nats": torch.Tensor, "epochs": [EPOCH], "best": (dict, type(None)), "seconds": float, "tokens": int, "peak_bytes": int,
@@ -179,6 +179,8 @@ def _saved(last, model):
     saved = load_tree(last)
     with reading(last, "the checkpoint of a run", "delete it, to train again from the beginning"):
         check_plain(saved, SAVED)
+        found, plateau = {k: len(saved[k]) for k in ("optimizer_states", "lr_schedulers")}, saved["sashimi_wb"]["identity"]["train"]["scheduler"] == "plateau"
+        if found != {"optimizer_states": 1, "lr_schedulers": plateau}: raise ValueError(f"expected one optimizer and {int(plateau)} schedules, got {found}")
         own, kept = model.state_dict(), {k.removeprefix("model."): v for k, v in saved["state_dict"].items()}
         other = [k for k in {**own, **kept} if k not in own or k not in kept or (own[k].shape, own[k].dtype) != (kept[k].shape, kept[k].dtype)]
         if other and saved["sashimi_wb"]["identity"]["model"] == to_json(model.config): raise ValueError(f"other weights than this model's: {other[0]}")

@@ -178,6 +178,22 @@ def test_interrupt_saves_and_says_how_to_go_on(data, whole, tmp_path, step):
     assert_same_run(run(data, tmp_path, quiet), tmp_path, whole)
 
 
+@pytest.mark.parametrize("where", ["the last step", "the last validation"])
+@pytest.mark.parametrize("sig, error", [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt), (signal.SIGHUP, SystemExit)])
+def test_a_signal_at_the_very_end_ends_the_process(data, whole, tmp_path, where, sig, error):
+    before, model = signal.getsignal(sig), small()
+    def at_the_end(*args):
+        if not model.training and len(seen := model.head.seen) == 2*2: signal.raise_signal(sig)
+        if not model.training: seen.append(0)
+    if where == "the last step": at_step(model, 15, lambda: signal.raise_signal(sig))
+    else:
+        model.head.seen = []
+        model.head.register_forward_pre_hook(at_the_end)
+    with pytest.raises(error): run(data, tmp_path, model=model)
+    assert signal.getsignal(sig) is before and load_tree(tmp_path/"last.ckpt")["sashimi_wb"]["step"] == 15
+    assert_same_run(run(data, tmp_path, model=small(seed=7)), tmp_path, whole)
+
+
 def test_two_interrupts_stop_at_once(data, tmp_path):
     def twice():
         signal.raise_signal(signal.SIGINT)
@@ -204,6 +220,17 @@ def test_logs_are_complete_after_a_restart(data, tmp_path):
     np.testing.assert_allclose(list(val.values()), [e["val"]["bits_per_sample"] for e in history.epochs], rtol=1e-5)
     assert {"val/accuracy", "train/bits", "val/loss"} <= set(rows[0])
     assert list((tmp_path/"logs"/"tensorboard").glob("events*"))
+
+
+@pytest.mark.parametrize("tail", ["7,1", "\0\0\0", "\n,,,\nx,y\n", "9,1,2,3,4,5,6,7,8,9,10,11,12\n"])
+def test_logs_that_a_power_cut_has_damaged(data, tmp_path, tail):
+    with pytest.raises(Cut): run(data, tmp_path, model=at_step(small(), 8, cut))
+    path = tmp_path/"logs"/"csv"/"metrics.csv"
+    path.write_text(path.read_text() + tail)
+    history = run(data, tmp_path)
+    rows = [r for r in csv.DictReader(path.open()) if r["train/loss"]]
+    assert [int(r["step"]) for r in rows] == list(range(15))
+    np.testing.assert_allclose([float(r["train/loss"]) for r in rows], history.train_nats, rtol=1e-5)
 
 
 def test_other_settings_are_refused(data, audio, whole):
