@@ -227,7 +227,7 @@ def _score_at(run, steps, progress, tick):
     "History, model and result at a count of steps; the result is kept on the disk."
     from sashimi_wb.trainer import fit, trained_steps   # imports Lightning, which takes seconds
     e, device, path, training = run.experiment, pick_device(), run.folder/"scores"/f"{steps or 'end'}.ckpt", run.folder/"training"
-    kept = _kept(path, run)
+    kept = _kept(path, run, steps)
     seed_everything(e.seed)
     model = WaveModel(e.model_config())
     if steps and (done := trained_steps(training)) > steps:
@@ -244,12 +244,14 @@ def _score_at(run, steps, progress, tick):
     return history, model, kept
 
 
-def _kept(path, run):
+def _kept(path, run, steps):
     "A score that is on the disk; None, with a warning, where it is damaged."
     try:
         saved = load_tree(path)
         with reading(path, "a score of this run", "it is made again"):
-            if check_plain(saved, {"hash": str, "result": RECORD["results"][0]})["hash"] != run.hash: raise ValueError("it is another run's")
+            check_plain(saved, {"hash": str, "result": RECORD["results"][0]})
+            if saved["hash"] != run.hash: raise ValueError("it is another run's")
+            if steps and saved["result"]["steps"] != steps: raise ValueError(f"it is of step {saved['result']['steps']}")
             return saved["result"]
     except FileNotFoundError: return None
     except ValueError as e: log.warning("%s", e)
@@ -260,7 +262,7 @@ def _carry_out(run, progress, show):
     e, started = run.experiment, time.time()
     seed_everything(e.seed)
     model = WaveModel(e.model_config())
-    clear_leftovers(run.folder/"clips")
+    for name in ("clips", "scores"): clear_leftovers(run.folder/name)
     write_atomic(run.folder/"identity.json", json.dumps(run.identity, indent=1))
     rows = stage_report(model, run.data.train[0]["x"][None])
     show("stages", rows)

@@ -25,7 +25,7 @@ NAMES = "music", "digits"
 def shipped(name):
     """Model, experiment, sample rate and the bundled audio of a checkpoint."""
     model, e, rate = load_model(FOLDER / f"{name}.safetensors")
-    return model, e, rate, AudioData(e.data_config(bundled(name)))
+    return model, e, rate, AudioData(e.data_config(bundled(f"data/{name}")))
 
 
 def level_db(wave):
