@@ -11,7 +11,6 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from .byte_tokens import place_bytes, silent_input
-from .checks import Count, Natural, Range, Temperature
+from .checks import Count, Natural, Probability, Temperature
 from .core import check_fields, log
 from .model import WaveModel
 from .quantization import Quantizer
@@ -30,7 +29,7 @@ class Sampling:
     """How codes are drawn. Raises: ValueError that names the field, what was expected and what came."""
     temperature: Temperature = 1.0 # divides logits, widens mixtures; 0 takes the likeliest code
     top_k: Count | None = None  # categorical heads: only the k likeliest codes
-    top_p: Annotated[float, Range(0, 1, "(]")] | None = None # only the likeliest codes, up to this probability
+    top_p: Probability | None = None # only the likeliest codes, up to this probability
     seed: Natural = 0           # 0 or above
 
     def __post_init__(self): check_fields(self)

@@ -9,11 +9,10 @@ __all__ = ['Wish', 'Take', 'growing_figure', 'clip_figure', 'card_figure', 'take
 import math
 import time
 from dataclasses import dataclass
-from typing import Annotated
 
 import numpy as np
 
-from .checks import Count, Natural, NonNegative, Positive, Range, Temperature
+from .checks import Count, Natural, NonNegative, Positive, Probability, Temperature
 from .core import check_fields
 from .players import figure_html, markup, player
 from .trained import Trained
@@ -30,7 +29,7 @@ class Wish:
     prompt_s: NonNegative = 0.5  # how much of it
     temperature: Temperature = 1.0 # 0 takes the likeliest code
     top_k: Count | None = None   # not for mixtures: only the k likeliest codes
-    top_p: Annotated[float, Range(0, 1, "(]")] | None = None # only the likeliest codes, up to this probability
+    top_p: Probability | None = None # only the likeliest codes, up to this probability
     seed: Natural = 0
 
     def __post_init__(self): check_fields(self)
