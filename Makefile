@@ -21,7 +21,7 @@ endif
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-browser ablations checkpoints pictures lab export readme hooks clean stale
+.PHONY: help setup test test-portable test-browser ablations checkpoints pictures lab export readme hooks clean stale
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -35,6 +35,9 @@ ablations: $(STAMP)  ## run the ablations and write runs/report.html [AUDIO=fold
 
 test: $(STAMP)  ## all tests: exports, notebooks, pytest, import order, ruff
 	@$(PY) -m pytest -n $(JOBS) --dist worksteal --durations=10 -rs $(ARGS)
+
+test-portable: $(STAMP)  ## the numerical tests as on other machines: other instruction sets, two threads; `make test` has them too
+	@$(PY) -m pytest tests/test_machines.py $(ARGS)
 
 test-browser: $(STAMP)  ## the explorations in a real browser [CHROMIUM=/path/to/chrome]; `make test` has them too
 	@$(PY) -c 'import sys; sys.path.insert(0, "tests"); import browser; sys.exit(browser.missing() or 0)'

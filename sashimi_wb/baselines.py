@@ -100,7 +100,7 @@ def integer_weights(
 )->tuple[Int[np.ndarray, "b m"], Int[np.ndarray, " b"]]: # integers, and the shift that divides them
     "Round weights to integers over a power of two, as fine as the largest allows."
     largest = np.maximum(np.abs(a).max(1), 1e-30)
-    shift = np.clip(precision - 2 - np.floor(np.log2(largest)), 0, 15).astype(np.int64)
+    shift = np.clip(precision - 1 - np.frexp(largest)[1], 0, 15).astype(np.int64)   # exact, as no logarithm is
     q, carry, limit = np.empty(a.shape, np.int64), np.zeros(len(a)), 2 ** (precision - 1)
     for i in range(a.shape[1]):
         carry = carry + a[:, i] * 2.0**shift
@@ -190,7 +190,7 @@ def rice_bits_per_sample(
 
 def _zero_bits(x): # how many of the lowest bits are 0 in all samples of a block (b, t)
     low = np.bitwise_or.reduce(x, 1)
-    return np.log2(np.maximum(low & -low, 1)).astype(np.int64)
+    return np.frexp(np.maximum(low & -low, 1).astype(float))[1].astype(np.int64) - 1
 
 def _frame_bits(x, bits): # (c, b, t)
     wasted = _zero_bits(np.concatenate(x, 1))

@@ -99,6 +99,7 @@ def restored(residual, start, q, shift):
     return x
 
 
+@pytest.mark.portable
 @given(seed=st.integers(0, 10**6), order=st.integers(1, 12), precision=st.integers(5, 15), depth=st.integers(4, 24))
 @settings(max_examples=30, deadline=None)
 def test_prediction_is_invertible(seed, order, precision, depth):
@@ -112,6 +113,7 @@ def test_prediction_is_invertible(seed, order, precision, depth):
     for i in range(2): assert restored(e[i].tolist(), x[i, :order].tolist(), q[i].tolist(), int(shift[i])) == x[i].tolist()
 
 
+@pytest.mark.portable
 def test_levinson_solves_the_normal_equations():
     rng = np.random.default_rng(0)
     r = autocorrelation(np.cumsum(rng.standard_normal((5, 400)), 1)*np.hanning(400), 10)
@@ -126,6 +128,7 @@ def test_levinson_solves_the_normal_equations():
 def words(e, k): return sum(1 + k + ((2*v if v >= 0 else -2*v - 1) >> k) for v in e)
 
 
+@pytest.mark.portable
 @pytest.mark.parametrize("n, order", [(4096, 0), (4096, 32), (4096, 200), (96, 5), (97, 3), (1, 0)])
 def test_rice_bits_are_those_of_the_best_cut(n, order):
     e = np.round(np.random.default_rng(n).laplace(size=n)*np.linspace(1, 300, n)).astype(int)
@@ -169,6 +172,7 @@ def test_rice_rate_on_music_is_a_little_below_flac(bits, channels):
         if bits == 16: assert rice_bits_per_sample(codes*256, 24) == pytest.approx(ours, abs=.03)    # zero bits below are free
 
 
+@pytest.mark.portable
 @pytest.mark.parametrize("shape", [(1,), (2, 1), (3, 2), (65, 2), (4095,), (4097, 1), (4096, 3), (64*4096 + 5,)])
 def test_rice_rate_of_any_shape(shape):
     codes = np.random.default_rng(0).integers(0, 256, shape)

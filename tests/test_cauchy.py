@@ -56,6 +56,7 @@ def errors(length, inputs, backend, dtype):
     return [relative(K, exact), *map(relative, got, wanted)]
 
 
+@pytest.mark.portable
 @pytest.mark.parametrize("rank,outputs", [(1, 1), (1, 2), (2, 1), (3, 2)])
 @pytest.mark.parametrize("length", LENGTHS)
 def test_equals_doubling(length, rank, outputs):
@@ -78,6 +79,7 @@ def test_infinite_node_is_its_limit():
     torch.testing.assert_close(torch.fft.rfft(K)[..., -1].real, limit)
 
 
+@pytest.mark.portable
 def test_nodes():
     for length in (1, 2, 3, 64, 99, 2**20):
         s, c = cauchy_nodes(length)
@@ -87,6 +89,7 @@ def test_nodes():
     with pytest.raises(ValueError, match="at least 1"): cauchy_nodes(0)
 
 
+@pytest.mark.portable
 @pytest.mark.parametrize("block", [1, 50, 1000])
 def test_blocks_of_any_size(block, monkeypatch):
     monkeypatch.setitem(module.BLOCK, "cpu", block)
@@ -138,6 +141,7 @@ def diagonal_errors(length, backend, dtype):
     return [(a - b).abs().max().item()/max(b.abs().max().item(), 1e-300) for a, b in zip((K, *got), (exact, *wanted))]
 
 
+@pytest.mark.portable
 @pytest.mark.parametrize("length", LENGTHS)
 def test_diagonal_kernel(length):
     assert max(diagonal_errors(length, "torch", torch.float64)) < 1e-12

@@ -8,6 +8,8 @@ import torch
 
 from sashimi_wb.portable import exp2, log1p
 
+pytestmark = pytest.mark.portable   # also run as on other machines, by test_machines.py
+
 K = torch.arange(1, 1001, dtype=torch.float64)
 RANGES = {   # exact operations only, so that the numbers themselves are the same everywhere
     "log1p": (log1p, lambda v: (1 + v).ln(), torch.cat([torch.zeros(1).double(), K*2.0**-40, K*2.0**-12, K/7, K*65.5, K*2.0**100])),

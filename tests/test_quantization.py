@@ -21,6 +21,8 @@ from sashimi_wb.quantization import (
     mu_law_encode,
 )
 
+pytestmark = pytest.mark.portable   # also run as on other machines, by test_machines.py
+
 REFERENCE = Path(__file__).parent/"reference"/"quantize"
 BITS = range(1, 17)
 

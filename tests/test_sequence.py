@@ -98,6 +98,7 @@ def test_three_ways_of_every_option(options):
     same_state(carried, state, 1e-11)
 
 
+@pytest.mark.portable
 @pytest.mark.parametrize("encoder,head", [("embedding", "categorical"), ("linear_projection", "dml")])
 @torch.no_grad()
 def test_three_ways_of_a_model(encoder, head):
@@ -167,6 +168,7 @@ def test_step_matrices_follow_the_parameters():
     close(step_through(module, x.float())[0], module(x.float())[0], 2e-5)
 
 
+@pytest.mark.portable
 @pytest.mark.parametrize("kernel", KERNELS)
 @torch.no_grad()
 def test_a_kernel_is_an_impulse_response(kernel):
