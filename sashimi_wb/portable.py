@@ -29,15 +29,15 @@ def log1p(
     Raises: ValueError for a tensor that does not hold floats."""
     wide = _wide(x)
     total = 1 + wide
-    lost = wide - (total - 1)                             # what the sum rounds away
+    lost = (total - 1).neg_().add_(wide).div_(total)      # what the sum rounds away
     m, e = torch.frexp(total)
     low = m < 0.7071067811865476
-    m, e = torch.where(low, 2*m, m), e.double() - low.double()
-    s = (m - 1)/(m + 1)
+    m, e = m.add_(m*low), e.sub_(low.int()).double()      # twice m where it is low
+    s = (m - 1).div_(m + 1)
     square = s*s
-    series = torch.full_like(square, 1/21)
-    for k in range(19, 0, -2): series = series.mul_(square).add_(1/k)
-    return (series.mul_(2*s) + (e*LN_2 + lost/total)).to(x)
+    series = square*(1/21)
+    for k in range(19, 1, -2): series = series.add_(1/k).mul_(square)
+    return series.add_(1).mul_(s.mul_(2)).add_(e.mul_(LN_2).add_(lost)).to(x)
 
 # %% ../nbs/00_portable.ipynb #f41aef52
 _FACTORS = [1/math.factorial(k) for k in range(13, -1, -1)]
