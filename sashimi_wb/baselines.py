@@ -46,7 +46,7 @@ def flac_bits_per_sample(
     level:int=8,                         # effort, 0 to 8, as of the flac program
 )->float:                                # bits per channel and sampling instant, header included
     """Size of the samples as a FLAC file. Raises: ValueError for settings or codes out of range."""
-    return 8 * len(flac_bytes(codes, bits, sample_rate, level)) / np.size(codes)
+    return 8 * len(flac_bytes(codes, bits, sample_rate, level)) / as_array(codes, "codes").size
 
 def flac_bytes(
     codes:Int[np.ndarray|Tensor, "t c"], # codes in [0, 2**bits), 1 to 8 channels; (t,) is mono
@@ -223,7 +223,7 @@ def all_baselines(
 
 def _chunks(pieces): # the same samples in chunks
     waiting, n = [], 0
-    for piece in pieces:
-        waiting, n = [*waiting, as_array(piece, "codes")], n + np.size(piece)
+    for piece in (as_array(p, "codes") for p in pieces):
+        waiting, n = [*waiting, piece], n + piece.size
         if n >= CHUNK: yield np.concatenate(waiting); waiting, n = [], 0
     if n: yield np.concatenate(waiting)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from .core import check_depth
+from .core import as_tensor, check_depth
 from .quantization import check_codes
 
 # %% ../nbs/03_byte_tokens.ipynb #0654a575
@@ -57,6 +57,7 @@ def from_bytes(
 
 
 def _stream(tokens, n, who):
+    tokens = as_tensor(tokens, who)
     if tokens.ndim != 3 or tokens.shape[2] != 1: raise ValueError(f"{who}: expected (b l 1), got the shape {tuple(tokens.shape)}")
     if tokens.shape[1] % n: raise ValueError(f"{who}: expected {n} bytes for every sample, got {tokens.shape[1]} bytes; is one missing?")
     return tokens
@@ -68,6 +69,7 @@ def place_bytes(
     first:int=0,                 # place of the first token in its sample, 0 to n - 1
 )->Int[Tensor, "b l 1"]:         # byte + 256*place, 0 to 256*n - 1
     """Tell every byte its place in its sample: what a model takes as input."""
+    tokens = _stream(tokens, 1, "place_bytes")
     place = (torch.arange(tokens.shape[1], device=tokens.device) + first) % n
     return tokens + 256*place[:, None]
 

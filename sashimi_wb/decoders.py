@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from .core import check_bits, check_int, choose
+from .core import as_tensor, check_bits, check_int, choose
 from .byte_tokens import whole_bytes
 from .cross_entropy import blocked_cross_entropy
 from .mixtures import (mixture_cdf, mixture_log_prob, mixture_log_probs, mixture_of, mixture_rank, mixture_sample,
@@ -37,7 +37,7 @@ def valid_codes(
     """Check codes against a depth. Not while compiling, nor for the single step of a GPU, where it would wait.
 
     Raises: ValueError that names the first code out of range."""
-    codes = drop_token_axis(codes, params)
+    codes = drop_token_axis(as_tensor(codes, "codes", params.device), params)
     waits = codes.device.type != "cpu" and (codes.ndim < 2 or codes.shape[1] == 1)
     return (codes if torch.compiler.is_compiling() or waits else check_codes(codes, bits)).long()
 
@@ -74,6 +74,7 @@ class Head(nn.Module):
         mask:Bool[Tensor, "b l"]|None=None,    # True where a token counts; what the others hold does not matter
     )->Float[Tensor, ""]:                      # mean nats per counted token, 0 if none counts
         """Mean negative log-likelihood. Raises: ValueError for shapes that differ, or codes out of range."""
+        params = self._params(params)
         codes, mask = self._targets(params, codes, mask)
         if mask is None: return -self.log_prob(params, codes).mean()
         nats = -self.log_prob(params, codes.masked_fill(~mask.bool(), 0))
@@ -89,9 +90,16 @@ class Head(nn.Module):
         """`loss(self(feats, lengths), codes, mask)`; a head may compute it in blocks and never hold all parameters."""
         return self.loss(self(feats, lengths), codes, mask)
 
+    def _params(self, params):
+        "Parameters as a tensor. Raises: ValueError where they are not those of this head."
+        params = as_tensor(params, "params")
+        if params.is_floating_point() and params.ndim and params.shape[-1] == self.n_params: return params
+        raise ValueError(f"params: expected floats (..., {self.n_params}) from this head's forward, got {params.dtype} of shape {tuple(params.shape)}")
+
     def _targets(self, like, codes, mask):
         "Codes and mask in the shape of the tokens."
-        codes, mask = (v if v is None else drop_token_axis(v, like) for v in (codes, mask))
+        codes, mask = (v if what == "mask" and v is None else drop_token_axis(as_tensor(v, what, like.device), like)
+                       for what, v in (("codes", codes), ("mask", mask)))
         for name, v in (("codes", codes), ("mask", mask)):
             if v is not None and v.shape != like.shape[:-1]:
                 raise ValueError(f"{name}: expected shape {tuple(like.shape[:-1])} or with a last axis of 1, got {tuple(v.shape)}")
@@ -163,24 +171,28 @@ class CategoricalHead(Head):
         weights = counted.to(output.weight.dtype)/counted.sum().clamp(min=1)
         return blocked_cross_entropy(feats.flatten(0, -2), output.weight, output.bias, codes.flatten(), weights.flatten())
 
-    def log_probs(self, params): return at_least_float32(params).log_softmax(-1)
+    def log_probs(self, params): return at_least_float32(self._params(params)).log_softmax(-1)
 
     def rank(self, params, codes, k):
+        params = self._params(params)
         codes = valid_codes(codes, params, self.bits)
         own = params.gather(-1, codes[..., None])
         lower = torch.arange(self.n_codes, device=codes.device) < codes[..., None]      # of two that are equal the lower comes first
         before = (params > own) | ((params == own) & lower)
         return before.view(torch.int8).sum(-1, dtype=torch.int32).clamp(max=k).long()   # ten times as fast as a sum of booleans
 
-    def log_prob(self, params, codes): return self._pick(at_least_float32(params).log_softmax(-1), valid_codes(codes, params, self.bits))
+    def log_prob(self, params, codes):
+        params = self._params(params)
+        return self._pick(at_least_float32(params).log_softmax(-1), valid_codes(codes, params, self.bits))
 
     def cdf(self, params, codes):
+        params = self._params(params)
         codes = valid_codes(codes, params, self.bits)
         below = self._pick(at_least_float32(params).softmax(-1).cumsum(-1), codes).clamp(max=1)
         return torch.where(codes == self.n_codes - 1, 1.0, below)
 
     def sample(self, params, temperature=1.0, generator=None, top_k=None, top_p=None):
-        return sample_logits(params, temperature, generator, top_k, top_p)
+        return sample_logits(self._params(params), temperature, generator, top_k, top_p)
 
     def tie(self, encoder):
         self.decoder.output.weight = table_to_tie(encoder, self.n_codes, self.d_model)
@@ -214,20 +226,23 @@ class DMLHead(Head):
         with torch.no_grad(): self.decoder.output.bias.copy_(start_params(n_mixtures))
 
     def log_prob(self, params, codes):
+        params = self._params(params)
         return mixture_log_prob(mixture_of(params, self.bits), valid_codes(codes, params, self.bits), self.bits)
 
-    def log_probs(self, params): return mixture_log_probs(mixture_of(params, self.bits), self.bits)
+    def log_probs(self, params): return mixture_log_probs(mixture_of(self._params(params), self.bits), self.bits)
 
     def cdf(self, params, codes):
+        params = self._params(params)
         return mixture_cdf(mixture_of(params, self.bits), valid_codes(codes, params, self.bits), self.bits)
 
     def rank(self, params, codes, k):
+        params = self._params(params)
         return mixture_rank(mixture_of(params, self.bits), valid_codes(codes, params, self.bits), self.bits, k)
 
     def sample(self, params, temperature=1.0, generator=None, top_k=None, top_p=None):
         if top_k is not None or top_p is not None:
             raise ValueError("top_k and top_p cut a list of codes, which a DMLHead does not have: use temperature")
-        return mixture_sample(mixture_of(params, self.bits), self.bits, temperature, generator)
+        return mixture_sample(mixture_of(self._params(params), self.bits), self.bits, temperature, generator)
 
     def tie(self, encoder):
         raise ValueError("weights cannot be tied to a DMLHead: it has three rows per mixture part, not one per code; "

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .core import check_int, choose
+from .core import as_tensor, check_int, check_shape, choose
 
 # %% ../nbs/05_encoders.ipynb #642d6c15
 def check_input_codes(
@@ -56,8 +56,8 @@ class Encoder(nn.Module):
         self,
         x:Tensor,               # one token, (b, 1)
     )->Float[Tensor, "b h"]:    # its features
-        """Encode one token: `forward` on a window of length 1."""
-        return self(x[:, None])[:, 0]
+        """Encode one token: `forward` on a window of length 1. Raises: ValueError for another shape, and as `forward`."""
+        return self(check_shape(as_tensor(x, type(self).__name__), "b 1", type(self).__name__)[:, None])[:, 0]
 
 # %% ../nbs/05_encoders.ipynb #956407d4
 def smooth_rows(
@@ -91,6 +91,7 @@ class Embedding(Encoder):
         self,
         x:Int[Tensor, "b l 1"],  # codes in [0, n_codes); (b, l) will do as well
     )->Float[Tensor, "b l h"]:   # features
+        x = as_tensor(x, type(self).__name__, self.weight.device)
         if not (x.ndim == 2 or (x.ndim == 3 and x.shape[-1] == 1)):
             raise ValueError(f"Embedding: expected codes of shape (b, l, 1) or (b, l), got {tuple(x.shape)}; "
                              "several channels become one token stream by interleave(x, strategy)")
@@ -107,6 +108,7 @@ class EmbeddingSqueeze(Embedding):
         self,
         x:Int[Tensor, "b l 1"],  # codes in [0, n_codes)
     )->Float[Tensor, "b l h"]:   # features
+        x = as_tensor(x, type(self).__name__)
         if x.ndim != 3 or x.shape[-1] != 1:
             raise ValueError(f"EmbeddingSqueeze: expected codes of shape (b, l, 1), got {tuple(x.shape)}; "
                              "add the axis by x[..., None], or use the encoder embedding")
@@ -136,6 +138,7 @@ class LinearProjection(Encoder):
         self,
         x:Float[Tensor, "b l 1"], # samples in [-1, 1]
     )->Float[Tensor, "b l h"]:    # features
+        x = as_tensor(x, type(self).__name__, self.linear.weight.device)
         if not x.is_floating_point():
             raise ValueError(f"LinearProjection: expected float samples in [-1, 1], got {x.dtype}; "
                              "decode the codes first, or use the encoder embedding for codes")

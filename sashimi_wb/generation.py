@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .byte_tokens import from_bytes, to_bytes
-from .core import check_int
+from .core import as_tensor, check_int
 from .interleave import deinterleave, interleave, parse_strategy, token_order
 from .model import WaveModel
 from .quantization import Quantizer
@@ -43,7 +43,7 @@ def encode_prompt(
 
     Raises: ValueError for a wrong shape, another number of channels or rows, no samples, or samples out of range."""
     if prompt is None: return torch.zeros(batch, 0, n_channels, dtype=torch.int64)
-    prompt = torch.as_tensor(prompt).detach().cpu()
+    prompt = as_tensor(prompt, "prompt").detach().cpu()
     if prompt.ndim == 2: prompt = prompt[None]
     if prompt.ndim != 3 or prompt.shape[1] == 0:
         raise ValueError(f"prompt: expected samples (t, c) or (b, t, c) with t of at least 1, got {tuple(prompt.shape)}; "
@@ -136,6 +136,7 @@ def generate_stream(
     `temporal` comes in blocks of `block` samples, `blocking-N` in whole blocks of N, `blocking` as one.
     Raises: ValueError for a wrong prompt, count or setting, and where the model's output is not finite."""
     quantizer, sampling = quantizer or Quantizer(bits=model.config.bits), Sampling(temperature, top_k, top_p, seed)
+    prompt = None if prompt is None else as_tensor(prompt, "prompt")
     batch = max(batch, len(prompt)) if batch == 1 and getattr(prompt, "ndim", 0) == 3 else batch
     check_request(model, n_samples, batch, block, quantizer, sampling)
     known = encode_prompt(prompt, batch, n_channels, quantizer)

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
+from .core import as_tensor
+
 # %% ../nbs/03_interleave.ipynb #3d2d1bca
 def parse_strategy(
     strategy:str,  # "temporal", "blocking", or "blocking-N" with N >= 1
@@ -53,6 +55,7 @@ def interleave(
     """Lay the channels out in one stream of tokens.
 
     Raises: ValueError for an unknown strategy or another number of dimensions than three."""
+    x = as_tensor(x, "interleave")
     if x.ndim != 3: raise ValueError(f"interleave: expected (b t c), got the shape {tuple(x.shape)}")
     if x.shape[2] == 1 and parse_strategy(strategy, x.shape[1]): return x                      # one channel is its own layout
     order = token_order(x.shape[1], x.shape[2], strategy).to(x.device)
@@ -67,6 +70,7 @@ def deinterleave(
     """Undo `interleave`.
 
     Raises: ValueError for an unknown strategy, a shape other than (b l 1), or a length that channels do not divide."""
+    x = as_tensor(x, "deinterleave")
     if x.ndim != 3 or x.shape[2] != 1:
         raise ValueError(f"deinterleave: expected (b l 1), got the shape {tuple(x.shape)}")
     if n_channels < 1 or x.shape[1] % n_channels:

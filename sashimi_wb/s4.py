@@ -13,6 +13,7 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .core import as_floats, as_tensor, check_shape
 from .convolution import fft_conv
 from .kernels import state_after, state_response
 from .ssm import KernelConfig, SSMKernel
@@ -45,6 +46,13 @@ class S4(nn.Module):
     def _need_state(self):
         if self.no_state: raise ValueError(f"S4: {self.no_state.reason}")
 
+    def _checked(self, state, batch):
+        "A state that fits the input. Raises: ValueError for one of another batch or layer."
+        if state is None or isinstance(state, NoState): return state
+        state = as_tensor(state, "state of S4", self.D.device)
+        if not state.is_complex(): raise ValueError(f"state of S4: expected complex numbers, got {state.dtype}; take it from initial_state, forward or step")
+        return check_shape(state, f"{batch} {self.d_model} {self.kernel.config.d_state//2}", "state of S4", "take it from initial_state, forward or step for the same batch")
+
     def initial_state(self, batch: int) -> Complex[Tensor, "b h n"]:
         """The zero state."""
         self._need_state()
@@ -54,6 +62,7 @@ class S4(nn.Module):
 
     def forward(self, u: Float[Tensor, "b l h"], state=None, need_state: bool = True, rate: float = 1.0):
         """Convolve a window: the output and, if wanted, the state after it. At `rate` 2 the input has half the sampling rate."""
+        u, state = as_floats(u, f"b l {self.d_model}", "S4", self.D), self._checked(state, len(u))
         if state is not None: self._need_state()
         u, after, window = u.mT, self.no_state if need_state else None, None                   # (b h l)
         if not self.no_state and (need_state or state is not None): window = self.kernel.window(u.shape[-1], rate)
@@ -71,8 +80,10 @@ class S4(nn.Module):
         return two_sided_conv(u, *K.chunk(2), self.D) if self.bidirectional else fft_conv(u, K, self.D)
 
     def step(self, u: Float[Tensor, "b h"], state: Complex[Tensor, "b h n"]):
-        """One sample: the output and the next state. The given state is not changed."""
+        """One sample: the output and the next state, from silence for None. The given state is not changed."""
         self._need_state()
+        u = as_floats(u, f"b {self.d_model}", "S4.step", self.D)
+        state = self.initial_state(len(u)) if state is None else self._checked(state, len(u))
         ssm, C = self.kernel.step_matrices()
         state = ssm.step(state, u.to(self.D.dtype))
         y = 2*(C*state[:, None]).real.sum(-1) + self.D*u[:, None]      # (b c h)

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .checks import Natural
-from .core import check_value, choose
+from .core import as_tensor, check_value, choose
 
 # %% ../nbs/09_sequence_decoder.ipynb #9792b586
 def _keep_last(x, n): return x[..., x.shape[-2] - n:, :]
@@ -76,7 +76,8 @@ class SequenceDecoder(nn.Module):
         l_output:int|None=None,              # steps to keep in this call, where none were fixed at construction
     )->Float[Tensor, "b n h"]:               # features of the steps kept
         """The steps that the mode keeps, before the projection."""
-        if x.shape[-1] != self.d_model or (x.ndim < 2 and self.mode != "full"):
+        x = as_tensor(x, "features")
+        if x.ndim < 1 or x.shape[-1] != self.d_model or (x.ndim < 2 and self.mode != "full"):
             raise ValueError(f"SequenceDecoder: expected features (b, l, {self.d_model}), got {tuple(x.shape)}")
         if l_output is not None and self.l_output not in (None, l_output):
             raise ValueError(f"l_output was fixed to {self.l_output}, got {l_output}: build the decoder with l_output=None")
