@@ -99,7 +99,7 @@ class TrainingControls:
         own = self.own.value.strip()
         if self.audio.value == OWN_FOLDER and not own:
             raise ValueError("own folder: expected the path of a folder of audio files, got none; type it, or choose the bundled audio")
-        return own if self.audio.value == OWN_FOLDER else str(bundled(self.audio.value.removeprefix("bundled ")))
+        return own if self.audio.value == OWN_FOLDER else str(bundled(self.audio.value.replace("bundled ", "data/")))
 
     def run(self, runs: str | Path) -> Run:
         """The run that they describe. Raises: as `Run`, `Experiment` and `TrainConfig`."""
