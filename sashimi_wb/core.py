@@ -93,7 +93,7 @@ def as_floats(
 )->Tensor:
     """Floats of the expected shape, ready for a layer. Raises: ValueError for integers and other shapes, and as `as_tensor`."""
     x = as_tensor(values, what, like.device)
-    if not x.is_floating_point(): raise ValueError(f"{what}: expected floats of the shape ({', '.join(shape.split())}), got {x.dtype}{remedy and '; '}{remedy}")
+    if not x.is_floating_point(): raise ValueError(f"{what}: expected floats ({', '.join(shape.split())}), got {x.dtype}{remedy and '; '}{remedy}")
     check_shape(x, shape, what, remedy)
     return x if x.dtype == like.dtype or torch.is_autocast_enabled(x.device.type) else x.to(like.dtype)
 
@@ -130,7 +130,7 @@ def check_shape(
     Raises: ValueError that names what was expected, what came and what to do."""
     words = shape.split()
     if len(words) == x.ndim and all(w.isalpha() or int(w) == n for w, n in zip(words, x.shape)): return x
-    raise ValueError(f"{what}: expected the shape ({', '.join(words)}), got {tuple(x.shape)}{remedy and '; '}{remedy}")
+    raise ValueError(f"{what}: expected ({', '.join(words)}), got {tuple(x.shape)}{remedy and '; '}{remedy}")
 
 # %% ../nbs/00_core.ipynb #7fd0aaff
 def file_name(

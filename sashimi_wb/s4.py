@@ -48,7 +48,7 @@ class S4(nn.Module):
 
     def _checked(self, state, batch):
         "A state that fits the input. Raises: ValueError for one of another batch or layer."
-        if state is None or isinstance(state, NoState): return state
+        if state is None: return None
         state = as_tensor(state, "state of S4", self.D.device)
         if not state.is_complex(): raise ValueError(f"state of S4: expected complex numbers, got {state.dtype}; take it from initial_state, forward or step")
         return check_shape(state, f"{batch} {self.d_model} {self.kernel.config.d_state//2}", "state of S4", "take it from initial_state, forward or step for the same batch")
@@ -62,8 +62,9 @@ class S4(nn.Module):
 
     def forward(self, u: Float[Tensor, "b l h"], state=None, need_state: bool = True, rate: float = 1.0):
         """Convolve a window: the output and, if wanted, the state after it. At `rate` 2 the input has half the sampling rate."""
-        u, state = as_floats(u, f"b l {self.d_model}", "S4", self.D), self._checked(state, len(u))
         if state is not None: self._need_state()
+        u = as_floats(u, f"b l {self.d_model}", "S4", self.D)
+        state = self._checked(state, len(u))
         u, after, window = u.mT, self.no_state if need_state else None, None                   # (b h l)
         if not self.no_state and (need_state or state is not None): window = self.kernel.window(u.shape[-1], rate)
         y = self._convolve(u, rate) if window is None else fft_conv(u, window.K, self.D)

@@ -87,7 +87,7 @@ def test_nothing_is_written_into_what_was_given():
 def test_shapes_are_named():
     assert check_shape(torch.zeros(2, 3, 4), "b l 4", "feats").shape == (2, 3, 4)
     for shape in ("b l", "b l 5", "2 4 h", "b l h x"):
-        with pytest.raises(ValueError, match=r"feats: expected the shape \(.*\), got \(2, 3, 4\); transpose"): check_shape(torch.zeros(2, 3, 4), shape, "feats", "transpose")
+        with pytest.raises(ValueError, match=r"feats: expected \(.*\), got \(2, 3, 4\); transpose"): check_shape(torch.zeros(2, 3, 4), shape, "feats", "transpose")
 
 
 # ---- layers, models, heads
