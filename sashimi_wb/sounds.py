@@ -15,7 +15,7 @@ import numpy as np
 from ipywidgets import Box, Dropdown, FloatSlider, FloatText, Text
 
 from .checks import Range
-from .core import as_array, bundled, check_value
+from .core import as_array, bundled, check_value, printable
 from .files import audio_names, probe, read_frames
 from .widgets import FLOW, look
 
@@ -32,7 +32,7 @@ def own_audio(
 )->dict[str, str]:      # name -> path; none for a file
     """Files of a folder, by their names in it. Raises: as `audio_names`."""
     if path is None or not Path(path).expanduser().is_dir(): return {}
-    return {f"own: {name}": str(Path(path).expanduser()/name) for name in audio_names(Path(path).expanduser())}
+    return {f"own: {printable(name)}": str(Path(path).expanduser()/name) for name in audio_names(Path(path).expanduser())}
 
 # %% ../nbs/04_sounds.ipynb #ec3f8d9c
 @dataclass(frozen=True, eq=False)
@@ -84,7 +84,7 @@ def _probed(path, changed): return probe(path)
 @lru_cache(maxsize=8)
 def _read(path, changed, start, frames):
     info = _probed(path, changed)
-    wave, name = _one_or_two(read_frames(info, start, frames), info.name)
+    wave, name = _one_or_two(read_frames(info, start, frames), printable(info.name))
     return Sound(name, wave, info.sample_rate, start/info.sample_rate, info.frames/info.sample_rate)
 
 

@@ -6,6 +6,7 @@ in test_trainer.
 import errno
 import json
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from sashimi_wb.core import bundled, write_atomic
 from sashimi_wb.experiments import Experiment, ablation_arms, ablation_parameters, experiment
 from sashimi_wb.files import probe, read_frames, read_span
 from sashimi_wb.runs import Run, execute
-from sashimi_wb.sounds import read_sound
+from sashimi_wb.sounds import own_audio, read_sound
 
 SMOKE = experiment("smoke")
 
@@ -137,3 +138,12 @@ def test_pages_show_the_mean_of_six_channels(tmp_path):
     sound = read_sound(write(tmp_path, "a.wav", 300, 6))
     assert sound.wave.shape == (300, 1) and sound.name == "a.wav (mean of 6 channels)"
     np.testing.assert_allclose(sound.wave, read_span(probe(tmp_path/"a.wav")))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes, as Linux has them")
+def test_pages_show_names_that_are_no_unicode(tmp_path):
+    write(tmp_path, "a.wav", 300).rename(tmp_path/os.fsdecode(b"caf\xe9.wav"))
+    (label, path), = own_audio(tmp_path).items()
+    sound = read_sound(path)
+    assert label == rf"own: {sound.name}" == r"own: caf\udce9.wav" and sound.wave.shape == (300, 2)
+    assert write_atomic(tmp_path/"page.html", path).read_text(encoding="utf-8") == rf"{tmp_path}/caf\udce9.wav"
