@@ -6,6 +6,8 @@
 __all__ = ['n_bytes', 'whole_bytes', 'to_bytes', 'from_bytes', 'place_bytes', 'silent_input']
 
 # %% ../nbs/03_byte_tokens.ipynb #5d7114cb
+from numbers import Integral
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -25,8 +27,8 @@ def whole_bytes(
     bits:int, # size of a sample in bits
 )->int:       # 1, 2 or 3
     """Bytes of a sample whose bytes are all used, as models want it. Raises: ValueError for another depth than 8, 16 or 24."""
-    if check_depth(bits) % 8:
-        raise ValueError(f"bits: byte tokens come in whole bytes, expected 8, 16 or 24, got {bits}; "
+    if not isinstance(bits, Integral) or bits not in (8, 16, 24):
+        raise ValueError(f"bits: byte tokens come in whole bytes, expected 8, 16 or 24, got {bits!r}; "
                          "use the head categorical or dml for other depths")
     return n_bytes(bits)
 
