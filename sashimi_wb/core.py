@@ -42,6 +42,7 @@ def printable(
 def _write_printable(record):
     "A filter of `log`, so that no handler meets a text that it cannot write."
     record.msg, record.args = printable(record.getMessage()), None
+    if record.exc_info: record.exc_text = printable(logging.Formatter().formatException(record.exc_info))
     return True
 
 
