@@ -17,8 +17,7 @@ import soundfile
 from IPython.display import HTML
 from markupsafe import Markup
 
-from .checks import Range
-from .core import as_array, check_value
+from .checks import Range, check_value
 
 # %% ../nbs/01_players.ipynb #12f9570f
 def markup(
@@ -37,6 +36,8 @@ def pcm16(
     """Samples on the 16-bit grid, unscaled: round(32768 x), with +1 as 32767.
 
     Raises: ValueError if the shape is another, or a sample is not finite or lies outside [-1, 1]."""
+    from sashimi_wb.core import as_array # imports torch, which takes seconds
+
     x = as_array(wave, "samples")
     if x.ndim == 1: x = x[:, None]
     if x.ndim != 2 or x.shape[0] == 0 or x.shape[1] not in (1, 2):
