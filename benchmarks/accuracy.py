@@ -13,11 +13,11 @@ import time
 import torch
 from machine import describe
 
-from sashimi_wb.cauchy import dplr_kernel_cauchy
-from sashimi_wb.model import ModelConfig, WaveModel
-from sashimi_wb.s4 import S4
-from sashimi_wb.sashimi import SaShiMiConfig
-from sashimi_wb.ssm import KernelConfig, SSMKernel
+from sashimi_wb.models.sashimi import SaShiMiConfig
+from sashimi_wb.models.wave_model import ModelConfig, WaveModel
+from sashimi_wb.ssm.kernel_cauchy import dplr_kernel_cauchy
+from sashimi_wb.ssm.learned import KernelConfig, SSMKernel
+from sashimi_wb.ssm.s4 import S4
 
 FORMS = {"dplr": KernelConfig(), "diag": KernelConfig("diag", disc="zoh")}
 LENGTHS = [1, 2, 3, 63, 64, 65, 1000, 1024, 16000, 16001, 131072]

@@ -27,7 +27,7 @@ def music(seconds):
     import numpy as np
     import soundfile as sf
 
-    from sashimi_wb.core import bundled
+    from sashimi_wb.core.system import bundled
     pieces = sorted(bundled("data/music").glob("*.flac"))
     for i in range(3):
         joined = np.concatenate([sf.read(p, dtype="float32")[0] for p in pieces[i::3]])
@@ -68,7 +68,7 @@ def load(folder, workers, seconds):
     """Windows per second of a training loader, at the files' rate and at 16 kHz."""
     import torch
 
-    from sashimi_wb.data import AudioData, DataConfig
+    from sashimi_wb.audio.windows import AudioData, DataConfig
     torch.set_num_threads(1)
     config = DataConfig(folder, sample_len=LENGTH, batch_size=4, num_workers=workers, train_percentage=0.34)
     return {str(rate): windows(AudioData(replace(config, target_sr=rate)), seconds) for rate in (None, 16_000)}
@@ -92,9 +92,9 @@ def train(preset, threads, repeats=3):
     """Windows per second of training steps of a preset's model, one window each."""
     import torch
 
-    from sashimi_wb.experiments import experiment
-    from sashimi_wb.model import WaveModel
-    from sashimi_wb.recipe import reuse_memory
+    from sashimi_wb.models.wave_model import WaveModel
+    from sashimi_wb.studies.experiments import experiment
+    from sashimi_wb.training.recipe import reuse_memory
     reuse_memory()
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -136,7 +136,7 @@ def memory(name):
 
 def index(folder):
     """Seconds and memory of one index."""
-    from sashimi_wb.index import cache_path, index_audio
+    from sashimi_wb.audio.index import cache_path, index_audio
     Path("/proc/self/clear_refs").exists() and Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     idle, start = memory("VmRSS"), time.perf_counter()
     infos = index_audio(folder)

@@ -23,9 +23,9 @@ from machine import case, describe
 def full_size(form="diag", head="categorical", bits=8):
     import torch
 
-    from sashimi_wb.model import ModelConfig, WaveModel
-    from sashimi_wb.sashimi import SaShiMiConfig
-    from sashimi_wb.ssm import KernelConfig
+    from sashimi_wb.models.sashimi import SaShiMiConfig
+    from sashimi_wb.models.wave_model import ModelConfig, WaveModel
+    from sashimi_wb.ssm.learned import KernelConfig
     torch.manual_seed(0)
     return WaveModel(ModelConfig(bits, head=head, backbone=SaShiMiConfig(kernel=KernelConfig(form)))).eval()
 
@@ -46,9 +46,9 @@ def engine_rate(form, head, bits, batch, threads, engine, seconds):
     """Samples a second of all rows together."""
     import torch
 
-    from sashimi_wb.engine import make_engine
-    from sashimi_wb.quantization import Quantizer
-    from sashimi_wb.stepping import Sampling
+    from sashimi_wb.synthesis.engine import make_engine
+    from sashimi_wb.synthesis.stepping import Sampling
+    from sashimi_wb.tokens.quantization import Quantizer
     torch.set_num_threads(threads)
     made = make_engine(engine, full_size(form, head, bits), batch, Sampling(), Quantizer(bits=bits))
     return batch*rate(made.draw, 16, seconds)
@@ -83,15 +83,15 @@ def first_call():
     torch.set_num_threads(1)
     model = full_size()
     start = time.perf_counter()
-    from sashimi_wb.generation import generate
+    from sashimi_wb.synthesis.generation import generate
     generate(model, 16, progress=False)
     return time.perf_counter() - start
 
 
 def levels(form):
     """Of every level: how often it runs in a sample, its floats of tape and of state, its multiply-adds."""
-    from sashimi_wb.engine import lay_out
-    from sashimi_wb.quantization import Quantizer
+    from sashimi_wb.synthesis.engine import lay_out
+    from sashimi_wb.tokens.quantization import Quantizer
     layout = lay_out(full_size(form), Quantizer(bits=8))
     L, N, low_rank = layout.config[:3]
     every, rows = 1, []
@@ -105,9 +105,9 @@ def levels(form):
 
 def stage_times(form, seconds):
     """Microseconds of the stage of every level, run again and again."""
-    from sashimi_wb.compiled import stage, zeros
-    from sashimi_wb.engine import lay_out
-    from sashimi_wb.quantization import Quantizer
+    from sashimi_wb.synthesis.compiled_step import stage, zeros
+    from sashimi_wb.synthesis.engine import lay_out
+    from sashimi_wb.tokens.quantization import Quantizer
     layout = lay_out(full_size(form), Quantizer(bits=8))
     L, N, low_rank, S = *layout.config[:3], layout.config[-1]
     state, x, a, b = zeros(layout.n_state), zeros(S), zeros(S), zeros(S)
@@ -120,8 +120,8 @@ def stage_times(form, seconds):
 
 def machine_rates(seconds):
     """Bytes a second read from arrays of several sizes, and multiply-adds a second, one core."""
-    from sashimi_wb.compiled import affine, zeros
-    from sashimi_wb.lanes import jit, load, spread, total
+    from sashimi_wb.synthesis.compiled_step import affine, zeros
+    from sashimi_wb.synthesis.simd import jit, load, spread, total
 
     @jit
     def read(x, n, times):

@@ -3,7 +3,7 @@
     python benchmarks/head_16bit.py [--tokens 8192] [--codes 65536] [--threads 2]
 
 Ways: "plain" keeps all logits; "torch chunked" is `torch.nn.functional.linear_cross_entropy`, where torch has it;
-"checkpointed" makes blocks of 256 tokens again in the backward pass; "blocks" is `sashimi_wb.cross_entropy`. Memory is
+"checkpointed" makes blocks of 256 tokens again in the backward pass; "blocks" is `sashimi_wb.models.blocked_cross_entropy`. Memory is
 the peak above that of inputs and parameters, gradients included; each way has a process of its own. Time is the best of
 some steps after a first. Ratios are to "plain"; differences are those of the loss and of single gradients, over the
 largest of the same array of "plain".
@@ -26,7 +26,7 @@ def ways(name):
     from torch.nn import functional as F
     from torch.utils.checkpoint import checkpoint
 
-    from sashimi_wb.cross_entropy import blocked_cross_entropy
+    from sashimi_wb.models.blocked_cross_entropy import blocked_cross_entropy
 
     def plain(x, table, bias, y): return F.cross_entropy(F.linear(x, table, bias), y)
 
@@ -48,7 +48,7 @@ def measure(name, tokens, codes, width, threads, repeats, folder):
     """One way: a first step, then more of them against the clock; loss and gradients go to a file."""
     import torch
 
-    from sashimi_wb.recipe import peak_bytes
+    from sashimi_wb.training.recipe import peak_bytes
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     loss = ways(name)

@@ -19,10 +19,10 @@ def measure(way, length, args):
     """One case: forward without gradient, then forward and backward, the best of some; memory is of all."""
     import torch
 
-    from sashimi_wb.cauchy import keops_works
-    from sashimi_wb.recipe import peak_bytes
-    from sashimi_wb.s4 import S4
-    from sashimi_wb.ssm import KernelConfig, SSMKernel
+    from sashimi_wb.ssm.kernel_cauchy import keops_works
+    from sashimi_wb.ssm.learned import KernelConfig, SSMKernel
+    from sashimi_wb.ssm.s4 import S4
+    from sashimi_wb.training.recipe import peak_bytes
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)

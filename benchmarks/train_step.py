@@ -17,10 +17,10 @@ def build(form, length, batch, threads):
     """The full-size model, its optimiser and a random batch."""
     import torch
 
-    from sashimi_wb.model import ModelConfig, WaveModel
-    from sashimi_wb.recipe import reuse_memory
-    from sashimi_wb.sashimi import SaShiMiConfig
-    from sashimi_wb.ssm import KernelConfig
+    from sashimi_wb.models.sashimi import SaShiMiConfig
+    from sashimi_wb.models.wave_model import ModelConfig, WaveModel
+    from sashimi_wb.ssm.learned import KernelConfig
+    from sashimi_wb.training.recipe import reuse_memory
 
     reuse_memory()
     torch.set_num_threads(threads)
@@ -42,7 +42,7 @@ def step(model, optimizer, x, y):
 
 def measure(form, length, batch, threads, repeats):
     """One case: warm up with one step, time the rest."""
-    from sashimi_wb.recipe import peak_bytes
+    from sashimi_wb.training.recipe import peak_bytes
     made, seconds = build(form, length, batch, threads), []
     idle = peak_bytes()
     for _ in range(repeats + 1):

@@ -18,17 +18,17 @@ from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from . import __version__
-from .batch import ablation_jobs, ablation_records, run_all, run_notebooks
-from .checks import Positive, field_types, read_values
-from .children import ending_in_order
-from .core import audio_folder, bundled, check_target, check_value, choose, log, pick_device, runs_folder, write_atomic
-from .experiments import ABLATIONS, PRESETS, AblationParameters, experiment
-from .index import cache_path, index_audio
-from .report import QUESTIONS, write_report
-from .results import result_rows, sentences
-from .stepping import Sampling
-from .trained import load_model
-from .writing import SUBTYPES, SoundWriter
+from .studies.batch import ablation_jobs, ablation_records, run_all, run_notebooks
+from .core.checks import Positive, field_types, read_values
+from .core.processes import ending_in_order
+from .core.system import audio_folder, bundled, check_target, check_value, choose, log, pick_device, runs_folder, write_atomic
+from .studies.experiments import ABLATIONS, PRESETS, AblationParameters, experiment
+from .audio.index import cache_path, index_audio
+from .studies.report import QUESTIONS, write_report
+from .studies.results import result_rows, sentences
+from .synthesis.stepping import Sampling
+from .studies.trained import load_model
+from .audio.writing import SUBTYPES, SoundWriter
 
 # %% ../nbs/18_cli.ipynb #a76616ad
 def possible(

@@ -161,7 +161,7 @@ def count_of_others(path, info):
 
 def judge(path, rng):
     """What became of a file: "read", "refused", "refused while reading", or what is wrong."""
-    from sashimi_wb.files import decode_all, probe, read_frames
+    from sashimi_wb.audio.files import decode_all, probe, read_frames
     name = os.path.basename(path)
     try: info = probe(path)
     except (ValueError, OSError) as e: return "refused" if name in str(e) else f"WRONG: an error without the name of the file: {e}"
@@ -182,7 +182,7 @@ def judge(path, rng):
 
 def work(folder, seed, first, last):
     """Judge files and write a line before and after each of them."""
-    import sashimi_wb.files  # noqa: F401  modules are loaded before the limit holds
+    import sashimi_wb.audio.files  # noqa: F401  modules are loaded before the limit holds
     status = dict(line.split(":", 1) for line in open("/proc/self/status")) if os.path.exists("/proc/self/status") else {}
     if "VmSize" in status: resource.setrlimit(resource.RLIMIT_AS, (int(status["VmSize"].split()[0])*1024 + MEMORY,)*2)
     for i in range(first, last):

@@ -1,10 +1,10 @@
 """Untrained models that tests save as a run leaves them."""
 import torch
 
-from sashimi_wb.checkpoints import save_weights
-from sashimi_wb.core import to_json
-from sashimi_wb.experiments import experiment
-from sashimi_wb.model import WaveModel
+from sashimi_wb.core.system import to_json
+from sashimi_wb.models.wave_model import WaveModel
+from sashimi_wb.studies.experiments import experiment
+from sashimi_wb.training.checkpoints import save_weights
 
 
 def save_model(path, **changes):

@@ -3,12 +3,12 @@ import json
 
 import numpy as np
 
-from sashimi_wb.core import write_atomic
-from sashimi_wb.experiments import experiment
-from sashimi_wb.metrics import bits_per_byte, compression_ratio
-from sashimi_wb.players import sound_bytes
-from sashimi_wb.results import BASELINES
-from sashimi_wb.runs import Run, excerpt, provenance
+from sashimi_wb.core.system import write_atomic
+from sashimi_wb.show.players import sound_bytes
+from sashimi_wb.studies.experiments import experiment
+from sashimi_wb.studies.results import BASELINES
+from sashimi_wb.studies.run import Run, excerpt, provenance
+from sashimi_wb.training.metrics import bits_per_byte, compression_ratio
 
 
 def _figures(bits, bps):

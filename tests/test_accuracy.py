@@ -10,12 +10,12 @@ import pytest
 import torch
 from test_sequence import close, in_windows, leaves, step_through
 
-from sashimi_wb.cauchy import cut_row, dplr_kernel_cauchy
-from sashimi_wb.kernels import discretize_dplr
-from sashimi_wb.model import ModelConfig, WaveModel
-from sashimi_wb.s4 import S4
-from sashimi_wb.sashimi import SaShiMi, SaShiMiConfig
-from sashimi_wb.ssm import KernelConfig, SSMKernel
+from sashimi_wb.models.sashimi import SaShiMi, SaShiMiConfig
+from sashimi_wb.models.wave_model import ModelConfig, WaveModel
+from sashimi_wb.ssm.kernel_cauchy import cut_row, dplr_kernel_cauchy
+from sashimi_wb.ssm.kernels import discretize_dplr
+from sashimi_wb.ssm.learned import KernelConfig, SSMKernel
+from sashimi_wb.ssm.s4 import S4
 
 torch.set_num_threads(1)
 FORMS = {"dplr": KernelConfig(), "zoh": KernelConfig("diag", disc="zoh"), "bilinear": KernelConfig("diag", init="lin", n_ssm=None)}

@@ -3,20 +3,20 @@ import numpy as np
 import pytest
 import torch
 
-from sashimi_wb.baselines import all_baselines, flac_bits_per_sample, order0_entropy, rice_bits_per_sample
-from sashimi_wb.byte_tokens import from_bytes, place_bytes, to_bytes
-from sashimi_wb.core import as_tensor, check_shape
-from sashimi_wb.generation import generate
-from sashimi_wb.interleave import deinterleave, interleave
-from sashimi_wb.metrics import snr_db
-from sashimi_wb.model import ModelConfig, WaveModel
-from sashimi_wb.players import sound_bytes
-from sashimi_wb.quantization import QUANTIZATIONS, SCALINGS, Quantizer, check_codes, check_wave
-from sashimi_wb.s4 import S4
-from sashimi_wb.sashimi import SaShiMi, SaShiMiConfig
-from sashimi_wb.sounds import as_sound
-from sashimi_wb.ssm import KernelConfig
-from sashimi_wb.writing import SoundWriter
+from sashimi_wb.audio.writing import SoundWriter
+from sashimi_wb.core.system import as_tensor, check_shape
+from sashimi_wb.models.sashimi import SaShiMi, SaShiMiConfig
+from sashimi_wb.models.wave_model import ModelConfig, WaveModel
+from sashimi_wb.pages.sound_picker import as_sound
+from sashimi_wb.show.players import sound_bytes
+from sashimi_wb.ssm.learned import KernelConfig
+from sashimi_wb.ssm.s4 import S4
+from sashimi_wb.synthesis.generation import generate
+from sashimi_wb.tokens.byte_tokens import from_bytes, place_bytes, to_bytes
+from sashimi_wb.tokens.layouts import deinterleave, interleave
+from sashimi_wb.tokens.quantization import QUANTIZATIONS, SCALINGS, Quantizer, check_codes, check_wave
+from sashimi_wb.tokens.quantization_views import snr_db
+from sashimi_wb.training.baselines import all_baselines, flac_bits_per_sample, order0_entropy, rice_bits_per_sample
 
 WAVE = np.random.default_rng(0).uniform(-1, 1, (2, 30, 2))
 CODES = np.random.default_rng(1).integers(0, 128, (2, 30, 2))

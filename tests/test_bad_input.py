@@ -13,13 +13,13 @@ import pytest
 from made_audio import write
 from made_runs import make_run
 
-from sashimi_wb.batch import run_all
+from sashimi_wb.audio.files import probe, read_frames, read_span
 from sashimi_wb.cli import load_model, main, possible
-from sashimi_wb.core import bundled, write_atomic
-from sashimi_wb.experiments import Experiment, ablation_arms, ablation_parameters, experiment
-from sashimi_wb.files import probe, read_frames, read_span
-from sashimi_wb.runs import Run, execute
-from sashimi_wb.sounds import own_audio, read_sound
+from sashimi_wb.core.system import bundled, write_atomic
+from sashimi_wb.pages.sound_picker import own_audio, read_sound
+from sashimi_wb.studies.batch import run_all
+from sashimi_wb.studies.experiments import Experiment, ablation_arms, ablation_parameters, experiment
+from sashimi_wb.studies.run import Run, execute
 
 SMOKE = experiment("smoke")
 
@@ -107,7 +107,7 @@ def test_a_full_disk_keeps_what_was_there(tmp_path, monkeypatch):
 
 
 def test_a_failing_run_is_named_and_the_others_end(tmp_path, monkeypatch):
-    import sashimi_wb.batch as batch
+    import sashimi_wb.studies.batch as batch
     seen = []
     def fake(name, output, parameters, threads, stop):
         seed = json.loads(parameters["changes"])["seed"]

@@ -12,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sashimi_wb import baselines
-from sashimi_wb.baselines import (
+from sashimi_wb.training import baselines
+from sashimi_wb.training.baselines import (
     BLOCK,
     all_baselines,
     autocorrelation,

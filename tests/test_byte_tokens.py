@@ -4,12 +4,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sashimi_wb.byte_tokens import from_bytes, n_bytes, place_bytes, silent_input, to_bytes
-from sashimi_wb.interleave import deinterleave, interleave
-from sashimi_wb.model import ModelConfig, WaveModel
-from sashimi_wb.quantization import Quantizer
-from sashimi_wb.sashimi import SaShiMiConfig
-from sashimi_wb.ssm import KernelConfig
+from sashimi_wb.models.sashimi import SaShiMiConfig
+from sashimi_wb.models.wave_model import ModelConfig, WaveModel
+from sashimi_wb.ssm.learned import KernelConfig
+from sashimi_wb.tokens.byte_tokens import from_bytes, n_bytes, place_bytes, silent_input, to_bytes
+from sashimi_wb.tokens.layouts import deinterleave, interleave
+from sashimi_wb.tokens.quantization import Quantizer
 
 
 @pytest.mark.parametrize("bits", range(1, 25))

@@ -9,8 +9,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sashimi_wb import cauchy as module
-from sashimi_wb.cauchy import (
+from sashimi_wb.ssm import kernel_cauchy as module
+from sashimi_wb.ssm.hippo import nplr, s4d
+from sashimi_wb.ssm.kernel_cauchy import (
     KeopsSum,
     TorchSum,
     cauchy,
@@ -21,10 +22,9 @@ from sashimi_wb.cauchy import (
     dplr_kernel_cauchy,
     keops_works,
 )
-from sashimi_wb.hippo import nplr, s4d
-from sashimi_wb.kernels import Discrete, discretize_dplr, kernel_by_doubling, zero_order_hold
-from sashimi_wb.ssm import KernelConfig, SSMKernel
-from sashimi_wb.vandermonde import diagonal_kernel, vandermonde_keops, vandermonde_ref
+from sashimi_wb.ssm.kernel_vandermonde import diagonal_kernel, vandermonde_keops, vandermonde_ref
+from sashimi_wb.ssm.kernels import Discrete, discretize_dplr, kernel_by_doubling, zero_order_hold
+from sashimi_wb.ssm.learned import KernelConfig, SSMKernel
 
 torch.set_num_threads(1)
 LENGTHS = [1, 2, 3, 4, 5, 31, 64, 100, 127, 256, 1000]
@@ -194,7 +194,7 @@ def test_without_a_compiler_torch_and_one_line(error, monkeypatch, caplog):
 def test_real_machine_without_a_compiler(tmp_path):
     """A process that finds no compiler and an empty cache: the sum is right, one line is logged, nothing is printed to stdout."""
     code = "import sys, logging, torch; logging.basicConfig(level=logging.INFO, format='LOG %(name)s %(message)s');" \
-           "from sashimi_wb.cauchy import *; assert 'pykeops' not in sys.modules;" \
+           "from sashimi_wb.ssm.kernel_cauchy import *; assert 'pykeops' not in sys.modules;" \
            "v = torch.randn(1, 1, 2, dtype=torch.complex64); w = torch.tensor([[-1+1j, -2+0j]]); n = cauchy_nodes(8);" \
            "[torch.testing.assert_close(cauchy(v, n, w, 'keops'), cauchy_ref(v, n, w)) for _ in range(2)]"
     environment = {k: v for k, v in os.environ.items() if k not in ("CXX", "PATH")}

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sashimi_wb import core
-from sashimi_wb.checkpoints import load_tree, read_weights, save_tree, save_weights
+from sashimi_wb.core import system as core
+from sashimi_wb.training.checkpoints import load_tree, read_weights, save_tree, save_weights
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.uint8, torch.bool, torch.complex64]
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from sashimi_wb.audio.files import read_span
+from sashimi_wb.audio.windows import AudioData
 from sashimi_wb.cli import load_model
-from sashimi_wb.core import bundled
-from sashimi_wb.data import AudioData
-from sashimi_wb.evaluation import evaluate
-from sashimi_wb.experiments import experiment
-from sashimi_wb.files import read_span
-from sashimi_wb.generation import generate
+from sashimi_wb.core.system import bundled
+from sashimi_wb.studies.experiments import experiment
+from sashimi_wb.synthesis.generation import generate
+from sashimi_wb.training.evaluation import evaluate
 
 FOLDER = Path(__file__).resolve().parents[1] / "data" / "checkpoints"
 PAGE = (FOLDER / "README.md").read_text(encoding="utf-8")

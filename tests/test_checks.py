@@ -10,10 +10,14 @@ from dataclasses import MISSING, dataclass, fields, replace
 import numpy as np
 import pytest
 
-from sashimi_wb.activations import Way
-from sashimi_wb.checks import Count, check_int, check_value, field_types, from_json, read_values, to_json, words
-from sashimi_wb.data import DataConfig
-from sashimi_wb.experiments import (
+from sashimi_wb.audio.windows import DataConfig
+from sashimi_wb.core.checks import Count, check_int, check_value, field_types, from_json, read_values, to_json, words
+from sashimi_wb.models.sashimi import SaShiMi, SaShiMiConfig
+from sashimi_wb.models.wave_model import ModelConfig
+from sashimi_wb.pages.activations import Way
+from sashimi_wb.pages.takes import Wish
+from sashimi_wb.ssm.learned import KernelConfig
+from sashimi_wb.studies.experiments import (
     PRESETS,
     AblationParameters,
     Experiment,
@@ -22,13 +26,9 @@ from sashimi_wb.experiments import (
     arm_parameters,
     experiment,
 )
-from sashimi_wb.model import ModelConfig
-from sashimi_wb.quantization import Quantizer
-from sashimi_wb.recipe import History, TrainConfig
-from sashimi_wb.sashimi import SaShiMi, SaShiMiConfig
-from sashimi_wb.ssm import KernelConfig
-from sashimi_wb.stepping import Sampling
-from sashimi_wb.takes import Wish
+from sashimi_wb.synthesis.stepping import Sampling
+from sashimi_wb.tokens.quantization import Quantizer
+from sashimi_wb.training.recipe import History, TrainConfig
 
 GIVEN = {DataConfig: {"path": "x"}, TrainConfig: {"max_steps": 1}}
 CONFIGS = (Experiment, DataConfig, ModelConfig, SaShiMiConfig, KernelConfig,

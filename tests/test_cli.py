@@ -14,8 +14,8 @@ from made_audio import noise
 from made_models import save_model
 
 from sashimi_wb.cli import generate_file, main
-from sashimi_wb.generation import generate
-from sashimi_wb.trained import load_model
+from sashimi_wb.studies.trained import load_model
+from sashimi_wb.synthesis.generation import generate
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_an_error_on_the_way_keeps_what_was_made(tmp_path, model, monkeypatch):
         yield torch.zeros(64, 1)
         assert not out.exists()
         raise ValueError("not finite at sample 64")
-    monkeypatch.setattr("sashimi_wb.trained.Trained.stream", broken)
+    monkeypatch.setattr("sashimi_wb.studies.trained.Trained.stream", broken)
     with pytest.raises(ValueError, match="not finite at sample 64"): generate_file(model, str(out))
     assert soundfile.info(out).frames == 64
     assert [p.name for p in tmp_path.iterdir()] == ["out.wav"]

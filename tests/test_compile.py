@@ -7,9 +7,9 @@ import pytest
 import torch
 from test_sequence import close, in_windows, leaves, step_through
 
-from sashimi_wb.model import ModelConfig, WaveModel
-from sashimi_wb.sashimi import SaShiMiConfig
-from sashimi_wb.ssm import KernelConfig, SSMKernel
+from sashimi_wb.models.sashimi import SaShiMiConfig
+from sashimi_wb.models.wave_model import ModelConfig, WaveModel
+from sashimi_wb.ssm.learned import KernelConfig, SSMKernel
 
 torch.set_num_threads(1)
 FORMS = {"dplr": KernelConfig("dplr", 16), "diag": KernelConfig("diag", 16, disc="zoh")}

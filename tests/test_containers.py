@@ -1,4 +1,4 @@
-"""sashimi_wb.containers, ffmpeg and files: every container read right, or refused with its reason."""
+"""sashimi_wb.audio.containers, ffmpeg and files: every container read right, or refused with its reason."""
 import io
 import os
 import struct
@@ -8,7 +8,7 @@ import pytest
 import soundfile as sf
 from made_audio import decode_stream, noise
 
-from sashimi_wb.files import probe, read_frames
+from sashimi_wb.audio.files import probe, read_frames
 
 
 def tone(n=16_000, channels=1, rate=16_000, hz=440):
@@ -229,7 +229,7 @@ MP3 = coded("MP3", wave=NOISY, rate=44_100, bitrate_mode="VARIABLE")
 
 
 def frame_starts(b):
-    from sashimi_wb.containers import container_of, mpeg_frames
+    from sashimi_wb.audio.containers import container_of, mpeg_frames
     return [x.at for x in mpeg_frames(io.BytesIO(b), *container_of(io.BytesIO(b), len(b))[1:])]
 
 
@@ -259,7 +259,7 @@ def test_an_mp3_that_is_damaged_or_truncated(tmp_path):
 def test_layers_one_and_two(tmp_path, layer):
     """Made by hand: frames of silence, whose samples are known."""
     frame = bytes([0xFF, 0xFF if layer == 1 else 0xFD, 0x90 if layer == 1 else 0x80, 0xC0]) # 44.1 kHz, mono, no check sum
-    from sashimi_wb.containers import mpeg_header
+    from sashimi_wb.audio.containers import mpeg_header
     size, samples, hz, found = mpeg_header(frame)
     assert (hz, found) == (44_100, layer)
     info = probe(put(tmp_path, "a.mp3", (frame + bytes(size - 4))*50))
@@ -345,7 +345,7 @@ esac
 """)))
     os.chmod(tmp_path/"python", 0o755)
     assert [r[3] for r in fuzz_audio.run(str(tmp_path), 3, 0)] == ["WRONG: the process ended with -11", "WRONG: hangs", "read"]
-    from sashimi_wb import files
+    from sashimi_wb.audio import files
     path = put(tmp_path, "a.wav", riff(FORMAT, chunk(b"data", PCM)))
     assert fuzz_audio.judge(str(path), np.random.default_rng(0)) == "read"
     plain = files.READERS["array"]

@@ -1,4 +1,4 @@
-"""sashimi_wb.data and sashimi_wb.sampling: configuration, windows, tokens, chunked epochs, loaders, the account of what is reduced."""
+"""sashimi_wb.audio.windows and sashimi_wb.audio.sampling: configuration, windows, tokens, chunked epochs, loaders, the account of what is reduced."""
 import os
 import pickle
 from dataclasses import replace
@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_audio import write
 
-from sashimi_wb.byte_tokens import from_bytes, silent_input
-from sashimi_wb.core import from_json, to_json
-from sashimi_wb.data import AudioData, DataConfig, WindowDataset
-from sashimi_wb.evaluation import whole_files
-from sashimi_wb.files import read_span
-from sashimi_wb.index import index_audio
-from sashimi_wb.interleave import deinterleave, interleave
-from sashimi_wb.sampling import ChunkSampler
+from sashimi_wb.audio.files import read_span
+from sashimi_wb.audio.index import index_audio
+from sashimi_wb.audio.sampling import ChunkSampler
+from sashimi_wb.audio.windows import AudioData, DataConfig, WindowDataset
+from sashimi_wb.core.system import from_json, to_json
+from sashimi_wb.tokens.byte_tokens import from_bytes, silent_input
+from sashimi_wb.tokens.layouts import deinterleave, interleave
+from sashimi_wb.training.evaluation import whole_files
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""sashimi_wb.datasets: a small tree of the true layout for every data set, and the errors for wrong ones."""
+"""sashimi_wb.audio.corpora: a small tree of the true layout for every data set, and the errors for wrong ones."""
 import csv
 import json
 import logging
@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_audio import write
 
-from sashimi_wb.data import AudioData, DataConfig
-from sashimi_wb.datasets import DATASETS, DIGITS, MUSDB_VALIDATION, PARTS, STEMS, find_parts, split_files
-from sashimi_wb.files import AudioInfo, read_span
+from sashimi_wb.audio.corpora import DATASETS, DIGITS, MUSDB_VALIDATION, PARTS, STEMS, find_parts, split_files
+from sashimi_wb.audio.files import AudioInfo, read_span
+from sashimi_wb.audio.windows import AudioData, DataConfig
 
 
 def grow(root, names, channels=1, **options):
@@ -206,7 +206,7 @@ def test_tables_of_maestro(tmp_path, table, version):
 @settings(max_examples=100, deadline=None)
 def test_parts_in_order_are_those_of_the_public_loader(n, share):
     """Names in natural order, cut where the public loader cuts: int(share*n) and int((share + (1 - share)/2)*n)."""
-    from sashimi_wb.datasets import _in_order, _Layout
+    from sashimi_wb.audio.corpora import _in_order, _Layout
     files = [f"{i}.wav" for i in range(n)]
     cuts = [0, int(share*n), int((share + (1 - share)/2)*n), n]
     want = [files[a:b] for a, b in zip(cuts, cuts[1:])]

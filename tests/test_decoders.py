@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sashimi_wb import cross_entropy
-from sashimi_wb.decoders import HEADS, CategoricalHead, DMLHead, SequenceDecoder, make_head, sample_logits
-from sashimi_wb.encoders import make_encoder
-from sashimi_wb.mixtures import Mixture, mixture_cdf, mixture_log_prob, mixture_log_probs, mixture_sample
-from sashimi_wb.quantization import linear_decode, linear_encode
-from sashimi_wb.sequence_decoder import MODES
+from sashimi_wb.models import blocked_cross_entropy as cross_entropy
+from sashimi_wb.models.encoders import make_encoder
+from sashimi_wb.models.heads import HEADS, CategoricalHead, DMLHead, SequenceDecoder, make_head, sample_logits
+from sashimi_wb.models.mixtures import Mixture, mixture_cdf, mixture_log_prob, mixture_log_probs, mixture_sample
+from sashimi_wb.models.sequence_decoder import MODES
+from sashimi_wb.tokens.quantization import linear_decode, linear_encode
 
 REFERENCE = Path(__file__).parent / "reference"
 LENGTHS = {"None": None, "varied": torch.tensor([9, 4, 6]), "equal6": torch.tensor([6, 6, 6])}

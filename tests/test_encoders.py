@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sashimi_wb.encoders import ENCODERS, Embedding, EmbeddingSqueeze, LinearProjection, make_encoder
+from sashimi_wb.models.encoders import ENCODERS, Embedding, EmbeddingSqueeze, LinearProjection, make_encoder
 
 
 def test_names_kinds_and_counts():

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from sashimi_wb.decoders import sample_logits
-from sashimi_wb.draws import pick_class, pick_mixture
-from sashimi_wb.engine import ENGINES, CompiledStepper, Unsupported, lay_out, make_engine
-from sashimi_wb.generation import generate, generate_stream
-from sashimi_wb.mixtures import mixture_log_probs, mixture_of
-from sashimi_wb.model import ModelConfig, WaveModel
-from sashimi_wb.quantization import Quantizer
-from sashimi_wb.sashimi import SaShiMiConfig
-from sashimi_wb.ssm import KernelConfig
-from sashimi_wb.stepping import Sampling, Stepper
+from sashimi_wb.models.heads import sample_logits
+from sashimi_wb.models.mixtures import mixture_log_probs, mixture_of
+from sashimi_wb.models.sashimi import SaShiMiConfig
+from sashimi_wb.models.wave_model import ModelConfig, WaveModel
+from sashimi_wb.ssm.learned import KernelConfig
+from sashimi_wb.synthesis.compiled_draws import pick_class, pick_mixture
+from sashimi_wb.synthesis.engine import ENGINES, CompiledStepper, Unsupported, lay_out, make_engine
+from sashimi_wb.synthesis.generation import generate, generate_stream
+from sashimi_wb.synthesis.stepping import Sampling, Stepper
+from sashimi_wb.tokens.quantization import Quantizer
 
 torch.set_num_threads(1)
 KINDS = [("embedding", "categorical", 8), ("linear_projection", "categorical", 8), ("embedding", "dml", 16), ("linear_projection", "dml", 16), ("embedding", "bytes", 24)]

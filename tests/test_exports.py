@@ -18,10 +18,15 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "sashimi_wb"
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name not in ("__init__.py", "_modidx.py"))
 BIN = Path(sys.executable).parent
-TRAINS = {"lit", "trainer", "experiments", "training_worker", "cli"}  # these may import Lightning, which costs seconds
-COMPILED = {"lanes", "draws", "compiled"}               # what numba compiles
+TRAINS = {"training.lightning_parts", "training.trainer", "studies.live_worker", "trainer", "cli"}  # these may import Lightning, which costs seconds
+COMPILED = {"synthesis.simd", "synthesis.compiled_draws", "synthesis.compiled_step"}  # what numba compiles
 
 OWNERS = packages_distributions()
+
+def dotted(path: Path) -> str:
+    """The name of a module inside the package."""
+    return path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".")
+
 
 config = ConfigParser(delimiters=["="])
 config.read(ROOT / "settings.ini", encoding="utf-8")
@@ -71,8 +76,8 @@ def nbdev(command: str, *args: str, cwd: Path) -> None:
 def test_package_matches_notebooks(tmp_path):
     copy_sources(tmp_path)
     nbdev("nbdev_export", cwd=tmp_path)
-    made = {p.name: p.read_bytes() for p in (tmp_path / "sashimi_wb").glob("*.py")}
-    have = {p.name: p.read_bytes() for p in PACKAGE.glob("*.py")}
+    made = {str(p.relative_to(tmp_path / "sashimi_wb")): p.read_bytes() for p in (tmp_path / "sashimi_wb").rglob("*.py")}
+    have = {str(p.relative_to(PACKAGE)): p.read_bytes() for p in PACKAGE.rglob("*.py")}
     assert not made.keys() - have.keys(), "not exported yet: run `make export`"
     assert not have.keys() - made.keys(), "no notebook exports these: write code in nbs/, or remove the file"
     assert not [name for name in made if made[name] != have[name]], "differ from their notebooks: run `make export`"
@@ -124,7 +129,7 @@ def test_pictures_are_small():
     assert not large
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
 def test_public_names_have_docstrings(path):
     module = tree(path)
     bare = [] if ast.get_docstring(module) else ["the module (the notebook's H1 and > line)"]
@@ -134,7 +139,7 @@ def test_public_names_have_docstrings(path):
     assert not bare, f"{path.name}: without a docstring"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
 def test_imports_are_requirements(path):
     """What the package imports is asked for in settings.ini, and none of it is a development tool."""
     key = lambda name: re.sub(r"[-_.]+", "-", name).lower()
@@ -144,7 +149,7 @@ def test_imports_are_requirements(path):
     assert not [n for n in names if not {key(o) for o in OWNERS.get(n, [])} & asked], "missing in requirements of settings.ini"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
 def test_nothing_is_pickled(path):
     """Loading a file must never run code from it; `trainer` may hand bytes to its own worker processes."""
     allowed = {"pickle"} if path.stem == "trainer" else set()
@@ -171,7 +176,7 @@ for name in sys.argv[1:]:
     loaded = seconds & sys.modules.keys()
     assert not loaded, f"import sashimi_wb.{name} loads {sorted(loaded)}"
 """
-    done = run_python(code, *(p.stem for p in MODULES if p.stem not in TRAINS | COMPILED))
+    done = run_python(code, *(name for name in map(dotted, MODULES) if name not in TRAINS | COMPILED))
     assert done.returncode == 0, done.stderr
 
 
@@ -179,25 +184,25 @@ def resample(transform=None) -> int:
     """Length of one second at 16 kHz taken to 8 kHz by torchaudio."""
     import torch
 
-    from sashimi_wb.core import import_torchaudio
+    from sashimi_wb.core.system import import_torchaudio
     transform = transform or import_torchaudio().transforms.Resample(16_000, 8_000)
     return transform(torch.zeros(1, 16_000)).shape[-1]
 
 
 def start_worker() -> None:
     """What a worker must do before a torchaudio object reaches it."""
-    from sashimi_wb.core import import_torchaudio
+    from sashimi_wb.core.system import import_torchaudio
     import_torchaudio()
 
 
 def test_torchaudio_in_a_fresh_process():
-    done = run_python("from sashimi_wb.core import import_torchaudio as load; ta = load(); assert load() is ta; "
+    done = run_python("from sashimi_wb.core.system import import_torchaudio as load; ta = load(); assert load() is ta; "
                       "assert ta.functional.mu_law_encoding(__import__('torch').zeros(3), 256).tolist() == [128] * 3")
     assert done.returncode == 0, done.stderr
 
 
 def test_torchaudio_in_a_spawned_worker():
-    from sashimi_wb.core import import_torchaudio
+    from sashimi_wb.core.system import import_torchaudio
     transform = import_torchaudio().transforms.Resample(16_000, 8_000)
     with multiprocessing.get_context("spawn").Pool(1, initializer=start_worker) as pool:
         assert pool.apply_async(resample).get(120) == 8_000

@@ -1,4 +1,4 @@
-"""sashimi_wb.files and sashimi_wb.index: exact reading, seeking, resampling, damaged files, and what the index remembers."""
+"""sashimi_wb.audio.files and sashimi_wb.audio.index: exact reading, seeking, resampling, damaged files, and what the index remembers."""
 import gc
 import hashlib
 import itertools
@@ -20,13 +20,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made_audio import decode_stream, write, write_flac32, write_integers, write_stems
 
-from sashimi_wb import folders, index
-from sashimi_wb.core import import_torchaudio
-from sashimi_wb.data import AudioData, DataConfig
-from sashimi_wb.files import AudioInfo, audio_names, find_audio, probe, read_frames, read_span
-from sashimi_wb.folders import walk
-from sashimi_wb.index import index_audio
-from sashimi_wb.quantization import Quantizer
+from sashimi_wb.audio import folders, index
+from sashimi_wb.audio.files import AudioInfo, audio_names, find_audio, probe, read_frames, read_span
+from sashimi_wb.audio.folders import walk
+from sashimi_wb.audio.index import index_audio
+from sashimi_wb.audio.windows import AudioData, DataConfig
+from sashimi_wb.core.system import import_torchaudio
+from sashimi_wb.tokens.quantization import Quantizer
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_names_of_any_bytes_go_all_the_way(tmp_path):
     assert found == sorted(ODD_NAMES)
     data = AudioData(DataConfig(tmp_path, sample_len=50))
     assert [os.fsencode(f.name) for f in data.files] == found and len(data.fingerprint()) == 64 and len(data.train[0]["x"]) == 50
-    code = ("import os, sys; from sashimi_wb.data import AudioData, DataConfig; d = AudioData(DataConfig(sys.argv[1], sample_len=50));"
+    code = ("import os, sys; from sashimi_wb.audio.windows import AudioData, DataConfig; d = AudioData(DataConfig(sys.argv[1], sample_len=50));"
             "sys.stdout.write(d.fingerprint() + str([os.fsencode(f.name) for f in d.test.files]))")
     plain = os.environ | {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # names are ASCII with escapes
     said = subprocess.run([sys.executable, "-c", code, tmp_path], env=plain, capture_output=True, text=True, check=True).stdout
@@ -487,7 +487,7 @@ def test_a_killed_index_goes_on(tmp_path, looks):
     time.sleep(0.03)
     code = f"""
 import os
-import sashimi_wb.index as index
+import sashimi_wb.audio.index as index
 plain, index._PATIENCE_S = index.probe, 0
 def stop(path, *rest):
     if str(path).endswith("21.wav"): os.kill(os.getpid(), 9)
@@ -644,7 +644,7 @@ def test_content_is_hashed_once(corpus, looks, monkeypatch):
 
 def test_several_processes_at_a_time(tmp_path, looks):
     for i in range(40): write(tmp_path, f"{i:02}.flac", 200)
-    code = f"import sashimi_wb.index as i; i._PATIENCE_S = 0; print(sum(len(i.content_hash(f)) for f in i.index_audio({str(tmp_path)!r})))"
+    code = f"import sashimi_wb.audio.index as i; i._PATIENCE_S = 0; print(sum(len(i.content_hash(f)) for f in i.index_audio({str(tmp_path)!r})))"
     both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     assert [p.communicate()[0].strip() for p in both] == [str(40*64)]*2
     assert looked(looks, tmp_path)[1:] == ([], [])

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from sashimi_wb.byte_tokens import from_bytes, place_bytes, silent_input, to_bytes
-from sashimi_wb.generation import generate, generate_stream, known_runs
-from sashimi_wb.interleave import deinterleave, interleave, token_order
-from sashimi_wb.model import ModelConfig, WaveModel
-from sashimi_wb.quantization import Quantizer
-from sashimi_wb.sashimi import SaShiMiConfig
-from sashimi_wb.ssm import KernelConfig
-from sashimi_wb.stepping import Sampling, Stepper
+from sashimi_wb.models.sashimi import SaShiMiConfig
+from sashimi_wb.models.wave_model import ModelConfig, WaveModel
+from sashimi_wb.ssm.learned import KernelConfig
+from sashimi_wb.synthesis.generation import generate, generate_stream, known_runs
+from sashimi_wb.synthesis.stepping import Sampling, Stepper
+from sashimi_wb.tokens.byte_tokens import from_bytes, place_bytes, silent_input, to_bytes
+from sashimi_wb.tokens.layouts import deinterleave, interleave, token_order
+from sashimi_wb.tokens.quantization import Quantizer
 
 torch.set_num_threads(1)
 STRATEGIES = ("temporal", "blocking-1", "blocking-4", "blocking-24", "blocking")

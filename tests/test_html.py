@@ -11,20 +11,20 @@ import pytest
 import soundfile
 from made_runs import make_run
 
-from sashimi_wb.explore_layouts import explore_layouts
-from sashimi_wb.explore_quantization import explore_quantization
-from sashimi_wb.explore_runs import explore_runs
-from sashimi_wb.explore_training import plan_html, result_html
-from sashimi_wb.in_step import players_in_step
-from sashimi_wb.live_training import Progress, clips_html, curves_html
-from sashimi_wb.model import WaveModel, stage_report
-from sashimi_wb.players import figure_html, player, player_row, table
-from sashimi_wb.report import report_html
-from sashimi_wb.run_table import read_runs
-from sashimi_wb.stage_pictures import sounds_html, unet_html
-from sashimi_wb.takes import takes_html
-from sashimi_wb.visualise import label_text, new_figure, plot_clips, plot_mel, plot_wave, tidy
-from sashimi_wb.widgets import Runner, error_html, note_html
+from sashimi_wb.models.wave_model import WaveModel, stage_report
+from sashimi_wb.pages.layouts_page import explore_layouts
+from sashimi_wb.pages.quantization_page import explore_quantization
+from sashimi_wb.pages.runs_page import explore_runs
+from sashimi_wb.pages.stage_figures import sounds_html, unet_html
+from sashimi_wb.pages.takes import takes_html
+from sashimi_wb.pages.training_page import plan_html, result_html
+from sashimi_wb.pages.widgets import Runner, error_html, note_html
+from sashimi_wb.show.figures import label_text, new_figure, plot_clips, plot_mel, plot_wave, tidy
+from sashimi_wb.show.players import figure_html, player, player_row, table
+from sashimi_wb.show.synced_players import players_in_step
+from sashimi_wb.studies.live_run import Progress, clips_html, curves_html
+from sashimi_wb.studies.report import report_html
+from sashimi_wb.studies.run_table import read_runs
 
 PLAIN = "a plain word"
 MARKUP = "<img src=x onerror=alert(1)>\"'&$x$ \\frac{1} _2^{\udce9 {0} %s </td></script>"
@@ -141,5 +141,5 @@ def test_the_pages_show_what_the_test_puts_in(both):
 def test_one_function_makes_html_of_text():
     "Who writes an element by an f-string, or escapes by hand, goes past `markup`."
     made = re.compile(r"""\bf(["']|\"{3})[^\n]*?<[a-z/]+[ >]|from html import|(?<!re\.)\bescape\(""")
-    found = {p.name: made.findall(p.read_text(encoding="utf-8")) for p in (ROOT/"sashimi_wb").glob("*.py")}
-    assert {name for name, hits in found.items() if hits} <= {"widgets.py", "stage_pictures.py"}
+    found = {p.name: made.findall(p.read_text(encoding="utf-8")) for p in (ROOT/"sashimi_wb").rglob("*.py")}
+    assert {name for name, hits in found.items() if hits} <= {"widgets.py", "stage_figures.py"}

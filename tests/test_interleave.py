@@ -1,4 +1,4 @@
-"""Properties of sashimi_wb.interleave and its agreement with the reference arrays."""
+"""Properties of sashimi_wb.tokens.layouts and its agreement with the reference arrays."""
 import json
 from pathlib import Path
 
@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sashimi_wb.interleave import deinterleave, interleave, parse_strategy, token_order
-from sashimi_wb.quantization import linear_encode
+from sashimi_wb.tokens.layouts import deinterleave, interleave, parse_strategy, token_order
+from sashimi_wb.tokens.quantization import linear_encode
 
 REFERENCE = np.load(Path(__file__).parent/"reference"/"interleave"/"interleave.npz")
 strategies = st.one_of(st.sampled_from(["temporal", "blocking"]), st.integers(1, 40).map(lambda n: f"blocking-{n}"))

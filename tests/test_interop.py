@@ -7,9 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sashimi_wb.convolution import fft_conv
-from sashimi_wb.hippo import MEASURES, hippo_legs, nplr, s4d
-from sashimi_wb.interop import (
+from sashimi_wb.models.interop import (
     LAYER_FIXED,
     block_from_s4,
     c_from_tilde,
@@ -23,7 +21,9 @@ from sashimi_wb.interop import (
     rename,
     sampled,
 )
-from sashimi_wb.kernels import (
+from sashimi_wb.ssm.convolution import fft_conv
+from sashimi_wb.ssm.hippo import MEASURES, hippo_legs, nplr, s4d
+from sashimi_wb.ssm.kernels import (
     DISCRETIZATIONS,
     Discrete,
     discretize_dplr,
@@ -31,8 +31,8 @@ from sashimi_wb.kernels import (
     state_after,
     state_response,
 )
-from sashimi_wb.metrics import accuracy_at
-from sashimi_wb.s4 import S4
+from sashimi_wb.ssm.s4 import S4
+from sashimi_wb.training.metrics import accuracy_at
 
 torch.set_num_threads(1)
 REFERENCE = Path(__file__).parent/"reference"

@@ -1,4 +1,4 @@
-"""sashimi_wb.lists and the data sets that use it: however a list is written, every clip stays in its part or an error names file and line."""
+"""sashimi_wb.audio.lists and the data sets that use it: however a list is written, every clip stays in its part or an error names file and line."""
 import csv
 import json
 import logging
@@ -10,8 +10,8 @@ import pytest
 from made_audio import write
 from test_datasets import TREES, names
 
-from sashimi_wb.datasets import MUSDB_VALIDATION, find_parts
-from sashimi_wb.lists import Names, alike, read_lines, read_table
+from sashimi_wb.audio.corpora import MUSDB_VALIDATION, find_parts
+from sashimi_wb.audio.lists import Names, alike, read_lines, read_table
 
 ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be")
 LISTS = {"sc09": ("validation_list.txt", "testing_list.txt"), "ljspeech": ("metadata.csv",), "maestro": ("maestro-v3.0.0.csv",)}

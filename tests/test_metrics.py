@@ -8,10 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sashimi_wb.core import seed_everything
-from sashimi_wb.data import AudioData, DataConfig
-from sashimi_wb.evaluation import evaluate, evaluate_whole, whole_files
-from sashimi_wb.metrics import (
+from sashimi_wb.audio.windows import AudioData, DataConfig
+from sashimi_wb.core.system import seed_everything
+from sashimi_wb.models.sashimi import SaShiMiConfig
+from sashimi_wb.models.wave_model import ModelConfig, WaveModel
+from sashimi_wb.ssm.learned import KernelConfig
+from sashimi_wb.tokens.quantization_views import snr_db
+from sashimi_wb.training.evaluation import evaluate, evaluate_whole, whole_files
+from sashimi_wb.training.metrics import (
     Tally,
     accuracy_at,
     bits_per_byte,
@@ -19,11 +23,7 @@ from sashimi_wb.metrics import (
     code_rank,
     compression_ratio,
     perplexity,
-    snr_db,
 )
-from sashimi_wb.model import ModelConfig, WaveModel
-from sashimi_wb.sashimi import SaShiMiConfig
-from sashimi_wb.ssm import KernelConfig
 
 REFERENCE = Path(__file__).parent / "reference" / "metrics"
 NAMES = {1: "accuracy", 3: "accuracy@3", 5: "accuracy@5", 10: "accuracy@10"}

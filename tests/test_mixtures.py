@@ -7,9 +7,8 @@ import pytest
 import soundfile
 import torch
 
-from sashimi_wb.decoders import DMLHead
-from sashimi_wb.metrics import code_rank
-from sashimi_wb.mixtures import (
+from sashimi_wb.models.heads import DMLHead
+from sashimi_wb.models.mixtures import (
     Mixture,
     mixture_cdf,
     mixture_log_prob,
@@ -19,7 +18,8 @@ from sashimi_wb.mixtures import (
     mixture_sample,
     start_params,
 )
-from sashimi_wb.quantization import Quantizer
+from sashimi_wb.tokens.quantization import Quantizer
+from sashimi_wb.training.metrics import code_rank
 
 MUSIC = Path(__file__).parents[1]/"data"/"music"/"dvorak_largo.flac"
 ROWS = {8: 100, 12: 30, 16: 4}

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sashimi_wb.decoders import SequenceDecoder
-from sashimi_wb.interleave import deinterleave, interleave
-from sashimi_wb.metrics import accuracy_at, bits_per_sample, perplexity
+from sashimi_wb.models.heads import SequenceDecoder
+from sashimi_wb.tokens.layouts import deinterleave, interleave
+from sashimi_wb.training.metrics import accuracy_at, bits_per_sample, perplexity
 
 REFERENCE = Path(__file__).parent/"reference"
 

@@ -6,7 +6,7 @@ from decimal import Decimal, localcontext
 import pytest
 import torch
 
-from sashimi_wb.portable import exp2, log1p
+from sashimi_wb.tokens.portable import exp2, log1p
 
 pytestmark = pytest.mark.portable   # also run as on other machines, by test_machines.py
 

@@ -1,4 +1,4 @@
-"""Sweeps for sashimi_wb.quantization: exactness, agreement with torchaudio and the reference arrays, bad input."""
+"""Sweeps for sashimi_wb.tokens.quantization: exactness, agreement with torchaudio and the reference arrays, bad input."""
 import hashlib
 from pathlib import Path
 
@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sashimi_wb.core import import_torchaudio
-from sashimi_wb.quantization import (
+from sashimi_wb.core.system import import_torchaudio
+from sashimi_wb.tokens.quantization import (
     QUANTIZATIONS,
     SCALINGS,
     Quantizer,

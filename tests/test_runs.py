@@ -13,18 +13,18 @@ import pytest
 import torch
 from made_runs import make_run
 
-from sashimi_wb import runs as runs_module
-from sashimi_wb import trainer
-from sashimi_wb.batch import run_notebook
-from sashimi_wb.checkpoints import load_tree, read_weights, save_tree, save_weights
-from sashimi_wb.children import end_tree
-from sashimi_wb.core import read_json, to_json, write_atomic
-from sashimi_wb.experiments import experiment
-from sashimi_wb.locks import clear_leftovers, holding
-from sashimi_wb.model import WaveModel
-from sashimi_wb.run_table import read_runs
-from sashimi_wb.runs import Run, code_sources, execute
-from sashimi_wb.trained import find_models, load_model
+from sashimi_wb.core.locks import clear_leftovers, holding
+from sashimi_wb.core.processes import end_tree
+from sashimi_wb.core.system import read_json, to_json, write_atomic
+from sashimi_wb.models.wave_model import WaveModel
+from sashimi_wb.studies import run as runs_module
+from sashimi_wb.studies.batch import run_notebook
+from sashimi_wb.studies.experiments import experiment
+from sashimi_wb.studies.run import Run, code_sources, execute
+from sashimi_wb.studies.run_table import read_runs
+from sashimi_wb.studies.trained import find_models, load_model
+from sashimi_wb.training import trainer
+from sashimi_wb.training.checkpoints import load_tree, read_weights, save_tree, save_weights
 
 TWO = experiment("smoke", {"steps": (2, 6), "dropout": 0.1})
 CLIPS = ("original.flac", "quantized.flac", "continuation.flac")
@@ -114,7 +114,7 @@ def test_two_at_once_and_leftovers(unbroken, tmp_path, caplog):
 
 
 def test_a_lock_says_who_has_it_and_ends_with_its_process(tmp_path):
-    program = f"from sashimi_wb.locks import holding\nwith holding({str(tmp_path)!r}, 'run'):\n    print('mine', flush=True)\n    input()"
+    program = f"from sashimi_wb.core.locks import holding\nwith holding({str(tmp_path)!r}, 'run'):\n    print('mine', flush=True)\n    input()"
     other = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "mine\n"
     with pytest.raises(ValueError, match=f"in use: process {other.pid} on .*wait for its end, or stop it there"), holding(tmp_path, "run", wait=False): pass
@@ -162,7 +162,7 @@ def test_the_fingerprint_covers_whatever_is_imported(tmp_path):
 
 
 def test_the_fingerprint_covers_what_a_run_loads():
-    program = "import sys, sashimi_wb.runs, sashimi_wb.trainer; print(*[m for m in sys.modules if m.startswith('sashimi_wb')])"
+    program = "import sys, sashimi_wb.studies.run, sashimi_wb.training.trainer; print(*[m for m in sys.modules if m.startswith('sashimi_wb')])"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200).stdout.split()
     assert len(loaded) > 30 and not set(loaded) - set(code_sources())
 
@@ -173,7 +173,7 @@ def _gone(pids, wait_s=15):
 
 def test_a_kernel_ends_with_the_process_at_the_top(tmp_path):
     "Whatever ends it: the notebook's process and its kernel, in a session of its own, are gone soon after."
-    program = f"from sashimi_wb.batch import run_notebook; run_notebook('train_arm', {str(tmp_path/'n.ipynb')!r}, {{'steps': 100000, 'runs': {str(tmp_path)!r}}}, 1)"
+    program = f"from sashimi_wb.studies.batch import run_notebook; run_notebook('train_arm', {str(tmp_path/'n.ipynb')!r}, {{'steps': 100000, 'runs': {str(tmp_path)!r}}}, 1)"
     top = subprocess.Popen([sys.executable, "-c", program])
     try:
         end = time.time() + 120
@@ -282,7 +282,7 @@ def test_one_bad_file_never_stops_a_listing(tmp_path):
     found, notes = read_runs(tmp_path)
     assert good.folder in [r.folder for r in found] and notes
     assert [str(m.path) for m in find_models(tmp_path, tmp_path/"none")] == []
-    from sashimi_wb.run_table import in_order, runs_table
+    from sashimi_wb.studies.run_table import in_order, runs_table
     assert good.hash[:6] in runs_table(in_order(found, "bits_per_sample")).data
 
 

@@ -7,13 +7,13 @@ import itertools
 import pytest
 import torch
 
-from sashimi_wb.checkpoints import load_tree, save_tree
-from sashimi_wb.hippo import MEASURES, S4D_INITS
-from sashimi_wb.kernels import kernel_by_doubling, kernel_ref
-from sashimi_wb.model import ModelConfig, WaveModel
-from sashimi_wb.s4 import S4, NoState, S4Block
-from sashimi_wb.sashimi import SaShiMi, SaShiMiConfig
-from sashimi_wb.ssm import KernelConfig, SSMKernel
+from sashimi_wb.models.sashimi import SaShiMi, SaShiMiConfig
+from sashimi_wb.models.wave_model import ModelConfig, WaveModel
+from sashimi_wb.ssm.hippo import MEASURES, S4D_INITS
+from sashimi_wb.ssm.kernels import kernel_by_doubling, kernel_ref
+from sashimi_wb.ssm.learned import KernelConfig, SSMKernel
+from sashimi_wb.ssm.s4 import S4, NoState, S4Block
+from sashimi_wb.training.checkpoints import load_tree, save_tree
 
 torch.set_num_threads(1)
 KERNELS = {"dplr": KernelConfig("dplr", 8), "zoh": KernelConfig("diag", 8, "lin", "zoh"),

@@ -14,14 +14,15 @@ import torch
 from made_models import save_model
 from tqdm.auto import tqdm
 
-from sashimi_wb import cli, runs
+from sashimi_wb import cli
+from sashimi_wb.audio.index import cache_path
+from sashimi_wb.audio.writing import SoundWriter
 from sashimi_wb.cli import generate_file, main, run_ablations
-from sashimi_wb.core import check_target
-from sashimi_wb.experiments import experiment
-from sashimi_wb.index import cache_path
-from sashimi_wb.report import clips_figure, heard, players
-from sashimi_wb.runs import Run, execute
-from sashimi_wb.writing import SoundWriter
+from sashimi_wb.core.system import check_target
+from sashimi_wb.studies import run as runs
+from sashimi_wb.studies.experiments import experiment
+from sashimi_wb.studies.report import clips_figure, heard, players
+from sashimi_wb.studies.run import Run, execute
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="permissions, links and limits as on POSIX")
 
@@ -179,7 +180,7 @@ def test_messages_have_lines_of_their_own(tmp_path, model, monkeypatch, capsys):
         yield torch.zeros(64, 1)
         threading.bar = bar                      # alive beyond the error
         raise ValueError("not finite at sample 64")
-    monkeypatch.setattr("sashimi_wb.trained.Trained.stream", broken)
+    monkeypatch.setattr("sashimi_wb.studies.trained.Trained.stream", broken)
     root = logging.StreamHandler(sys.stderr)
     root.setFormatter(logging.Formatter("%(message)s"))
     logging.getLogger().addHandler(root)

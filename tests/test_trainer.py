@@ -15,16 +15,16 @@ import pytest
 import soundfile
 import torch
 
-from sashimi_wb import checkpoints
-from sashimi_wb.checkpoints import load_tree, read_weights
-from sashimi_wb.core import from_json, seed_everything, to_json
-from sashimi_wb.data import AudioData, DataConfig
-from sashimi_wb.evaluation import evaluate
-from sashimi_wb.model import ModelConfig, WaveModel
-from sashimi_wb.recipe import History, TrainConfig, reuse_memory
-from sashimi_wb.sashimi import SaShiMiConfig
-from sashimi_wb.ssm import KernelConfig
-from sashimi_wb.trainer import fit
+from sashimi_wb.audio.windows import AudioData, DataConfig
+from sashimi_wb.core.system import from_json, seed_everything, to_json
+from sashimi_wb.models.sashimi import SaShiMiConfig
+from sashimi_wb.models.wave_model import ModelConfig, WaveModel
+from sashimi_wb.ssm.learned import KernelConfig
+from sashimi_wb.training import checkpoints
+from sashimi_wb.training.checkpoints import load_tree, read_weights
+from sashimi_wb.training.evaluation import evaluate
+from sashimi_wb.training.recipe import History, TrainConfig, reuse_memory
+from sashimi_wb.training.trainer import fit
 
 STEPS = 5  # per epoch, in the data below
 CPU = TrainConfig(max_epochs=3, device="cpu", save_every=2, patience=0, log_every=1)
@@ -132,7 +132,7 @@ import sys
 sys.path.insert(0, {tests!r})
 import os, signal
 from test_trainer import CPU, at_step, run, small
-from sashimi_wb.data import AudioData, DataConfig
+from sashimi_wb.audio.windows import AudioData, DataConfig
 data = AudioData(DataConfig(path={audio!r}, bits=4, sample_len=64, batch_size=4, train_percentage=0.75, train_chunk_size=5, val_chunk_size=2))
 run(data, {folder!r}, model=at_step(small(), 10, lambda: os.kill(os.getpid(), signal.SIGKILL)))
 """

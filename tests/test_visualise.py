@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from IPython.display import HTML
 
-from sashimi_wb import charts, players, visualise
-from sashimi_wb.charts import (
+from sashimi_wb.show import charts, players
+from sashimi_wb.show import figures as visualise
+from sashimi_wb.show.charts import (
     plot_bits,
     plot_codes,
     plot_curves,
@@ -23,8 +24,8 @@ from sashimi_wb.charts import (
     plot_params_bar,
     plot_unet,
 )
-from sashimi_wb.players import figure_html, mean_spread, pcm16, player, player_row, table
-from sashimi_wb.visualise import arm_color, figure_png, mel_sizes, plot_clips, plot_mel, plot_wave
+from sashimi_wb.show.figures import arm_color, figure_png, mel_sizes, plot_clips, plot_mel, plot_wave
+from sashimi_wb.show.players import figure_html, mean_spread, pcm16, player, player_row, table
 
 RATE = 8_000
 WAVE = 0.5 * np.sin(np.arange(RATE) * 0.2)[:, None] * np.array([1, 0.5])
@@ -251,5 +252,5 @@ def test_wrong_input_says_what_was_expected(draw, message):
 
 
 def test_importing_the_figures_is_light():
-    code = "import sys, sashimi_wb.charts, sashimi_wb.players; print([m for m in ('torch', 'librosa', 'matplotlib.pyplot', 'nbdev', 'fastcore') if m in sys.modules])"
+    code = "import sys, sashimi_wb.show.charts, sashimi_wb.show.players; print([m for m in ('torch', 'librosa', 'matplotlib.pyplot', 'nbdev', 'fastcore') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

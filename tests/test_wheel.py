@@ -85,7 +85,7 @@ def test_an_installed_package_works_away_from_any_clone(installed):
     (work/"in {br}aces").mkdir()
     installed("python", "-P", "-c", f"""if True:
         from pathlib import Path
-        from sashimi_wb.batch import run_notebook
+        from sashimi_wb.studies.batch import run_notebook
         run_notebook("train_arm", "in {{br}}aces/out.ipynb", dict(preset="smoke", audio={lines['digits']!r}, runs=str(Path('runs').absolute())))""")
     result, = (work/"runs").glob("*/result.json")
     record = json.loads(result.read_text(encoding="utf-8"))
@@ -93,12 +93,12 @@ def test_an_installed_package_works_away_from_any_clone(installed):
     assert str(ROOT) not in result.read_text() + (work/"in {br}aces/out.ipynb").read_text()
 
     program = """if True:
-        import sys, sashimi_wb, sashimi_wb.core as core
+        import sys, sashimi_wb, sashimi_wb.core.system as core
         from pathlib import Path
-        from sashimi_wb.explore_generation import explore_generation
-        from sashimi_wb.explore_runs import explore_runs
-        from sashimi_wb.run_table import read_runs
-        from sashimi_wb.run_views import command
+        from sashimi_wb.pages.generation_page import explore_generation
+        from sashimi_wb.pages.runs_page import explore_runs
+        from sashimi_wb.studies.run_table import read_runs
+        from sashimi_wb.pages.run_views import command
         runs, notes = read_runs()
         page, models = explore_runs(), explore_generation()
         print(core.package_folder(), len(runs), command(runs[0]), notes, sep="\\n")

@@ -10,18 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from sashimi_wb import engine, lanes
-from sashimi_wb.cauchy import cauchy, cauchy_nodes, cauchy_ref, keops_works
-from sashimi_wb.engine import Unsupported, make_engine
-from sashimi_wb.model import ModelConfig, WaveModel
-from sashimi_wb.quantization import Quantizer
-from sashimi_wb.sashimi import SaShiMiConfig
-from sashimi_wb.ssm import KernelConfig
-from sashimi_wb.stepping import Sampling, TracedStepper
+from sashimi_wb.models.sashimi import SaShiMiConfig
+from sashimi_wb.models.wave_model import ModelConfig, WaveModel
+from sashimi_wb.ssm.kernel_cauchy import cauchy, cauchy_nodes, cauchy_ref, keops_works
+from sashimi_wb.ssm.learned import KernelConfig
+from sashimi_wb.synthesis import engine
+from sashimi_wb.synthesis import simd as lanes
+from sashimi_wb.synthesis.engine import Unsupported, make_engine
+from sashimi_wb.synthesis.stepping import Sampling, TracedStepper
+from sashimi_wb.tokens.quantization import Quantizer
 
 SOURCE = """
 import numpy as np
-from sashimi_wb.lanes import jit, load, total
+from sashimi_wb.synthesis.simd import jit, load, total
 
 @jit
 def inner(x): return total(load(x, 0))
@@ -71,7 +72,7 @@ class Plain:
 @pytest.mark.parametrize("found", [None, Broken(RuntimeError("LLVM cannot\nselect")), Broken(OSError(28, "No space left on device")), Plain()],
                          ids=("missing", "refused", "full", "disabled"))
 def test_the_next_engine_draws_the_same_and_one_line_says_why(found, anew, monkeypatch, caplog):
-    monkeypatch.setitem(sys.modules, "sashimi_wb.compiled", found)
+    monkeypatch.setitem(sys.modules, "sashimi_wb.synthesis.compiled_step", found)
     monkeypatch.delattr(sys.modules["sashimi_wb"], "compiled", raising=False)
     stepper = engine_of("auto")
     assert type(stepper) is TracedStepper
@@ -140,7 +141,7 @@ def test_a_disk_that_fills_costs_one_line(kept, caplog, monkeypatch):
 
 
 def test_a_missing_file_is_no_empty_file():
-    with pytest.raises(FileNotFoundError, match="no_such_module"): lanes._fingerprint(("lanes", "no_such_module"))
+    with pytest.raises(FileNotFoundError, match="no_such_module"): lanes._fingerprint(("synthesis/simd", "no_such_module"))
 
 
 def test_code_of_pykeops_that_was_cut_ends_no_process(anew, tmp_path, monkeypatch, caplog):
