@@ -21,7 +21,7 @@ endif
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-portable test-browser ablations checkpoints pictures lab export readme hooks clean stale
+.PHONY: help setup check test test-portable test-browser ablations checkpoints pictures lab export readme hooks clean stale
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -38,6 +38,9 @@ test: $(STAMP)  ## all tests: exports, notebooks, pytest, import order, ruff
 
 test-portable: $(STAMP)  ## the numerical tests as on other machines: other instruction sets, two threads; `make test` has them too
 	@$(PY) -m pytest tests/test_machines.py $(ARGS)
+
+check: $(STAMP)  ## the quick checks, about a minute: lint, exports, import rule, quick tests, changed notebooks [FOLDER=ssm]
+	@$(PY) tests/check.py $(FOLDER)
 
 test-browser: $(STAMP)  ## the explorations in a real browser [CHROMIUM=/path/to/chrome]; `make test` has them too
 	@$(PY) -c 'import sys; sys.path.insert(0, "tests"); import browser; sys.exit(browser.missing() or 0)'

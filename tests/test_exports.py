@@ -59,8 +59,9 @@ def run_python(code: str, *args: str) -> subprocess.CompletedProcess:
 
 
 def copy_sources(there: Path) -> Path:
-    """Copy the notebooks and settings, without the package; the working tree stays as it is."""
-    for name in ("settings.ini", "setup.py", "pyproject.toml"): shutil.copy(ROOT / name, there / name)
+    """Copy the notebooks, the settings and the one module written by hand; the working tree stays as it is."""
+    (there / "sashimi_wb").mkdir()
+    for name in ("settings.ini", "setup.py", "pyproject.toml", "sashimi_wb/__init__.py"): shutil.copy(ROOT / name, there / name)
     for path in all_notebooks():
         (there / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / path, there / path)
@@ -113,7 +114,7 @@ def dead_links(text: str, folder: Path) -> list[str]:
     return [link for link in local if not (folder / link).exists()]
 
 
-@pytest.mark.parametrize("name", ["README.md", "data/README.md", "CHANGELOG.md"])
+@pytest.mark.parametrize("name", ["README.md", "data/README.md", "CHANGELOG.md", "CONTRIBUTING.md"])
 def test_links_lead_somewhere(name):
     assert not dead_links((ROOT / name).read_text(encoding="utf-8"), (ROOT / name).parent)
 

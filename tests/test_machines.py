@@ -10,7 +10,7 @@ import torch
 from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__
 
 FOLDER = Path(__file__).parent
-FILES = [p.name for p in sorted(FOLDER.glob("test_*.py")) if "pytest.mark.portable" in p.read_text(encoding="utf-8") and p != Path(__file__)]
+FILES = [str(p.relative_to(FOLDER)) for p in sorted(FOLDER.rglob("test_*.py")) if "pytest.mark.portable" in p.read_text(encoding="utf-8") and p != Path(__file__)]
 OLD = {   # a processor without what the last fifteen years have added, and the C library's own functions for it
     "ATEN_CPU_CAPABILITY": "default",
     "NPY_DISABLE_CPU_FEATURES": " ".join(f for f in __cpu_dispatch__ if __cpu_features__[f]),

@@ -23,7 +23,7 @@ from sashimi_wb.tokens.quantization import (
 
 pytestmark = pytest.mark.portable   # also run as on other machines, by test_machines.py
 
-REFERENCE = Path(__file__).parent/"reference"/"quantize"
+REFERENCE = Path(__file__).parents[1]/"reference"/"quantize"
 BITS = range(1, 17)
 
 

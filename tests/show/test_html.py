@@ -29,7 +29,7 @@ from sashimi_wb.studies.run_table import read_runs
 PLAIN = "a plain word"
 MARKUP = "<img src=x onerror=alert(1)>\"'&$x$ \\frac{1} _2^{\udce9 {0} %s </td></script>"
 IN_A_PATH = MARKUP.replace("/", "⁄").replace("\udce9", "é")     # as a name; names that are no UTF-8 are a matter of the reader
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Elements(HTMLParser):

@@ -28,7 +28,7 @@ from sashimi_wb.training.baselines import (
     rice_bits_per_sample,
 )
 
-MUSIC = sorted((Path(__file__).parents[1]/"data"/"music").glob("*.flac"))[::5]
+MUSIC = sorted((Path(__file__).parents[2]/"data"/"music").glob("*.flac"))[::5]
 
 
 def test_order0_entropy():

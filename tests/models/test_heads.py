@@ -16,7 +16,7 @@ from sashimi_wb.models.mixtures import Mixture, mixture_cdf, mixture_log_prob, m
 from sashimi_wb.models.sequence_decoder import MODES
 from sashimi_wb.tokens.quantization import linear_decode, linear_encode
 
-REFERENCE = Path(__file__).parent / "reference"
+REFERENCE = Path(__file__).parents[1]/"reference"
 LENGTHS = {"None": None, "varied": torch.tensor([9, 4, 6]), "equal6": torch.tensor([6, 6, 6])}
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sashimi_wb.tokens.layouts import deinterleave, interleave, parse_strategy, token_order
 from sashimi_wb.tokens.quantization import linear_encode
 
-REFERENCE = np.load(Path(__file__).parent/"reference"/"interleave"/"interleave.npz")
+REFERENCE = np.load(Path(__file__).parents[1]/"reference"/"interleave"/"interleave.npz")
 strategies = st.one_of(st.sampled_from(["temporal", "blocking"]), st.integers(1, 40).map(lambda n: f"blocking-{n}"))
 DTYPES = (torch.float32, torch.float64, torch.int64, torch.int32, torch.uint8, torch.bool)
 

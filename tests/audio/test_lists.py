@@ -8,7 +8,7 @@ import unicodedata
 
 import pytest
 from made_audio import write
-from test_datasets import TREES, names
+from test_corpora import TREES, names
 
 from sashimi_wb.audio.corpora import MUSDB_VALIDATION, find_parts
 from sashimi_wb.audio.lists import Names, alike, read_lines, read_table

@@ -12,7 +12,7 @@ from sashimi_wb.models.heads import SequenceDecoder
 from sashimi_wb.tokens.layouts import deinterleave, interleave
 from sashimi_wb.training.metrics import accuracy_at, bits_per_sample, perplexity
 
-REFERENCE = Path(__file__).parent/"reference"
+REFERENCE = Path(__file__).parents[1]/"reference"
 
 
 def read(name): return np.load(REFERENCE/f"{name}.npz", allow_pickle=False)

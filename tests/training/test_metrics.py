@@ -25,7 +25,7 @@ from sashimi_wb.training.metrics import (
     perplexity,
 )
 
-REFERENCE = Path(__file__).parent / "reference" / "metrics"
+REFERENCE = Path(__file__).parents[1]/"reference" / "metrics"
 NAMES = {1: "accuracy", 3: "accuracy@3", 5: "accuracy@5", 10: "accuracy@10"}
 
 

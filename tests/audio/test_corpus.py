@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-DATA = Path(__file__).resolve().parents[1] / "data"
+DATA = Path(__file__).resolve().parents[2] / "data"
 
 
 def load(name):

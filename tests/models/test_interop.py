@@ -35,7 +35,7 @@ from sashimi_wb.ssm.s4 import S4
 from sashimi_wb.training.metrics import accuracy_at
 
 torch.set_num_threads(1)
-REFERENCE = Path(__file__).parent/"reference"
+REFERENCE = Path(__file__).parents[1]/"reference"
 EXACT = 1e-9        # of the largest value, in float64
 STORED = 1e-6       # where float32 stands between us and the reference: C~ as a file keeps it
 

@@ -21,7 +21,7 @@ from sashimi_wb.models.mixtures import (
 from sashimi_wb.tokens.quantization import Quantizer
 from sashimi_wb.training.metrics import code_rank
 
-MUSIC = Path(__file__).parents[1]/"data"/"music"/"dvorak_largo.flac"
+MUSIC = Path(__file__).parents[2]/"data"/"music"/"dvorak_largo.flac"
 ROWS = {8: 100, 12: 30, 16: 4}
 
 
