@@ -39,7 +39,7 @@ test: $(STAMP)  ## all tests: exports, notebooks, pytest, import order, ruff
 test-portable: $(STAMP)  ## the numerical tests as on other machines: other instruction sets, two threads; `make test` has them too
 	@$(PY) -m pytest tests/test_machines.py $(ARGS)
 
-check: $(STAMP)  ## the quick checks, about a minute: lint, exports, import rule, quick tests, changed notebooks [FOLDER=ssm]
+check: $(STAMP)  ## the quick checks: lint, exports, import rule, quick tests, changed notebooks [FOLDER=ssm]
 	@$(PY) tests/check.py $(FOLDER)
 
 test-browser: $(STAMP)  ## the explorations in a real browser [CHROMIUM=/path/to/chrome]; `make test` has them too
