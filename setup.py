@@ -11,7 +11,7 @@ config = ConfigParser(delimiters=["="])
 config.read(here / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
 
-# What the commands and pages of an installed package need beside its modules; `core.bundled` finds it again.
+# What the commands and pages of an installed package need beside its modules; `core.system.bundled` finds it again.
 SHARED = ["data/README.md", "data/music/*.flac", "data/digits/*.flac", "data/checkpoints/*", "nbs/**/*.ipynb", "nbs/*.json",
           "nbs/images/*.png"]
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Count', 'Natural', 'Seed', 'Bits', 'Depth', 'Positive', 'NonNegative', 'Probability', 'Share', 'Seconds',
-           'Temperature', 'shown', 'suggestion', 'choose', 'Range', 'OneOf', 'words', 'check_value', 'check_int',
-           'check_bits', 'check_depth', 'field_types', 'check_fields', 'to_json', 'check_names', 'from_json',
-           'read_value', 'read_values']
+           'Temperature', 'printable', 'shown', 'suggestion', 'choose', 'Range', 'OneOf', 'words', 'check_value',
+           'check_int', 'check_bits', 'check_depth', 'field_types', 'check_fields', 'to_json', 'check_names',
+           'from_json', 'read_value', 'read_values']
 
 # %% ../../nbs/core/01_checks.ipynb #2bf5abd7
 import difflib
@@ -24,6 +24,13 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 import numpy as np
 
 # %% ../../nbs/core/01_checks.ipynb #87cf130d
+def printable(
+    text:str, # any
+)->str:       # the same with \\udc.. for what is no Unicode (odd bytes of a file name)
+    """Text that can be written as UTF-8, shown in a page, sent to a browser."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def shown(
     value, # anything
 )->str:    # its value and its type, short enough for one line

@@ -22,6 +22,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import LogFormatter
 
+from ..core.checks import printable
+
 # %% ../../nbs/show/01_figures.ipynb #e1a83dac
 ARM_COLORS = {"codes": "#0072B2", "dequantized": "#CC79A7", "raw": "#D55E00", "left": "#56B4E9", "right": "#E69F00",
               "mid": "#7A7A7A", "side": "#5E5200", "mono": "#7A7A7A", "temporal": "#000000", "blocking": "#3A1259"}
@@ -48,7 +50,7 @@ class Picture(Figure):
         for text in self.findobj(Text):
             if id(text) in powers: continue
             text.set_parse_math(False)
-            text.set_text(text.get_text().encode("utf-8", "backslashreplace").decode())     # the name of a file may be no UTF-8
+            text.set_text(printable(text.get_text()))     # the name of a file may be no UTF-8
         super().draw(renderer)
 
     def _repr_png_(self):
@@ -68,7 +70,7 @@ def label_text(
     name:str, # of what is drawn
 )->str:       # after a space where it begins with an underscore, which matplotlib takes for a wish not to be named
     """A name as it may stand in a legend or beside a tick: in lines that leave room for the axes, and in UTF-8."""
-    return textwrap.fill(" "*name.startswith("_") + name.encode("utf-8", "backslashreplace").decode(), 48)
+    return textwrap.fill(" "*name.startswith("_") + printable(name), 48)
 
 def new_figure(
     width:float=7.5,  # inches

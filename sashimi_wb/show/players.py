@@ -17,7 +17,7 @@ import soundfile
 from IPython.display import HTML
 from markupsafe import Markup
 
-from ..core.checks import Range, check_value
+from ..core.checks import Range, check_value, printable
 
 # %% ../../nbs/show/03_players.ipynb #12f9570f
 def markup(
@@ -27,7 +27,7 @@ def markup(
     """HTML from a template, in which text stays text; what no file in UTF-8 can hold is written as its escape, such as `\\udcff`."""
     def safe(part): return Markup().join(map(safe, part)) if isinstance(part, list) else Markup(part.data) if isinstance(part, HTML) else part
     made = Markup(template).format(*map(safe, parts))
-    return HTML(str(made).encode("utf-8", "backslashreplace").decode())
+    return HTML(printable(str(made)))
 
 # %% ../../nbs/show/03_players.ipynb #4eddf264
 def pcm16(

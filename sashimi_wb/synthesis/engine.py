@@ -42,7 +42,7 @@ def _compiled():
     return compiled
 
 
-LANES = 16                                             # as lanes.LANES: that module waits, since numba takes half a second to import
+LANES = 16                                             # as simd.LANES: that module waits, since numba takes half a second to import
 
 
 def _filled(n): return -(-n//LANES)*LANES
@@ -98,9 +98,9 @@ def _state_space(s4):
 # %% ../../nbs/synthesis/05_engine.ipynb #8d7cbbb4
 @dataclass(frozen=True)
 class Layout:
-    """A model as `compiled.run` reads it."""
-    plan: np.ndarray     # a row for every level, as `compiled.one_step` says
-    config: tuple        # as `compiled.run` says
+    """A model as `compiled_step.run` reads it."""
+    plan: np.ndarray     # a row for every level, as `compiled_step.one_step` says
+    config: tuple        # as `compiled_step.run` says
     tape: np.ndarray     # all weights but the encoder's table, float32
     table: np.ndarray    # the encoder's rows, or the samples that inputs stand for, float32
     first: int           # the input before the first token
