@@ -23,7 +23,8 @@ FORMS = {"dplr": KernelConfig(), "diag": KernelConfig("diag", disc="zoh")}
 LENGTHS = [1, 2, 3, 63, 64, 65, 1000, 1024, 16000, 16001, 131072]
 
 
-def line(first, values): print(f"{first:>16} " + " ".join(f"{v if isinstance(v, str) else f'{v:.1e}':>12}" for v in values), flush=True)
+def line(first, values):
+    print(f"{first:>16} " + " ".join(f"{v if isinstance(v, str) else f'{v:.1e}':>12}" for v in values), flush=True)
 
 
 def by_sums(kernel, length, dtype):
@@ -48,7 +49,8 @@ def kernels():
         def error(K, exact, length=length):
             return ((K - exact(length)).abs().amax(-1)/exact(max(length, 64)).abs().amax(-1)).max().item()
         line(f"{length:,}", [error(dplr(length), exact), error(dplr.window(length).K, exact),
-                             error(by_sums(dplr, length, torch.float64).float(), exact), error(by_sums(dplr, length, torch.float32), exact),
+                             error(by_sums(dplr, length, torch.float64).float(), exact),
+                             error(by_sums(dplr, length, torch.float32), exact),
                              error(diag(length), diag_exact), error(diag.window(length).K, diag_exact)])
 
 
@@ -56,7 +58,8 @@ def kernels():
 def infinite_node():
     """At even lengths the spectrum's last node is infinite; there it is an alternating sum of the kernel."""
     _, exact = made("dplr")
-    sums = [(by_sums(exact, length, torch.float64) - exact(length)).abs().max().item() for length in (2, 64, 1024, 16000)]
+    sums = [(by_sums(exact, length, torch.float64) - exact(length)).abs().max().item()
+            for length in (2, 64, 1024, 16000)]
     print(f"\ninfinite node: float64 sums against float64 doubling at 2, 64, 1,024, 16,000 samples: {max(sums):.1e}")
 
 
@@ -66,7 +69,8 @@ def gradients():
     line("length", ["dplr train", "dplr window", "sums f64", "sums f32", "diag train"])
     for length in LENGTHS:
         row = []
-        for form, ways in {"dplr": [lambda k, n: k(n), lambda k, n: k.window(n).K, lambda k, n: by_sums(k, n, torch.float64),
+        for form, ways in {"dplr": [lambda k, n: k(n), lambda k, n: k.window(n).K, lambda k,
+                                    n: by_sums(k, n, torch.float64),
                                     lambda k, n: by_sums(k, n, torch.float32)], "diag": [lambda k, n: k(n)]}.items():
             kernel, exact = made(form, 16)
             noise = torch.randn(1, 16, length, dtype=torch.float64)
@@ -89,7 +93,8 @@ def model_gradients(form, samples):
     exact = copy.deepcopy(model).double()
     losses = [m.loss(x, y) for m in (model, exact)]
     for loss in losses: loss.backward()
-    rows = sorted(((relative(p.grad, q.grad), name) for (name, p), q in zip(model.named_parameters(), exact.parameters())), reverse=True)
+    rows = sorted(((relative(p.grad, q.grad), name)
+                   for (name, p), q in zip(model.named_parameters(), exact.parameters())), reverse=True)
     print(f"\nfull size, {form}, gradients of the loss over {samples:,} samples: loss {abs(losses[0] - losses[1]).item():.1e},"
           f" the worst {rows[0][0]:.1e} {rows[0][1]}, the median {rows[len(rows)//2][0]:.1e}")
 
@@ -114,7 +119,8 @@ def three_ways(form, samples):
                 y = y[:, None]
             out.append(y)
         y = torch.cat(out, 1)
-        line(f"windows of {size:,}" if size > 1 else "steps", [relative(y, whole.double()), relative(y, exact), f"{time.perf_counter() - start:.0f}"])
+        line(f"windows of {size:,}" if size > 1 else "steps",
+             [relative(y, whole.double()), relative(y, exact), f"{time.perf_counter() - start:.0f}"])
 
 
 @torch.no_grad()
@@ -128,7 +134,8 @@ def over_time(form, steps):
         y, state = layer.step(u[:, t], state)
         errors[t] = (y - exact[:, t]).abs().max()
     parts = (errors/exact.abs().max()).view(8, -1).amax(1).tolist()
-    print(f"\none layer, {form}, {steps:,} steps: largest error of each eighth: {' '.join(f'{e:.1e}' for e in parts)}", flush=True)
+    print(f"\none layer, {form}, {steps:,} steps: largest error of each eighth: {' '.join(f'{e:.1e}' for e in parts)}",
+          flush=True)
     whole = relative(layer(u, need_state=False)[0], exact)
     print(f"one convolution over the same: {whole:.1e}")
 

@@ -43,7 +43,8 @@ def write_mp4(path, wave):
         for s in streams: s.bit_rate = 256_000
         for a in range(0, len(wave), 1024):
             for s in streams:
-                frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(wave[a:a + 1024].T), format="fltp", layout="stereo")
+                frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(wave[a:a + 1024].T), format="fltp",
+                                                   layout="stereo")
                 frame.sample_rate, frame.pts = 44_100, a
                 c.mux(s.encode(frame))
         for s in streams: c.mux(s.encode(None))
@@ -137,11 +138,13 @@ def memory(name):
 def index(folder):
     """Seconds and memory of one index."""
     from sashimi_wb.audio.index import cache_path, index_audio
-    Path("/proc/self/clear_refs").exists() and Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    # the peak counts from here
+    Path("/proc/self/clear_refs").exists() and Path("/proc/self/clear_refs").write_text("5")
     idle, start = memory("VmRSS"), time.perf_counter()
     infos = index_audio(folder)
     spent = time.perf_counter() - start
-    return {"files": len(infos), "seconds": spent, "idle_mb": idle/1e6, "more_mb": (memory("VmHWM") - idle)/1e6, "cache_mb": cache_path().stat().st_size/1e6}
+    return {"files": len(infos), "seconds": spent, "idle_mb": idle/1e6, "more_mb": (memory("VmHWM") - idle)/1e6,
+            "cache_mb": cache_path().stat().st_size/1e6}
 
 
 def main():
@@ -167,11 +170,13 @@ def main():
         for kind in KINDS:
             none, two = (case(__file__, "--case", f"load,{top}/{kind},{workers}", *common) for workers in (0, 2))
             if note := none.get("note") or two.get("note"): print(f"{kind:8} {note}", flush=True)
-            else: print(f"{kind:8} {none['None']:11,.0f} {two['None']:11,.0f}  {none['16000']:11,.0f} {two['16000']:11,.0f}", flush=True)
+            else:
+                print(f"{kind:8} {none['None']:11,.0f} {two['None']:11,.0f}  {none['16000']:11,.0f} {two['16000']:11,.0f}", flush=True)
     print("\none training step, batch 1, 8 bit, categorical")
     for name, preset in (("small", "small"), ("full size", "sashimi-musdb18mono")):
         row = case(__file__, "--case", f"train,{preset}", *common)
-        print(f"{name:10}", row.get("note") or f"{row['rate']:.2f} windows a second ({row['parameters']:,} parameters)", flush=True)
+        print(f"{name:10}", row.get("note") or f"{row['rate']:.2f} windows a second ({row['parameters']:,} parameters)",
+              flush=True)
     if not args.files: return
     with tempfile.TemporaryDirectory() as top:
         os.environ["SASHIMI_WB_CACHE"] = f"{top}/cache"
@@ -180,7 +185,8 @@ def main():
         for what in ("without a cache", "with it"):
             row = case(__file__, "--case", f"index,{top}/many", *common, limit=3600)
             if "note" in row: print(f"{what:20} {row['note']}", flush=True)
-            else: print(f"{what:20} {row['seconds']:8.1f} {row['files']/row['seconds']:9,.0f} {row['more_mb']:9.0f} {row['idle_mb']:9.0f} {row['cache_mb']:9.1f}", flush=True)
+            else:
+                print(f"{what:20} {row['seconds']:8.1f} {row['files']/row['seconds']:9,.0f} {row['more_mb']:9.0f} {row['idle_mb']:9.0f} {row['cache_mb']:9.1f}", flush=True)
 
 
 if __name__ == "__main__": main()

@@ -98,7 +98,8 @@ def levels(form):
     for i, (H, pool, *_, h, ff) in enumerate(layout.plan.tolist()):
         matrices = L*(2*H*H + 2*H*ff) + (2*pool*H*layout.plan[i + 1, 0]/pool if i < len(layout.plan) - 1 else 0)
         spaces = L*H*N*(8 if low_rank else 4)
-        rows.append({"width": h, "share": 1/every, "weights": matrices + spaces, "states": L*H*N*2, "multiply-adds": matrices + L*H*N*(9 if low_rank else 6)})
+        rows.append({"width": h, "share": 1/every, "weights": matrices + spaces, "states": L*H*N*2,
+                     "multiply-adds": matrices + L*H*N*(9 if low_rank else 6)})
         every *= pool
     return rows
 
@@ -149,7 +150,8 @@ def bound(form, seconds):
     rows = levels(form)
     n_bytes = 4*sum(r["share"]*(r["weights"] + 2*r["states"]) for r in rows) + 4*64*256
     n_adds = sum(r["share"]*r["multiply-adds"] for r in rows) + 64*256
-    return {"bytes": n_bytes, "adds": n_adds, "reads": reads, "multiplies": multiplies, "levels": rows, "times": stage_times(form, seconds),
+    return {"bytes": n_bytes, "adds": n_adds, "reads": reads, "multiplies": multiplies, "levels": rows,
+            "times": stage_times(form, seconds),
             "by memory": {name: r/n_bytes for name, r in reads.items()}, "by arithmetic": multiplies/n_adds}
 
 
@@ -162,7 +164,8 @@ def main():
         import torch
         torch.set_num_threads(1)
         what, *rest = json.loads(args.case)
-        return print(json.dumps({"engine": engine_rate, "depth": depth_ratio, "torch": torch_rate, "first": first_call, "bound": bound}[what](*rest)))
+        return print(json.dumps({"engine": engine_rate, "depth": depth_ratio, "torch": torch_rate, "first": first_call,
+                                 "bound": bound}[what](*rest)))
     def ask(*what): return case(__file__, "--seconds", args.seconds, "--case", json.dumps(what))
     print("generation, full-size model, samples a second")
     print(describe(2))
@@ -176,19 +179,23 @@ def main():
         show("  plain torch, float32", f"{plain:,.0f}")
         show("  reference, float64", f"{ask('engine', form, 'categorical', 8, 1, 1, 'plain', s):,.0f}")
         show("  ratio to plain torch", f"{found[form]/plain:,.0f}", "100")
-    show("diag, batch 32, two threads, in total", f"{ask('engine', 'diag', 'categorical', 8, 32, 2, 'compiled', s):,.0f}", "60,000")
-    show("dplr, batch 32, two threads, in total", f"{ask('engine', 'dplr', 'categorical', 8, 32, 2, 'compiled', s):,.0f}")
+    show("diag, batch 32, two threads, in total",
+         f"{ask('engine', 'diag', 'categorical', 8, 32, 2, 'compiled', s):,.0f}", "60,000")
+    show("dplr, batch 32, two threads, in total",
+         f"{ask('engine', 'dplr', 'categorical', 8, 32, 2, 'compiled', s):,.0f}")
     plain, deep = ask("depth", s)
     show("diag, 16 bit, dml, batch 1", f"{deep:,.0f}")
     show("  ratio to 8 bit categorical, turn by turn", f"{deep/plain:.2f}", "0.85")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["NUMBA_CACHE_DIR"] = folder
-        for name, goal in (("first call, compiling, seconds", "20"), ("later call in a new process, seconds", "1")): show(name, f"{ask('first'):.1f}", goal)
+        for name, goal in (("first call, compiling, seconds", "20"), ("later call in a new process, seconds", "1")):
+            show(name, f"{ask('first'):.1f}", goal)
     os.environ.pop("NUMBA_CACHE_DIR")
     for form in ("diag", "dplr"):
         b = ask("bound", form, s)
         print(f"\n{form}: {b['bytes']/1e6:.2f} MB and {b['adds']/1e3:.0f} thousand multiply-adds a sample")
-        for name, value in b["by memory"].items(): show(f"  bound by memory, {b['reads'][name]/1e9:.0f} GB/s ({name})", f"{value:,.0f}")
+        for name, value in b["by memory"].items():
+            show(f"  bound by memory, {b['reads'][name]/1e9:.0f} GB/s ({name})", f"{value:,.0f}")
         show(f"  bound by arithmetic, {b['multiplies']/1e9:.0f} G/s", f"{b['by arithmetic']:,.0f}")
         for row, time_ in zip(b["levels"], b["times"]):
             mb = 4*(row["weights"] + 2*row["states"])/1e6

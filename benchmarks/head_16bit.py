@@ -53,7 +53,8 @@ def measure(name, tokens, codes, width, threads, repeats, folder):
     torch.manual_seed(0)
     loss = ways(name)
     if loss is None: return {"note": f"torch {torch.__version__} does not have it"}
-    inputs = x, table, bias = [torch.randn(*shape, requires_grad=True) for shape in ((tokens, width), (codes, width), (codes,))]
+    inputs = x, table, bias = [torch.randn(*shape, requires_grad=True)
+                               for shape in ((tokens, width), (codes, width), (codes,))]
     with torch.no_grad(): table.mul_(width**-0.5)
     y = torch.randint(codes, (tokens,))
     idle, seconds = peak_bytes(), []
@@ -81,11 +82,14 @@ def main():
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.case: return print(json.dumps(measure(args.case, args.tokens, args.codes, args.width, args.threads, args.repeats, args.folder)))
+    if args.case:
+        return print(json.dumps(measure(args.case, args.tokens, args.codes, args.width, args.threads, args.repeats,
+                                        args.folder)))
     print(f"loss and gradients of a categorical head: {args.tokens:,} tokens, {args.codes:,} codes, width {args.width}, float32")
     print(describe(args.threads))
     print(f"{'way':14} {'seconds':>8} {'extra MB':>9} {'time ratio':>11} {'largest difference':>19}")
-    options = [word for name in ("tokens", "codes", "width", "threads", "repeats") for word in (f"--{name}", getattr(args, name))]
+    options = [word for name in ("tokens", "codes", "width", "threads", "repeats")
+               for word in (f"--{name}", getattr(args, name))]
     with tempfile.TemporaryDirectory() as folder:
         base = None
         for name in WAYS:

@@ -28,7 +28,8 @@ def measure(way, length, args):
     torch.manual_seed(0)
     form, method = way.split()
     if method == "keops" and not keops_works(): return {"note": "no C++ compiler"}
-    config = KernelConfig(form, args.d_state, disc="zoh" if form == "diag" else "bilinear", method="auto" if method == "layer" else method)
+    config = KernelConfig(form, args.d_state, disc="zoh" if form == "diag" else "bilinear",
+                          method="auto" if method == "layer" else method)
     if method == "layer":
         layer = S4(args.width, config)
         def run(length): return layer(torch.randn(1, length, args.width), need_state=False)[0]
@@ -43,7 +44,8 @@ def measure(way, length, args):
         run(length).sum().backward()
         both.append(time.perf_counter() - start)
         if both[0] > 20: break
-    return {"forward": min(forward), "both": min(both), "extra_gb": (peak_bytes() - idle)/1e9, "peak_gb": peak_bytes()/1e9}
+    return {"forward": min(forward), "both": min(both), "extra_gb": (peak_bytes() - idle)/1e9,
+            "peak_gb": peak_bytes()/1e9}
 
 
 def main():

@@ -19,7 +19,10 @@ def describe(threads):
 
 def case(script, *arguments, limit=600):
     """Run `script` again with `arguments`; its last line is JSON. A case that fails or takes too long gives {"note": why}."""
-    try: done = subprocess.run([sys.executable, script, *map(str, arguments)], capture_output=True, text=True, timeout=limit)
+    try:
+        done = subprocess.run([sys.executable, script, *map(str, arguments)], capture_output=True, text=True,
+                              timeout=limit)
     except subprocess.TimeoutExpired: return {"note": f"over {limit} s, stopped"}
-    if done.returncode: return {"note": f"failed ({done.returncode}): {(done.stderr.splitlines() or ['no message'])[-1]}"}
+    if done.returncode:
+        return {"note": f"failed ({done.returncode}): {(done.stderr.splitlines() or ['no message'])[-1]}"}
     return json.loads(done.stdout.splitlines()[-1])

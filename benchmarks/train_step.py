@@ -49,11 +49,13 @@ def measure(form, length, batch, threads, repeats):
         start = time.perf_counter()
         loss = step(*made)
         seconds.append(time.perf_counter() - start)
-    return {"seconds": min(seconds[1:]), "first": seconds[0], "peak_gb": peak_bytes()/1e9, "idle_gb": idle/1e9, "loss": loss}
+    return {"seconds": min(seconds[1:]), "first": seconds[0], "peak_gb": peak_bytes()/1e9, "idle_gb": idle/1e9,
+            "loss": loss}
 
 
 PARTS = {"state-space kernels": ("_DenseKernel", "_DiagonalKernel", "discretize"), "convolution (FFT)": ("_Convolve",),
-         "linear maps": ("aten::addmm", "aten::mm"), "GELU, GLU, norms": ("aten::gelu", "aten::glu", "aten::native_layer_norm"),
+         "linear maps": ("aten::addmm", "aten::mm"),
+         "GELU, GLU, norms": ("aten::gelu", "aten::glu", "aten::native_layer_norm"),
          "optimiser": ("aten::_fused_adamw_",)}
 
 
@@ -87,7 +89,8 @@ def main():
     print(f"{'form':5} {'length':>7} {'batch':>5} {'s/step':>7} {'first':>7} {'peak GB':>8} {'idle GB':>8}")
     seconds = {}
     for form, length, batch in CASES:
-        row = case(__file__, "--case", f"time,{form},{length},{batch}", "--threads", args.threads, "--repeats", args.repeats)
+        row = case(__file__, "--case", f"time,{form},{length},{batch}", "--threads", args.threads, "--repeats",
+                   args.repeats)
         if "note" in row: print(f"{form:5} {length:7,} {batch:5} {row['note']}", flush=True)
         else:
             seconds[form, length, batch] = row["seconds"]

@@ -89,7 +89,8 @@ def pieces() -> str:
     for path in sorted((HERE / "scores").glob("*.txt")):
         header = path.read_text(encoding="utf-8").split("voice:")[0].splitlines()
         keys = {key: value.strip() for key, _, value in (line.partition(":") for line in header)}
-        lines.append("| " + " | ".join([path.stem, *(keys[k] for k in ("composer", "title", "instruments", "source"))]) + " |")
+        lines.append("| " + " | ".join([path.stem,
+                                        *(keys[k] for k in ("composer", "title", "instruments", "source"))]) + " |")
     return "\n".join(lines)
 
 

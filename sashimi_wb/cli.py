@@ -36,7 +36,9 @@ def possible(
 )->list[str]:     # names of ABLATIONS
     """The ablations that a folder allows: without just two channels in every file there are no layouts to compare."""
     other = [f for f in index_audio(audio_folder(audio)) if f.channels != 2]
-    for f in other[:1]: log.warning("mono_vs_stereo is left out: it needs two channels in every file, and %s has %s", f.name, {1: "one"}.get(f.channels, f.channels))
+    for f in other[:1]:
+        log.warning("mono_vs_stereo is left out: it needs two channels in every file, and %s has %s", f.name,
+                    {1: "one"}.get(f.channels, f.channels))
     return [name for name in ABLATIONS if not other or name != "mono_vs_stereo"]
 
 
@@ -59,24 +61,30 @@ def run_ablations(
     """Run the ablations and write their notebooks and the report."""
     read_values({"preset": preset, "n_seeds": n_seeds, "workers": workers}, field_types(AblationParameters))
     base, folder, started = experiment(preset), runs_folder(runs), time.time()
-    write_atomic(folder/"last_ablations.txt", f"{audio_folder(audio)} {preset} {n_seeds}\n")   # fails now if it cannot be written
+    # fails now if it cannot be written
+    write_atomic(folder/"last_ablations.txt", f"{audio_folder(audio)} {preset} {n_seeds}\n")
     names = possible(audio)
     audio = str(audio_folder(audio)) if audio else ""
-    run_all([job for name in names for jobs in ablation_jobs(name, base, seeds_of(name, n_seeds), audio).values() for job in jobs],
+    run_all([job for name in names for jobs in ablation_jobs(name, base, seeds_of(name, n_seeds), audio).values()
+             for job in jobs],
             audio, runs, workers, progress)
     shared = {"preset": preset, "audio": audio, "runs": str(folder), "workers": workers}
     run_notebooks([(name, folder/f"{name}.ipynb", shared | {"n_seeds": seeds_of(name, n_seeds)}) for name in names])
-    results = {name: ablation_records(name, base, seeds_of(name, n_seeds), audio, runs, progress=False) for name in names}
-    summary = {name: {"question": QUESTIONS[name], "rows": result_rows(r), "sentences": sentences(name, r)} for name, r in results.items()}
+    results = {name: ablation_records(name, base, seeds_of(name, n_seeds), audio, runs, progress=False)
+               for name in names}
+    summary = {name: {"question": QUESTIONS[name], "rows": result_rows(r), "sentences": sentences(name, r)}
+               for name, r in results.items()}
     first = next(iter(next(iter(results.values())).values()))[0]
-    summary |= {"preset": preset, "n_seeds": n_seeds, "provenance": first["provenance"], "minutes": (time.time() - started)/60}
+    summary |= {"preset": preset, "n_seeds": n_seeds, "provenance": first["provenance"],
+                "minutes": (time.time() - started)/60}
     write_atomic(folder/"results.json", json.dumps(summary, indent=1))
     return write_report(results, folder/"report.html")
 
 # %% ../nbs/18_cli.ipynb #307d8adf
 def places()->dict[str, Path]: # name -> a file or folder
     """Where everything lies: what comes with the project, what it makes, and what it remembers."""
-    return {"notebooks": bundled("nbs/experiments"), "pages": bundled("nbs/explore"), "start": bundled("nbs/start.ipynb"),
+    return {"notebooks": bundled("nbs/experiments"), "pages": bundled("nbs/explore"),
+            "start": bundled("nbs/start.ipynb"),
             "audio": audio_folder(), "digits": bundled("data/digits"), "checkpoints": bundled("data/checkpoints"),
             "runs": runs_folder(), "cache": cache_path().parent}
 
@@ -107,7 +115,8 @@ def generate_file(
     Raises: ValueError and OSError as their parts do; KeyboardInterrupt that says what is kept, when stopped."""
     check_target(output, SUBTYPES)
     check_value("seconds", seconds, Positive)
-    _ = Sampling(temperature, top_k, top_p, seed), bits is None or choose(bits, SUBTYPES["wav"], "bits of a file"), pick_device(device)
+    _ = Sampling(temperature, top_k, top_p, seed), bits is None or choose(bits, SUBTYPES["wav"],
+                                                                          "bits of a file"), pick_device(device)
     trained = load_model(model_path)
     trained.model.to(pick_device(device))
     heard = trained.hear(prompt, prompt_start, prompt_seconds) if prompt else None
@@ -118,9 +127,12 @@ def generate_file(
         with file, closing(blocks):
             for block in blocks: file.write(block.numpy())
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"stopped; {file.seconds:.2f} s of audio are in {file.path}" if file.frames else "stopped before the first sample") from None
+        raise KeyboardInterrupt(f"stopped; {file.seconds:.2f} s of audio are in {file.path}" if file.frames
+                                else "stopped before the first sample") from None
     finally:
-        if file.frames and file.path.exists(): log.info("%.2f s at %s Hz, %d bit, %s", file.seconds, f"{file.sample_rate:,}", file.bits, ("mono", "stereo")[file.n_channels - 1])
+        if file.frames and file.path.exists():
+            log.info("%.2f s at %s Hz, %d bit, %s", file.seconds, f"{file.sample_rate:,}", file.bits,
+                     ("mono", "stereo")[file.n_channels - 1])
     return file.path
 
 # %% ../nbs/18_cli.ipynb #fed1efc7
@@ -130,11 +142,13 @@ def parser()->argparse.ArgumentParser:
     p.add_argument("--version", action="version", version=__version__)
     commands = p.add_subparsers(dest="command", required=True)
     a = commands.add_parser("ablations", help="run the ablations and write runs/report.html")
-    a.add_argument("--audio", default="", help="folder of wav, flac, ogg, mp3 or mp4 files (default: the bundled music)")
+    a.add_argument("--audio", default="",
+                   help="folder of wav, flac, ogg, mp3 or mp4 files (default: the bundled music)")
     a.add_argument("--preset", default="small", help=f"one of {', '.join(PRESETS)}")
     a.add_argument("--seeds", type=int, default=2, help="runs of every arm")
     a.add_argument("--runs", default="", help="folder of all runs (default: as `where runs` says)")
-    a.add_argument("--workers", type=int, default=0, help="runs at a time (default: one for every core); they share its "
+    a.add_argument("--workers", type=int, default=0,
+                   help="runs at a time (default: one for every core); they share its "
                    "threads, whose number decides the last bits of a result")
     g = commands.add_parser("generate", help="audio from a trained model")
     g.add_argument("model", help="a run's model.safetensors, or a bundled checkpoint (`where checkpoints`)")
@@ -142,14 +156,16 @@ def parser()->argparse.ArgumentParser:
     g.add_argument("--seconds", type=float, default=1.0, help="of new audio (default: 1)")
     g.add_argument("--prompt", default="", help="audio file to continue (default: begin from silence)")
     g.add_argument("--prompt-start", type=float, default=0.0, help="second of that file at which to begin (default: 0)")
-    g.add_argument("--prompt-seconds", type=float, help="how much of it (default: as much as the model's run was prompted with)")
+    g.add_argument("--prompt-seconds", type=float,
+                   help="how much of it (default: as much as the model's run was prompted with)")
     g.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest code (default: 1)")
     g.add_argument("--top-k", type=int, help="only the K likeliest codes (categorical and byte heads)")
     g.add_argument("--top-p", type=float, help="only the likeliest codes that together hold this probability")
     g.add_argument("--seed", type=int, default=0, help="the same seed gives the same audio (default: 0)")
     g.add_argument("--bits", type=int, help="8, 16 or 24 of the file (default: those of the model)")
     g.add_argument("--device", default="cpu", help="cpu, cuda or auto (default: cpu)")
-    w = commands.add_parser("where", help="tell where the notebooks, the audio, the checkpoints, the runs and the cache lie")
+    w = commands.add_parser("where",
+                            help="tell where the notebooks, the audio, the checkpoints, the runs and the cache lie")
     w.add_argument("name", nargs="?", default="", help=f"print the path of this alone: {', '.join(places())}")
     commands.add_parser("presets", help="list the presets and what each changes")
     return p
@@ -191,7 +207,8 @@ def _carry_out(args):
     elif args.command == "ablations":
         lines = [f"report: {run_ablations(args.audio, args.preset, args.seeds, args.runs, args.workers)}"]
     else:
-        lines = [str(generate_file(args.model, args.output, args.seconds, args.prompt, args.temperature, args.seed, True, args.top_k,
+        lines = [str(generate_file(args.model, args.output, args.seconds, args.prompt, args.temperature, args.seed,
+                                   True, args.top_k,
                                    args.top_p, args.prompt_start, args.prompt_seconds, args.bits, args.device))]
     said = "\n".join(lines) + "\n"
     encoding = sys.stdout.encoding or "utf-8"

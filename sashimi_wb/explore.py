@@ -15,4 +15,5 @@ from .pages.runs_page import explore_runs
 from .pages.state_space_page import explore_state_space
 from .pages.training_page import explore_training
 
-_all_ = [explore_forward_pass, explore_generation, explore_layouts, explore_quantization, explore_runs, explore_state_space, explore_training]
+_all_ = [explore_forward_pass, explore_generation, explore_layouts, explore_quantization, explore_runs,
+         explore_state_space, explore_training]

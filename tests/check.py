@@ -20,7 +20,8 @@ def changed_notebooks() -> list[Path]:
 
 def tests_of(notebooks: list[Path]) -> list[str]:
     """The tests that run these notebooks."""
-    return [f"tests/test_notebooks.py::test_notebook_runs[{p.relative_to(ROOT / 'nbs').with_suffix('').as_posix()}]" for p in notebooks]
+    return [f"tests/test_notebooks.py::test_notebook_runs[{p.relative_to(ROOT / 'nbs').with_suffix('').as_posix()}]"
+            for p in notebooks]
 
 
 def main(folder: str = "") -> int:
@@ -28,7 +29,8 @@ def main(folder: str = "") -> int:
     python, known = sys.executable, sorted(p.name for p in (ROOT / "tests").iterdir() if list(p.glob("test_*.py")))
     if folder and folder not in known: sys.exit(f"FOLDER: expected one of {', '.join(known)}, got {folder!r}")
     notebooks = sorted((ROOT / "nbs" / folder).glob("*.ipynb")) if folder else changed_notebooks()
-    quick = ["-m", "not slow", f"tests/{folder}"] if folder else ["-m", "not slow", "--ignore", "tests/browser", "tests"]
+    quick = ["-m", "not slow", f"tests/{folder}"] if folder else ["-m", "not slow", "--ignore", "tests/browser",
+                                                                  "tests"]
     steps = [["ruff", "check", "--quiet", "."], ["pytest", "-n", "2", "--dist", "worksteal", *quick]]
     if folder: steps.insert(1, ["pytest", "tests/test_house.py"])
     if notebooks: steps.append(["pytest", "-n", "2", *tests_of(notebooks)])

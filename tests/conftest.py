@@ -17,8 +17,10 @@ settings.load_profile("repeatable")
 
 
 SLOW = {  # files that train, compile, start processes or try by the thousand: `make check` leaves them out
-    "test_bad_input.py", "test_cli.py", "test_compile.py", "test_containers.py", "test_engine.py", "test_float32_error.py", "test_generation.py",
-    "test_html.py", "test_kernels.py", "test_machines.py", "test_notebooks.py", "test_runs.py", "test_shipped_models.py", "test_targets.py",
+    "test_bad_input.py", "test_cli.py", "test_compile.py", "test_containers.py", "test_engine.py",
+    "test_float32_error.py", "test_generation.py",
+    "test_html.py", "test_kernels.py", "test_machines.py", "test_notebooks.py", "test_runs.py",
+    "test_shipped_models.py", "test_targets.py",
     "test_trainer.py", "test_wheel.py", "test_without_compiler.py"}
 
 

@@ -39,7 +39,8 @@ def coded(kind, subtype=None, rate=16_000, channels=2, **options):
 def packets(codec, **options):
     """The bytes of an MP4."""
     with tempfile.TemporaryDirectory() as folder:
-        return write_stems(Path(folder)/"a.mp4", [noise(FRAMES, 2)], **options).read_bytes() if codec == "aac" else _lossless(folder, codec)
+        return write_stems(Path(folder)/"a.mp4", [noise(FRAMES, 2)],
+                           **options).read_bytes() if codec == "aac" else _lossless(folder, codec)
 
 
 def _lossless(folder, codec):
@@ -61,15 +62,22 @@ def _deep_flac():
         return write_flac32(Path(folder)/"a.flac", (noise(FRAMES, 2)*2**30).astype(np.int64)).read_bytes()
 
 
-WHOLE = {f"wav {s.lower()}": lambda s=s: coded("WAV", s) for s in ("PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM")}
+WHOLE = {f"wav {s.lower()}": lambda s=s: coded("WAV", s)
+         for s in ("PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM")}
 WHOLE |= {"wav gsm610": lambda: coded("WAV", "GSM610", 8_000, 1), "wav g721": lambda: coded("WAV", "G721_32", 8_000, 1),
-          "wavex": lambda: coded("WAVEX", "PCM_24"), "rf64": lambda: coded("RF64", "PCM_16"), "w64": lambda: coded("W64", "PCM_16"),
-          "aiff": lambda: coded("AIFF", "PCM_16"), "aifc": lambda: coded("AIFF", "FLOAT"), "au": lambda: coded("AU", "PCM_16"),
-          "caf": lambda: coded("CAF", "PCM_16"), "caf alac": lambda: coded("CAF", "ALAC_16"), "nist": lambda: coded("NIST", "PCM_16"),
-          "flac 16": lambda: coded("FLAC", "PCM_16"), "flac 24": lambda: coded("FLAC", "PCM_24", channels=3), "flac 32": _deep_flac,
+          "wavex": lambda: coded("WAVEX", "PCM_24"), "rf64": lambda: coded("RF64", "PCM_16"),
+          "w64": lambda: coded("W64", "PCM_16"),
+          "aiff": lambda: coded("AIFF", "PCM_16"), "aifc": lambda: coded("AIFF", "FLOAT"),
+          "au": lambda: coded("AU", "PCM_16"),
+          "caf": lambda: coded("CAF", "PCM_16"), "caf alac": lambda: coded("CAF", "ALAC_16"),
+          "nist": lambda: coded("NIST", "PCM_16"),
+          "flac 16": lambda: coded("FLAC", "PCM_16"), "flac 24": lambda: coded("FLAC", "PCM_24", channels=3),
+          "flac 32": _deep_flac,
           "vorbis": lambda: coded("OGG", "VORBIS"), "opus": lambda: coded("OGG", "OPUS"),
-          "mp3 cbr": lambda: coded("MP3", rate=44_100, bitrate_mode="CONSTANT"), "mp3 vbr": lambda: coded("MP3", rate=44_100, bitrate_mode="VARIABLE"),
-          "mp3 low": lambda: coded("MP3", channels=1, compression_level=0.99), "mp4 aac": lambda: packets("aac"), "mp4 alac": lambda: packets("alac")}
+          "mp3 cbr": lambda: coded("MP3", rate=44_100, bitrate_mode="CONSTANT"),
+          "mp3 vbr": lambda: coded("MP3", rate=44_100, bitrate_mode="VARIABLE"),
+          "mp3 low": lambda: coded("MP3", channels=1, compression_level=0.99), "mp4 aac": lambda: packets("aac"),
+          "mp4 alac": lambda: packets("alac")}
 
 
 @lru_cache(maxsize=None)
@@ -92,7 +100,8 @@ def extreme(rng, b):
     """A number in the header becomes one of those that overflow."""
     size = int(rng.choice([1, 2, 4, 8]))
     at = int(rng.integers(min(HEAD, len(b) - size)))
-    values = [0, 1, 2**(8*size - 1) - 1, 2**(8*size - 1), 2**(8*size) - 1, 2**(8*size) - 37, int(rng.integers(2**(8*size - 1)))]
+    values = [0, 1, 2**(8*size - 1) - 1, 2**(8*size - 1), 2**(8*size) - 1, 2**(8*size) - 37,
+              int(rng.integers(2**(8*size - 1)))]
     b[at:at + size] = values[int(rng.integers(len(values)))].to_bytes(size, ("little", "big")[int(rng.integers(2))])
     return b
 
@@ -164,26 +173,32 @@ def judge(path, rng):
     from sashimi_wb.audio.files import decode_all, probe, read_frames
     name = os.path.basename(path)
     try: info = probe(path)
-    except (ValueError, OSError) as e: return "refused" if name in str(e) else f"WRONG: an error without the name of the file: {e}"
+    except (ValueError, OSError) as e:
+        return "refused" if name in str(e) else f"WRONG: an error without the name of the file: {e}"
     try:
         decode_all(info)
-        pieces = [read_frames(info, a, min(50_000, info.frames - a)) for a in range(0, min(info.frames, 200_000), 50_000)]
-    except ValueError as e: return "refused while reading" if name in str(e) else f"WRONG: an error without the name of the file: {e}"
+        pieces = [read_frames(info, a, min(50_000, info.frames - a))
+                  for a in range(0, min(info.frames, 200_000), 50_000)]
+    except ValueError as e:
+        return "refused while reading" if name in str(e) else f"WRONG: an error without the name of the file: {e}"
     got = np.concatenate(pieces)
     if not np.isfinite(got).all(): return "WRONG: samples that are no numbers"
     for _ in range(6):
         start = int(rng.integers(len(got)))
         n = int(rng.integers(1, min(3_000, len(got) - start) + 1))
-        if not np.array_equal(read_frames(info, start, n), got[start:start + n]): return f"WRONG: frames {start} to {start + n} are not that slice of the whole"
+        if not np.array_equal(read_frames(info, start, n), got[start:start + n]):
+            return f"WRONG: frames {start} to {start + n} are not that slice of the whole"
     slack = {"mpeg": 4*1_152, "mp4": 2_048}.get(info.reader, 0)  # delay and padding, which the other decoder may keep
-    if (n := count_of_others(path, info)) > info.frames + slack: return f"WRONG: {info.frames} frames, another decoder finds {n}"
+    if (n := count_of_others(path, info)) > info.frames + slack:
+        return f"WRONG: {info.frames} frames, another decoder finds {n}"
     return "read"
 
 
 def work(folder, seed, first, last):
     """Judge files and write a line before and after each of them."""
     import sashimi_wb.audio.files  # noqa: F401  modules are loaded before the limit holds
-    status = dict(line.split(":", 1) for line in open("/proc/self/status")) if os.path.exists("/proc/self/status") else {}
+    status = dict(line.split(":", 1)
+                  for line in open("/proc/self/status")) if os.path.exists("/proc/self/status") else {}
     if "VmSize" in status: resource.setrlimit(resource.RLIMIT_AS, (int(status["VmSize"].split()[0])*1024 + MEMORY,)*2)
     for i in range(first, last):
         name, what, content = damaged(seed, i)
@@ -200,7 +215,8 @@ def run(folder, n, seed):
     """Judge n files; gives rows (number, container, damage, verdict), one per file, with crashes and hangs among the verdicts."""
     rows, first = [], 0
     while first < n:
-        p = subprocess.Popen([sys.executable, __file__, "--work", folder, str(seed), str(first), str(n)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        p = subprocess.Popen([sys.executable, __file__, "--work", folder, str(seed), str(first), str(n)],
+                             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         ready, now, verdict = selectors.DefaultSelector(), None, None
         ready.register(p.stdout, selectors.EVENT_READ)
         while True:

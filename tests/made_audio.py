@@ -37,7 +37,8 @@ def write_flac32(path, k, rate=16_000):
         s = c.add_stream("flac", rate=rate, layout=("mono", "stereo")[k.shape[1] - 1])
         s.codec_context.format, s.codec_context.options = "s32", {"strict": "-2"}
         for a in range(0, len(k), 4096):
-            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(k[a:a + 4096], np.int32).reshape(1, -1), format="s32", layout=s.layout.name)
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(k[a:a + 4096], np.int32).reshape(1, -1),
+                                               format="s32", layout=s.layout.name)
             frame.sample_rate, frame.pts = rate, a
             c.mux(s.encode(frame))
         c.mux(s.encode(None))
@@ -55,7 +56,8 @@ def write_stems(path, waves, rate=44_100, bit_rate=256_000, codec="aac", noise=F
         for a in range(0, max(map(len, waves)), 1024):
             for s, w in zip(streams, waves, strict=True):
                 if a >= len(w): continue
-                frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(w[a:a + 1024].T, np.float32), format="fltp", layout=s.layout.name)
+                frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(w[a:a + 1024].T, np.float32), format="fltp",
+                                                   layout=s.layout.name)
                 frame.sample_rate, frame.pts = rate, a
                 c.mux(s.encode(frame))
         for s in streams: c.mux(s.encode(None))

@@ -11,4 +11,5 @@ def save_model(path, **changes):
     """A model of the smoke preset with changes, linear codes if nothing else is said."""
     e = experiment("smoke", {"quantization": "linear"} | changes)
     torch.manual_seed(1)
-    return save_weights(path, WaveModel(e.model_config()), to_json(e.model_config()), {"experiment": to_json(e), "sample_rate": e.target_sr})
+    return save_weights(path, WaveModel(e.model_config()), to_json(e.model_config()),
+                        {"experiment": to_json(e), "sample_rate": e.target_sr})

@@ -13,17 +13,21 @@ from sashimi_wb.training.metrics import bits_per_byte, compression_ratio
 
 def _figures(bits, bps):
     "What a test of so many bits per sample holds."
-    return {"tokens": 1000, "nats_per_token": bps*np.log(2), "bits_per_sample": bps, "bits_per_byte": bits_per_byte(bps, bits),
-            "compression_ratio": compression_ratio(bps, bits), "perplexity": 2**bps, "accuracy": 0.1, "accuracy@3": 0.2, "accuracy@5": 0.3,
+    return {"tokens": 1000, "nats_per_token": bps*np.log(2), "bits_per_sample": bps,
+            "bits_per_byte": bits_per_byte(bps, bits),
+            "compression_ratio": compression_ratio(bps, bits), "perplexity": 2**bps, "accuracy": 0.1, "accuracy@3": 0.2,
+            "accuracy@5": 0.3,
             "accuracy@10": 0.4, "realisable": bps, "whole": bps*0.97}
 
 
 def make_run(folder, audio="", share=0.6, **changes):
     """A run of the smoke preset with changes, linear codes if nothing else is said; it needs `share` of its bits."""
-    run = Run(experiment("smoke", {"quantization": "linear", "prompt_s": 0.3, "continuation_s": 0.7} | changes), audio, folder)
+    run = Run(experiment("smoke", {"quantization": "linear", "prompt_s": 0.3, "continuation_s": 0.7} | changes), audio,
+              folder)
     e, data = run.experiment, run.data
     original = excerpt(data, e.prompt_s + e.continuation_s).numpy()
-    quantized = data.quantizer.decode(data.quantizer.encode(excerpt(data, e.prompt_s + e.continuation_s)[None]))[0].clamp(-1, 1).numpy()
+    quantized = data.quantizer.decode(data.quantizer.encode(excerpt(data,
+                                                                    e.prompt_s + e.continuation_s)[None]))[0].clamp(-1, 1).numpy()
     n, noise = round(e.prompt_s*data.sample_rate), np.random.default_rng(e.seed).normal(0, 0.02, quantized.shape)
     made = np.concatenate([quantized[:n], (quantized*0.8 + noise).clip(-1, 1)[n:]]).astype(np.float32)
     for name, wave in {"original": original, "quantized": quantized, "continuation": made}.items():
@@ -32,13 +36,18 @@ def make_run(folder, audio="", share=0.6, **changes):
     falling = [bps + 2*np.exp(-3*i/40) for i in range(1, 41)]
     record = {
         "hash": run.hash, **run.identity,
-        "results": [{"steps": s, "tokens": s*e.sample_len, "audio_s": s*e.sample_len/data.sample_rate, "test": _figures(e.bits, bps)} for s in steps],
-        "baselines": dict(zip(BASELINES, (0.75*e.bits, 0.6*e.bits, 0.58*e.bits, 0.56*e.bits))) | {"flac8_linear": 0.5*e.bits},
+        "results": [{"steps": s, "tokens": s*e.sample_len, "audio_s": s*e.sample_len/data.sample_rate,
+                     "test": _figures(e.bits, bps)} for s in steps],
+        "baselines": dict(zip(BASELINES,
+                              (0.75*e.bits, 0.6*e.bits, 0.58*e.bits, 0.56*e.bits))) | {"flac8_linear": 0.5*e.bits},
         "stages": [], "curve": {"steps": list(range(1, 41)), "bits": falling},
-        "validation": [{"epoch": i, "step": 10*(i + 1), "train_nats": 1.0, "val": _figures(e.bits, falling[10*i + 9]), "lr": e.lr, "seconds": 1.0,
+        "validation": [{"epoch": i, "step": 10*(i + 1), "train_nats": 1.0, "val": _figures(e.bits, falling[10*i + 9]),
+                        "lr": e.lr, "seconds": 1.0,
                         "tokens": 100} for i in range(4)],
-        "sample_rate": data.sample_rate, "n_channels": data.n_channels, "reductions": data.reductions(), "remarks": data.remarks(),
-        "test_files": [f.name for f in data.test.files], "parameter_count": 16376, "seconds": {"training": 1.0, "all": 2.0},
+        "sample_rate": data.sample_rate, "n_channels": data.n_channels, "reductions": data.reductions(),
+        "remarks": data.remarks(),
+        "test_files": [f.name for f in data.test.files], "parameter_count": 16376,
+        "seconds": {"training": 1.0, "all": 2.0},
         "peak_bytes": 5*10**8, "provenance": provenance(),
     }
     write_atomic(run.result_path, json.dumps(record, indent=1))

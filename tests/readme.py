@@ -83,7 +83,8 @@ def differences(root: Path = ROOT) -> list[str]:
     text, images = render(root / "nbs/index.ipynb")
     wanted = {"README.md": text.encode(), **images}
     found = {p.relative_to(root).as_posix() for p in (root / IMAGES).glob("index_*")}
-    wrong = [name for name, value in wanted.items() if not (root / name).exists() or (root / name).read_bytes() != value]
+    wrong = [name for name, value in wanted.items() if not (root / name).exists()
+             or (root / name).read_bytes() != value]
     return wrong + sorted(found - set(wanted))
 
 

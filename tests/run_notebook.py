@@ -14,5 +14,6 @@ def run(path: Path, root: Path, flags: list[str], output: Path) -> None:
     os.chdir(root / "nbs")
     multiprocessing.set_start_method(None, force=True)   # the system's own again, for the workers of a notebook
     passed, _ = test_nb(path, skip_flags=flags, basepath=root)
-    atexit._run_exitfuncs()                              # a forked process leaves without them, and temporary folders stay
+    # a forked process leaves without them, and temporary folders stay
+    atexit._run_exitfuncs()
     sys.exit(0 if passed else 1)

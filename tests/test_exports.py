@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "sashimi_wb"
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name not in ("__init__.py", "_modidx.py"))
 BIN = Path(sys.executable).parent
-TRAINS = {"training.lightning_parts", "training.trainer", "studies.live_worker", "trainer", "cli"}  # these may import Lightning, which costs seconds
+# these may import Lightning, which costs seconds
+TRAINS = {"training.lightning_parts", "training.trainer", "studies.live_worker", "trainer", "cli"}
 COMPILED = {"synthesis.simd", "synthesis.compiled_draws", "synthesis.compiled_step"}  # what numba compiles
 
 OWNERS = packages_distributions()
@@ -61,7 +62,8 @@ def run_python(code: str, *args: str) -> subprocess.CompletedProcess:
 def copy_sources(there: Path) -> Path:
     """Copy the notebooks, the settings and the one module written by hand; the working tree stays as it is."""
     (there / "sashimi_wb").mkdir()
-    for name in ("settings.ini", "setup.py", "pyproject.toml", "sashimi_wb/__init__.py"): shutil.copy(ROOT / name, there / name)
+    for name in ("settings.ini", "setup.py", "pyproject.toml", "sashimi_wb/__init__.py"):
+        shutil.copy(ROOT / name, there / name)
     for path in all_notebooks():
         (there / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / path, there / path)
@@ -77,7 +79,8 @@ def nbdev(command: str, *args: str, cwd: Path) -> None:
 def test_package_matches_notebooks(tmp_path):
     copy_sources(tmp_path)
     nbdev("nbdev_export", cwd=tmp_path)
-    made = {str(p.relative_to(tmp_path / "sashimi_wb")): p.read_bytes() for p in (tmp_path / "sashimi_wb").rglob("*.py")}
+    made = {str(p.relative_to(tmp_path / "sashimi_wb")): p.read_bytes()
+            for p in (tmp_path / "sashimi_wb").rglob("*.py")}
     have = {str(p.relative_to(PACKAGE)): p.read_bytes() for p in PACKAGE.rglob("*.py")}
     assert not made.keys() - have.keys(), "not exported yet: run `make export`"
     assert not have.keys() - made.keys(), "no notebook exports these: write code in nbs/, or remove the file"
@@ -88,7 +91,8 @@ def test_notebooks_are_clean(tmp_path):
     copy_sources(tmp_path)
     before = {path: (tmp_path / path).read_bytes() for path in all_notebooks()}
     nbdev("nbdev_clean", "--fname", str(tmp_path), cwd=tmp_path)
-    assert not [str(path) for path in before if (tmp_path / path).read_bytes() != before[path]], "not clean: run `make export`"
+    assert not [str(path) for path in before
+                if (tmp_path / path).read_bytes() != before[path]], "not clean: run `make export`"
 
 
 def test_readme_matches_index():
@@ -147,7 +151,8 @@ def test_imports_are_requirements(path):
     asked = {key(re.split(r"[<>=!~\[;]", r)[0]) for r in SETTINGS["requirements"].split()}
     names = {name.split(".")[0] for name in imported(path)} - set(sys.stdlib_module_names)
     assert not names & {"nbdev", "fastcore", "execnb"}, "exported code must run without nbdev and fastcore"
-    assert not [n for n in names if not {key(o) for o in OWNERS.get(n, [])} & asked], "missing in requirements of settings.ini"
+    assert not [n for n in names
+                if not {key(o) for o in OWNERS.get(n, [])} & asked], "missing in requirements of settings.ini"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=dotted)
@@ -214,7 +219,8 @@ def test_constraints_pin_every_direct_requirement():
     pins = re.findall(r"^([\w.-]+)==([\w.]+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), flags=re.M)
     key = lambda name: re.sub(r"[-_.]+", "-", name).lower()
     names = [key(name) for name, _ in pins]
-    direct = {key(re.split(r"[<>=!~\[;]", r)[0]) for r in (SETTINGS["requirements"] + " " + SETTINGS["dev_requirements"]).split()}
+    direct = {key(re.split(r"[<>=!~\[;]", r)[0])
+              for r in (SETTINGS["requirements"] + " " + SETTINGS["dev_requirements"]).split()}
     assert not direct - set(names)
     assert names == sorted(set(names)), "constraints.txt is alphabetical, each name once"
 
@@ -224,4 +230,5 @@ def test_make_help_lists_the_targets():
     env = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "JOBS", "ARGS")}
     done = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
-    for target in ("ablations", "test", "lab", "hooks", "export", "readme", "clean"): assert f"make {target} " in done.stdout
+    for target in ("ablations", "test", "lab", "hooks", "export", "readme", "clean"):
+        assert f"make {target} " in done.stdout

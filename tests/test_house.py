@@ -40,7 +40,8 @@ def own_imports(source: str, module: str) -> set[str]:
             full = ".".join([*start, *filter(None, [node.module])])
             found |= {full, *(f"{full}.{a.name}" for a in node.names)}
     known = modules()
-    return {n.removeprefix("sashimi_wb.") for n in found if n.removeprefix("sashimi_wb.") in known and n.startswith("sashimi_wb.")}
+    return {n.removeprefix("sashimi_wb.") for n in found if n.removeprefix("sashimi_wb.") in known
+            and n.startswith("sashimi_wb.")}
 
 
 def folder(module: str) -> str:
@@ -83,7 +84,8 @@ def test_numbers_are_the_reading_order():
         order = {p[3:]: i for i, p in enumerate(pages)}
         for module in order:
             for other in own_imports((PACKAGE / name / f"{module}.py").read_text(encoding="utf-8"), f"{name}.{module}"):
-                if folder(other) == name: assert order[other.split(".")[1]] < order[module], f"{name}/{module} imports {other}"
+                if folder(other) == name:
+                    assert order[other.split(".")[1]] < order[module], f"{name}/{module} imports {other}"
 
 
 def test_notebook_and_module_lie_side_by_side():
@@ -101,4 +103,5 @@ def test_every_folder_says_what_it_is_for(name):
     every = set(list(MAY_IMPORT)[: list(MAY_IMPORT).index(name)])
     said = every if may == "every folder above." else set(re.findall(r"`(\w+)`", may))
     assert said == set(MAY_IMPORT[name].split())
-    for module in (p.stem[3:] for p in (NOTEBOOKS / name).glob("*.ipynb")): assert f"`{module}`" in text, f"{name}/README.md leaves out {module}"
+    for module in (p.stem[3:] for p in (NOTEBOOKS / name).glob("*.ipynb")):
+        assert f"`{module}`" in text, f"{name}/README.md leaves out {module}"

@@ -21,5 +21,6 @@ def test_ruff():
     ("tests/x.py", "import os\n", "F401"),
 ])
 def test_ruff_would_notice(path, source, rule):
-    done = subprocess.run([*RUFF, "--stdin-filename", str(ROOT / path), "-"], cwd=ROOT, input=source, capture_output=True, text=True)
+    done = subprocess.run([*RUFF, "--stdin-filename", str(ROOT / path), "-"], cwd=ROOT, input=source,
+                          capture_output=True, text=True)
     assert rule in done.stdout

@@ -26,7 +26,8 @@ def processes() -> multiprocessing.context.BaseContext:
 def notebooks() -> list[Path]:
     """What nbdev would test: all notebooks under nbs/ but those in a hidden folder or with a leading underscore."""
     found = (p.relative_to(ROOT) for p in (ROOT / "nbs").rglob("*.ipynb"))
-    return sorted(p for p in found if not any(part[0] in "._" for part in p.parts) and (missing() or p.parent.name != "explore"))
+    return sorted(p for p in found if not any(part[0] in "._" for part in p.parts)
+                  and (missing() or p.parent.name != "explore"))
 
 
 def skipped_flags() -> list[str]:
@@ -42,7 +43,8 @@ def test_there_are_notebooks():
 
 @pytest.mark.parametrize("path", notebooks(), ids=lambda p: p.relative_to("nbs").with_suffix("").as_posix())
 def test_notebook_runs(path, tmp_path):
-    process = processes().Process(target=run, args=(ROOT / path, ROOT, skipped_flags(), output := tmp_path / "output.txt"))
+    process = processes().Process(target=run,
+                                  args=(ROOT / path, ROOT, skipped_flags(), output := tmp_path / "output.txt"))
     process.start()
     process.join(HANGS_S)
     if process.exitcode is None:

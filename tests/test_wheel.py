@@ -13,11 +13,13 @@ import pytest
 import soundfile
 
 ROOT = Path(__file__).resolve().parents[1]
-pytest.importorskip("setuptools", minversion="77", reason="the set-up of the development tools brings setuptools 77 or later: call make")
+pytest.importorskip("setuptools", minversion="77",
+                    reason="the set-up of the development tools brings setuptools 77 or later: call make")
 
 
 def call(*words, **options):
-    done = subprocess.run([str(w) for w in words], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, **options)
+    done = subprocess.run([str(w) for w in words], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                          timeout=300, **options)
     assert done.returncode == 0, f"{words}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     return done.stdout
 
@@ -26,22 +28,26 @@ def call(*words, **options):
 def wheel(tmp_path_factory):
     "Built from a source distribution, which is built from what a clone holds."
     top = tmp_path_factory.mktemp("build")
-    unwanted = shutil.ignore_patterns(".git", ".venv*", "runs", "build", "dist", "*.egg-info", "__pycache__", "tests", "lightning_logs")
+    unwanted = shutil.ignore_patterns(".git", ".venv*", "runs", "build", "dist", "*.egg-info", "__pycache__", "tests",
+                                      "lightning_logs")
     shutil.copytree(ROOT, top/"clone", ignore=unwanted)
     (top/"clone/nbs/.ipynb_checkpoints").mkdir()
     (top/"clone/nbs/.ipynb_checkpoints/start-checkpoint.ipynb").write_text("{}")
     call(sys.executable, "setup.py", "-q", "sdist", "-d", top, cwd=top/"clone")
     source, = top.glob("*.tar.gz")
-    call(sys.executable, "-m", "pip", "wheel", source, "--no-deps", "--no-build-isolation", "--no-index", "-q", "-w", top)
+    call(sys.executable, "-m", "pip", "wheel", source, "--no-deps", "--no-build-isolation", "--no-index", "-q", "-w",
+         top)
     return next(top.glob("*.whl"))
 
 
 def test_the_wheel_holds_what_it_needs_and_no_more(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    kinds = ("sashimi_wb/**/*.py", "data/music/*.flac", "data/digits/*.flac", "data/checkpoints/*", "nbs/**/*.ipynb", "nbs/*.json", "nbs/images/*")
+    kinds = ("sashimi_wb/**/*.py", "data/music/*.flac", "data/digits/*.flac", "data/checkpoints/*", "nbs/**/*.ipynb",
+             "nbs/*.json", "nbs/images/*")
     found = {p.relative_to(ROOT) for kind in kinds for p in ROOT.glob(kind)}
     wanted = {p.as_posix() for p in found if not any(part.startswith(".") for part in p.parts)} | {"data/README.md"}
-    shared = {name.removeprefix("sashimi_wb/_share/") for name in names if not name.split("/")[0].endswith(".dist-info")}
+    shared = {name.removeprefix("sashimi_wb/_share/") for name in names
+              if not name.split("/")[0].endswith(".dist-info")}
     assert shared == wanted
     assert wheel.stat().st_size < 25e6
 
@@ -53,13 +59,16 @@ def installed(wheel, tmp_path_factory):
     for folder in ("home", "work"): (top/folder).mkdir()
     (top/"work/sashimi_wb.py").write_text("raise SystemExit('a module of the current folder was imported')")
     keep = ("PATH", "LANG", "SYSTEMROOT", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
-    env = {k: os.environ[k] for k in keep if k in os.environ} | {"HOME": str(top/"home"), "NUMBA_DISABLE_JIT": "1"}    # compiling takes most of a minute, and is tested elsewhere
+    # compiling takes most of a minute, and is tested elsewhere
+    env = {k: os.environ[k] for k in keep if k in os.environ} | {"HOME": str(top/"home"), "NUMBA_DISABLE_JIT": "1"}
     venv.create(top/"env", with_pip=False, symlinks=os.name != "nt")
     paths = sysconfig.get_paths(vars={"base": str(top/"env"), "platbase": str(top/"env")})
     bin_folder, site = Path(paths["scripts"]), Path(paths["purelib"])
-    call(sys.executable, "-m", "pip", "--python", bin_folder/"python", "install", "--no-deps", "--no-index", "-q", wheel, env=env)
+    call(sys.executable, "-m", "pip", "--python", bin_folder/"python", "install", "--no-deps", "--no-index", "-q",
+         wheel, env=env)
     others = dict.fromkeys((sysconfig.get_path("purelib"), sysconfig.get_path("platlib")))
-    (site/"dependencies.pth").write_text("\n".join(others))           # the editable install there is no folder, so it stays behind
+    # the editable install there is no folder, so it stays behind
+    (site/"dependencies.pth").write_text("\n".join(others))
     identity = ("-c", "user.name=a", "-c", "user.email=a@example.org")
     call("git", "init", "-q", top)
     call("git", "-C", top, *identity, "commit", "-q", "--allow-empty", "-m", "of another project")
@@ -76,11 +85,13 @@ def test_an_installed_package_works_away_from_any_clone(installed):
     before = files(installed.package)
     lines = dict(line.split(": ", 1) for line in installed("sashimi-wb", "where").splitlines())
     shared, work = str(installed.package/"_share"), installed.work
-    assert all(lines[name].startswith(shared) for name in ("notebooks", "pages", "start", "audio", "digits", "checkpoints"))
+    assert all(lines[name].startswith(shared)
+               for name in ("notebooks", "pages", "start", "audio", "digits", "checkpoints"))
     assert lines["runs"] == str(work/"runs") and not Path(lines["cache"]).is_relative_to(installed.package)
     assert installed("sashimi-wb", "where", "notebooks") == lines["notebooks"] + "\n"
 
-    installed("sashimi-wb", "generate", f"{lines['checkpoints']}/digits.safetensors", "--seconds", "0.02", "--output", "made.wav")
+    installed("sashimi-wb", "generate", f"{lines['checkpoints']}/digits.safetensors", "--seconds", "0.02", "--output",
+              "made.wav")
     assert soundfile.info(work/"made.wav").samplerate == 8000
 
     (work/"in {br}aces").mkdir()

@@ -43,7 +43,9 @@ def _before_tags(f, start, end):
     while True:
         foot = read_at(f, end - 32, 32)
         if end - 128 >= start and read_at(f, end - 128, 3) == b"TAG": end -= 128
-        elif foot[:8] == b"APETAGEX" and (n := struct.unpack_from("<I", foot, 12)[0] + 32*(foot[23] >> 7)) and end - n >= start: end -= n
+        elif foot[:8] == b"APETAGEX" and (n := struct.unpack_from("<I", foot,
+                                                                  12)[0] + 32*(foot[23] >> 7)) and end - n >= start:
+            end -= n
         else: return end
 
 
@@ -116,7 +118,8 @@ _W64 = b"\xf3\xac\xd3\x11\x8c\xd1\x00\xc0O\x8e\xdb\x8a"
 _FAMILY = {b"RIFF": _Chunks(12, 4, "<I", 0, 2, b"data", 0), b"RIFX": _Chunks(12, 4, ">I", 0, 2, b"data", 0),
            b"RF64": _Chunks(12, 4, "<I", 0, 2, b"data", 0), b"FORM": _Chunks(12, 4, ">I", 0, 2, b"SSND", 8),
            b"riff": _Chunks(40, 16, "<q", 24, 8, b"data" + _W64, 0), b"caff": _Chunks(8, 4, ">q", 0, 1, b"data", 4)}
-_OPEN = {-1, 2**64 - 1, 2**32 - 1, 2**32 - 37, 2**31, 2**31 - 1, 2**31 - 37, 0x7FFFF000, 0x7F000000}  # lengths of streams
+# lengths of streams
+_OPEN = {-1, 2**64 - 1, 2**32 - 1, 2**32 - 37, 2**31, 2**31 - 1, 2**31 - 37, 0x7FFFF000, 0x7F000000}
 _MOST_CHUNKS = 10_000
 _ANEW = "write it anew, for example with ffmpeg -i old.wav new.flac"
 
@@ -134,7 +137,8 @@ def _chunks(f, rule, at, start):
         if n < 0: return
         at += head + n
         pad = -(at - start) % rule.align
-        if pad != 1 or _named(read_at(f, at + 1, rule.name)) or not _named(read_at(f, at, rule.name)): at += pad  # some writers forget it
+        if pad != 1 or _named(read_at(f, at + 1, rule.name)) or not _named(read_at(f, at, rule.name)):
+            at += pad  # some writers forget it
     raise ValueError(f"damaged: it has more than {_MOST_CHUNKS:,} chunks")
 
 
@@ -189,7 +193,8 @@ def _nist(f, start, end):
     "First byte and bytes of the samples of a NIST Sphere file."
     lines = read_at(f, start, 65_536).split(b"end_head", 1)[0].decode("latin-1").splitlines()
     fields = {w[0]: w[2] for w in (line.split() for line in lines) if len(w) == 3}
-    try: at, n = start + int(lines[1]), int(fields["sample_count"])*int(fields["channel_count"])*int(fields["sample_n_bytes"])
+    try:
+        at, n = start + int(lines[1]), int(fields["sample_count"])*int(fields["channel_count"])*int(fields["sample_n_bytes"])
     except (KeyError, ValueError, IndexError):
         raise ValueError("damaged: a NIST header without sample_count, channel_count or sample_n_bytes") from None
     return at, _length(f, n, at, end, None, start)
@@ -224,7 +229,8 @@ def flac_header(
     b = read_at(f, start, 42)
     if len(b) < 42 or b[4] & 0x7F or b[5:8] != b"\0\0\x22":
         raise ValueError("damaged or truncated: a FLAC without its first block (STREAMINFO)")
-    return FlacHeader(int.from_bytes(b[10:12]), int.from_bytes(b[15:18]), (b[20] >> 1 & 7) + 1, ((b[20] & 1) << 4 | b[21] >> 4) + 1,
+    return FlacHeader(int.from_bytes(b[10:12]), int.from_bytes(b[15:18]), (b[20] >> 1 & 7) + 1,
+                      ((b[20] & 1) << 4 | b[21] >> 4) + 1,
                       int.from_bytes(b[21:26]) & 2**36 - 1)
 
 
@@ -232,7 +238,8 @@ def _frame_end(b, header):
     "Number of the sample behind a FLAC frame that begins so; None if the bytes are no head of a frame of this file."
     if len(b) < 6 or b[1] not in (0xF8, 0xF9): return None
     size, rate, channels = b[2] >> 4, b[2] & 15, b[3] >> 4
-    if not size or rate == 15 or b[3] & 1 or (channels + 1 if channels < 8 else 2) != header.channels or channels > 10: return None
+    if not size or rate == 15 or b[3] & 1 or (channels + 1 if channels < 8 else 2) != header.channels or channels > 10:
+        return None
     ones = 8 - (b[4] ^ 0xFF).bit_length()
     if ones in (1, 8): return None
     n, at = b[4] & (0x7F if not ones else (1 << 7 - ones) - 1), 5
@@ -294,7 +301,8 @@ def _ogg_page(f, at, end):
 
 
 def _codec(body):
-    known = {b"\x01vorbis": "VORBIS", b"OpusHead": "OPUS", b"\x7fFLAC": "FLAC", b"Speex   ": "Speex", b"\x80theora": "Theora"}
+    known = {b"\x01vorbis": "VORBIS", b"OpusHead": "OPUS", b"\x7fFLAC": "FLAC", b"Speex   ": "Speex",
+             b"\x80theora": "Theora"}
     return next((name for begin, name in known.items() if body.startswith(begin)), repr(body[:8]))
 
 

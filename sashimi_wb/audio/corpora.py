@@ -50,7 +50,9 @@ class DataSet:
     rule:str                             # how its files fall into parts
     source:str                           # who says so
     where:str                            # where to get it
-    parts:Callable[["Tree", str, float], tuple[list[str], list[str], list[str]]]|None = None # (folder, stem, share) -> names; None: any folder
+    parts:Callable[["Tree", str, float],
+                   tuple[list[str], list[str],
+                         list[str]]]|None = None # (folder, stem, share) -> names; None: any folder
     stems:tuple[str, ...] = ("mixture",) # what `stem` may be
 
     def __post_init__(self): object.__setattr__(self, "tree", cleandoc(self.tree))
@@ -103,7 +105,8 @@ DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 MUSDB_VALIDATION = (
     "Actions - One Minute Smile", "Alexander Ross - Goodbye Bolero", "ANiMAL - Rockshow",
     "Clara Berry And Wooldog - Waltz For My Victims", "Fergessen - Nos Palpitants", "James May - On The Line",
-    "Johnny Lokke - Promises & Lies", "Leaf - Summerghost", "Meaxic - Take A Step", "Patrick Talbot - A Reason To Leave",
+    "Johnny Lokke - Promises & Lies", "Leaf - Summerghost", "Meaxic - Take A Step",
+    "Patrick Talbot - A Reason To Leave",
     "Skelpolu - Human Mistakes", "Traffic Experiment - Sirens", "Triviul - Angelsaint", "Young Griffo - Pennies")
 
 
@@ -119,16 +122,20 @@ def _sc09(tree, stem, share):
     clips, held = [n for digit in DIGITS for n in tree.found(f"{digit}/*.wav")], {}
     for part in ("validation", "testing"):
         meant = tree.meant(tree.read(f"{part}_list.txt", read_lines), clips)
-        gone = [s for s in meant if meant[s] is s and alike(s).split("/")[0] in DIGITS]   # the lists name all words, a folder may hold the digits alone
-        if gone: log.warning("%s: %d clips are not there, such as %s (%s)", tree.root, len(gone), gone[0], gone[0].place)
+        # the lists name all words, a folder may hold the digits alone
+        gone = [s for s in meant if meant[s] is s and alike(s).split("/")[0] in DIGITS]
+        if gone:
+            log.warning("%s: %d clips are not there, such as %s (%s)", tree.root, len(gone), gone[0], gone[0].place)
         held[part] = set(meant.values())
     valid, test = held.values()
-    return [c for c in clips if c not in valid | test], [c for c in clips if c in valid], [c for c in clips if c in test]
+    return [c for c in clips if c not in valid | test], [c for c in clips
+                                                         if c in valid], [c for c in clips if c in test]
 
 
 def _ljspeech(tree, stem, share):
     lines = tree.read("metadata.csv", read_lines)
-    if bare := next((line for line in lines if "|" not in line), None): raise _Layout(f"{bare.place}: expected id|text|text, got {bare!r}")
+    if bare := next((line for line in lines if "|" not in line), None):
+        raise _Layout(f"{bare.place}: expected id|text|text, got {bare!r}")
     said = []
     for line in lines:
         said.append(Listed(f"wavs/{line.split('|')[0].strip().strip(chr(34))}.wav"))
@@ -138,7 +145,8 @@ def _ljspeech(tree, stem, share):
 
 
 def _maestro(tree, stem, share):
-    tables = [n for kind in ("csv", "json") for n in sorted(tree.walk(1)[0], key=_natural) if re.fullmatch(rf"maestro-v.*\.{kind}", n, re.IGNORECASE)]
+    tables = [n for kind in ("csv", "json") for n in sorted(tree.walk(1)[0], key=_natural)
+              if re.fullmatch(rf"maestro-v.*\.{kind}", n, re.IGNORECASE)]
     if not tables: raise _Layout("no maestro-v*.csv or maestro-v*.json")
     own = tables[0].rsplit(".", 1)[1]
     rows = tree.read([n for n in tables if n.endswith(own)][-1], read_table, ("split", "audio_filename"))
@@ -171,7 +179,8 @@ DATASETS = {
         tree="""
             any folder/
               wav, flac, ogg or mp3 files at any depth""",
-        rule="train_percentage of the files for training, the rest halved, by a hash of seed and name", source="this package", where="your own recordings"),
+        rule="train_percentage of the files for training, the rest halved, by a hash of seed and name",
+        source="this package", where="your own recordings"),
     "musdb18hq": DataSet(
         tree="""
             musdb18hq/
@@ -181,7 +190,8 @@ DATASETS = {
               test/
                 Artist - Title/
                   the same five""",
-        rule="train and test as they are; of train, 14 tracks by name for validation", source=_MUSDB, where="https://zenodo.org/records/3338373",
+        rule="train and test as they are; of train, 14 tracks by name for validation", source=_MUSDB,
+        where="https://zenodo.org/records/3338373",
         parts=lambda tree, stem, share: _musdb(tree, "*/", f"/{stem}.wav"), stems=STEMS),
     "musdb18": DataSet(
         tree="""
@@ -190,7 +200,8 @@ DATASETS = {
                 Artist - Title.stem.mp4
               test/
                 Artist - Title.stem.mp4""",
-        rule="train and test as they are; of train, 14 tracks by name for validation", source=_MUSDB, where="https://zenodo.org/records/1117372",
+        rule="train and test as they are; of train, 14 tracks by name for validation", source=_MUSDB,
+        where="https://zenodo.org/records/1117372",
         parts=lambda tree, stem, share: _musdb(tree, "*.stem.mp4", ""), stems=STEMS),
     "sc09": DataSet(
         tree="""
@@ -230,7 +241,8 @@ DATASETS |= {
                 speaker/chapter/*.flac
               dev-clean/ (and other dev-*)
               test-clean/ (and other test-*)""",
-        rule="train-*, dev-* and test-*, whichever are there; speakers do not overlap", source="its README.TXT", where="https://www.openslr.org/12",
+        rule="train-*, dev-* and test-*, whichever are there; speakers do not overlap", source="its README.TXT",
+        where="https://www.openslr.org/12",
         parts=lambda tree, stem, share: tuple(tree.found(f"{part}-*/*/*/*.flac") for part in ("train", "dev", "test"))),
 }
 
@@ -281,5 +293,6 @@ def find_parts(
     for n in gone:
         if isinstance(n, Listed): log.warning("left out: %s: missing (%s)", n, n.place)
     there = [n for n in names if not isinstance(n, Listed)]
-    found = {i.name: i for i in index_audio(root, skip_bad, names=there, stream=STEMS.index(stem) if name == "musdb18" else 0)}
+    found = {i.name: i
+             for i in index_audio(root, skip_bad, names=there, stream=STEMS.index(stem) if name == "musdb18" else 0)}
     return tuple([found[n] for n in part if n in found] for part in parts)

@@ -36,7 +36,8 @@ def _ffmpeg():
     except av.FFmpegError as e: raise ValueError(f"damaged, the decoder says: {e.strerror}") from None
 
 # %% ../../nbs/audio/03_ffmpeg.ipynb #cc5a2d73
-_RESERVOIR, _SIDE, _OVERLAP = 511, 38, 3  # bytes that a frame may use of earlier ones; bytes of a frame that are no such; frames
+# bytes that a frame may use of earlier ones; bytes of a frame that are no such; frames
+_RESERVOIR, _SIDE, _OVERLAP = 511, 38, 3
 
 
 @lru_cache(maxsize=1024)
@@ -91,7 +92,9 @@ def read_mpeg(
     with open(path, "rb") as f:
         for a, b in index.pieces:
             low, high = max(start, at), min(start + frames, at + b - a)
-            if low < high: out.append(span_of_blocks(partial(_mpeg_block, f, index), GROUP*index.samples, a + low - at, high - low))
+            if low < high:
+                out.append(span_of_blocks(partial(_mpeg_block, f, index), GROUP*index.samples, a + low - at,
+                                          high - low))
             at += b - a
     return np.concatenate(out) if out else np.empty((0, index.channels), np.float32)
 
@@ -126,7 +129,8 @@ def _frames_from(av, container, stream)->Iterator[tuple[int, np.ndarray]]:
     "Time of the first sample, and samples (t c), of every frame of a new decoder."
     decoder = av.CodecContext.create(stream.codec_context.name, "r")
     decoder.extradata, decoder.flags2 = stream.codec_context.extradata, av.codec.context.Flags2.skip_manual
-    if decoder.name == "flac": decoder.options = {"err_detect": "crccheck+explode"}  # check sums are there, and not looked at by default
+    if decoder.name == "flac":
+        decoder.options = {"err_detect": "crccheck+explode"}  # check sums are there, and not looked at by default
     for packet in container.demux(stream):
         if packet.is_corrupt: raise ValueError("damaged or truncated, the container marks a packet as damaged")
         for frame in decoder.decode(packet if packet.size else None):

@@ -30,13 +30,17 @@ def reductions(
 )->list[str]:                    # empty where every bit is a bit of a file
     """Why the codes are not the files' own samples."""
     return [
-        *_say(files, lambda f: f.sample_rate if f.sample_rate != sample_rate else None, f"resampled from {{}} to {sample_rate} Hz"),
-        *_say(files, lambda f: f.channels if channels == "mono" and f.channels > 1 else None, "reduced to the mean of {} channels"),
+        *_say(files, lambda f: f.sample_rate if f.sample_rate != sample_rate else None,
+              f"resampled from {{}} to {sample_rate} Hz"),
+        *_say(files, lambda f: f.channels if channels == "mono" and f.channels > 1 else None,
+              "reduced to the mean of {} channels"),
         *_say(files, lambda f: f.bits if (f.bits or 0) > bits else None, f"of {{}} bit coded at {bits} bit"),
         *_say(files, lambda f: f.subtype if f.subtype in FLOATS else None, f"of floats ({{}}) rounded to {bits} bit"),
-        *_say(files, lambda f: f.subtype if f.bits is None and f.subtype not in FLOATS else None, "of lossy audio ({}): the codes are of its decoded form"),
+        *_say(files, lambda f: f.subtype if f.bits is None and f.subtype not in FLOATS else None,
+              "of lossy audio ({}): the codes are of its decoded form"),
         *(["mu-law: samples are bent before they are rounded"] if quantization == "mu_law" else []),
-        *(["per-clip scaling: every window is stretched by its own extremes, which no decoder knows"] if scaling == "clip_minmax" else [])]
+        *(["per-clip scaling: every window is stretched by its own extremes, which no decoder knows"]
+          if scaling == "clip_minmax" else [])]
 
 
 def remarks(
@@ -46,4 +50,5 @@ def remarks(
 )->list[str]:
     """Where the codes are deeper than the files: nothing is lost, but the spare bits cost nothing."""
     def spare(f): return (f.bits, bits - f.bits) if (f.bits or bits) < bits else None
-    return _say(files, spare, f"of {{0[0]}} bit coded at {bits} bit" + ": the low {0[1]} bits of every code are constant"*exact)
+    return _say(files, spare,
+                f"of {{0[0]}} bit coded at {bits} bit" + ": the low {0[1]} bits of every code are constant"*exact)

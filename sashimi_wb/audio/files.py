@@ -38,8 +38,10 @@ class AudioInfo:
     channels:int
     subtype:str      # as libsndfile calls it: "PCM_16", "VORBIS", "MPEG_LAYER_III", ...; "AAC", "ALAC_16", "FLAC_24" in an MP4
     stream:int = 0   # which audio stream of an mp4; of a .stem.mp4 0 mixture, 1 drums, 2 bass, 3 other, 4 vocals
-    reader:str = field(default="array", compare=False) # how its samples are reached, as `probe` found out: a name in READERS
-    parts:tuple[tuple[int, int, int, int], ...] = field(default=(), compare=False) # streams in it, where it is not one from its first
+    reader:str = field(default="array",
+                       compare=False) # how its samples are reached, as `probe` found out: a name in READERS
+    parts:tuple[tuple[int, int, int, int],
+                ...] = field(default=(), compare=False) # streams in it, where it is not one from its first
     # byte to its last: first byte, byte behind the last one (0, 0: the whole file), frames, and up to which frame seeking is exact
 
     def frames_at(self, sample_rate:int)->int:
@@ -77,7 +79,8 @@ class _Part:
     def read(self, n):
         self.f.seek(self.start + self.at)
         b = bytearray(self.f.read(max(0, min(n, self.size - self.at))))
-        for i in range(max(21, self.at), min(26, self.at + len(b)) if self.total else 0): b[i - self.at] = self.total[i - 21]
+        for i in range(max(21, self.at), min(26, self.at + len(b)) if self.total else 0):
+            b[i - self.at] = self.total[i - 21]
         self.at += len(b)
         return bytes(b)
 
@@ -94,7 +97,8 @@ def _sound_file(path, start=0, end=0, frames=0):
 
 
 # %% ../../nbs/audio/05_files.ipynb #340f9ba1
-_BYTES = {"PCM_S8": 1, "PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8, "ULAW": 1, "ALAW": 1}
+_BYTES = {"PCM_S8": 1, "PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8, "ULAW": 1,
+          "ALAW": 1}
 _BLOCKWISE = ("IMA_ADPCM", "MS_ADPCM")
 _CONVERT = "convert it, for example with ffmpeg -i old new.flac"
 
@@ -160,17 +164,21 @@ def _mp4(f, path, kind, start, end, stream):
     return *probe_packets(path, kind, stream), "mp4", ()
 
 
-_PROBES = dict.fromkeys(("WAV", "W64", "AIFF", "AU", "CAF", "NIST"), _array) | {"FLAC": _flac, "OGG": _ogg, "MPEG": _mpeg, "MP4": _mp4}
+_PROBES = dict.fromkeys(("WAV", "W64", "AIFF", "AU", "CAF", "NIST"),
+                        _array) | {"FLAC": _flac, "OGG": _ogg, "MPEG": _mpeg, "MP4": _mp4}
 
 # %% ../../nbs/audio/05_files.ipynb #5cc03cc3
-_OPUS_BLOCK, _OPUS_LEAD_S = 16_384, 2 # samples per channel; seconds after which the decoder has forgotten where it began
+# samples per channel; seconds after which the decoder has forgotten where it began
+_OPUS_BLOCK, _OPUS_LEAD_S = 16_384, 2
 
 
 def _read_from(f, start, frames, safe, dtype):
     "A span by libsndfile, which seeks to a frame where that is exact."
     at = min(start, safe)
     if at: f.seek(at)
-    while at < start: at += len(f.read(min(65_536, start - at), dtype=dtype)) or frames + start  # ends early: then nothing is left to read
+    while at < start:
+        # ends early: then nothing is left to read
+        at += len(f.read(min(65_536, start - at), dtype=dtype)) or frames + start
     return f.read(frames, dtype=dtype, always_2d=True)
 
 
@@ -318,5 +326,6 @@ def read_span(
     if frames*(1 + (channels == "stereo")) > MOST_SAMPLES:
         raise ValueError(f"{info.name}: expected a span of at most {MOST_SAMPLES:,} samples, got {frames:,} at {rate:,} Hz of a file of {info.sample_rate:,} Hz; "
                          "read it in parts, or choose a lower target_sr")
-    wave = resampler(info.sample_rate, rate).span(lambda first, n: pick(read_frames(info, first, n)), info.frames, start, frames)
+    wave = resampler(info.sample_rate, rate).span(lambda first, n: pick(read_frames(info, first, n)), info.frames,
+                                                  start, frames)
     return wave.clip(-1, 1).astype(np.float64 if info.wide else np.float32)

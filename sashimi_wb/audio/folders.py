@@ -15,8 +15,10 @@ from pathlib import Path
 from ..core.system import log
 
 # %% ../../nbs/audio/01_folders.ipynb #c9d11551
-BINS = frozenset(("$recycle.bin", "recycler", "recycled", "@recycle", "#recycle", "#snapshot", "@eadir", "__macosx", "lost+found",
-                  "system volume information", "network trash folder", "temporary items")) # made by systems, not by people
+BINS = frozenset(("$recycle.bin", "recycler", "recycled", "@recycle", "#recycle", "#snapshot", "@eadir", "__macosx",
+                  "lost+found",
+                  # made by systems, not by people
+                  "system volume information", "network trash folder", "temporary items"))
 
 
 def is_aside(
@@ -53,14 +55,17 @@ def walk(
         try:
             if (here := _identity(place)) in seen: continue
             seen.add(here)
-            with os.scandir(place) as entries: found = sorted((e for e in entries if not is_aside(e.name)), key=lambda e: os.fsencode(e.name))
+            with os.scandir(place) as entries:
+                found = sorted((e for e in entries if not is_aside(e.name)), key=lambda e: os.fsencode(e.name))
             kinds = [_is_folder(e) for e in found]
         except OSError as e:
-            raise type(e)(e.errno, f"cannot read the folder {place} ({e.strerror}): allow reading it, or move it elsewhere") from None
+            raise type(e)(e.errno,
+                          f"cannot read the folder {place} ({e.strerror}): allow reading it, or move it elsewhere") from None
         for entry, is_folder in zip(found, kinds):
             name = inside + entry.name
             (folders if is_folder else files).append(name)
-            if is_folder and (depth is None or name.count("/") + 1 < depth): (links if entry.is_symlink() else real).append(f"{name}/")
+            if is_folder and (depth is None or name.count("/") + 1 < depth):
+                (links if entry.is_symlink() else real).append(f"{name}/")
     return sorted(files, key=os.fsencode), sorted(folders, key=os.fsencode)
 
 # %% ../../nbs/audio/01_folders.ipynb #17ec6543
@@ -83,8 +88,10 @@ def audio_names(
     Raises: FileNotFoundError for a missing folder; OSError for one that cannot be read; ValueError if it is a file, is empty,
     or holds no audio."""
     root = Path(path)
-    if not root.exists(): raise FileNotFoundError(f"no folder {root} (looked for {root.absolute()}): give a folder of audio files")
-    if not root.is_dir(): raise ValueError(f"expected a folder of audio files, got the file {root}; give the folder it is in")
+    if not root.exists():
+        raise FileNotFoundError(f"no folder {root} (looked for {root.absolute()}): give a folder of audio files")
+    if not root.is_dir():
+        raise ValueError(f"expected a folder of audio files, got the file {root}; give the folder it is in")
     names, _ = walk(root)
     if not names: raise ValueError(f"the folder {root} is empty: put {', '.join(SUFFIXES)} files into it")
     audio = [n for n in names if n.lower().endswith(SUFFIXES)]

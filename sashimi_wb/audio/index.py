@@ -70,11 +70,14 @@ class _Cache:
         new = not self.path.exists() or not self.path.stat().st_size
         if not new and not self.path.is_file(): raise OSError("not a regular file")
         db = sqlite3.connect(self.path, timeout=10, isolation_level=None)
-        db.execute("pragma synchronous = off")  # a power cut may cost the cache; waiting for the disk would cost every time
+        # a power cut may cost the cache; waiting for the disk would cost every time
+        db.execute("pragma synchronous = off")
         version, = db.execute("pragma user_version").fetchone()
-        if not new and version != VERSION: raise sqlite3.DatabaseError(f"it is of version {version}, expected {VERSION}")
+        if not new and version != VERSION:
+            raise sqlite3.DatabaseError(f"it is of version {version}, expected {VERSION}")
         if (state := db.execute("pragma quick_check(1)").fetchone()[0]) != "ok": raise sqlite3.DatabaseError(state)
-        if new: db.executescript(f"begin immediate; {_TABLE.replace('table', 'table if not exists', 1)}; pragma user_version = {VERSION}; commit")
+        if new:
+            db.executescript(f"begin immediate; {_TABLE.replace('table', 'table if not exists', 1)}; pragma user_version = {VERSION}; commit")
         self.db = db
 
     def renew(self):
@@ -107,11 +110,14 @@ def _opened(path, process, thread):
     return _Cache(path)
 
 
-def _cache(): return _opened(str(cache_path()), os.getpid(), threading.get_ident())  # neither forks nor threads share a connection
+def _cache():
+    # neither forks nor threads share a connection
+    return _opened(str(cache_path()), os.getpid(), threading.get_ident())
 
 # %% ../../nbs/audio/06_index.ipynb #f76b1ad3
 _YOUNG_NS = 20_000_000  # a file system's clock may stand still for so long
-_SORTS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+_SORTS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
+          stat.S_IFBLK: "a device"}
 
 
 @lru_cache(maxsize=64)
@@ -130,7 +136,8 @@ def _key(path, stream):
 def _settled(key): return time.time_ns() - max(key[3], key[4]) > _YOUNG_NS
 
 
-def _entry(info, whole, sha256=None): return (info.frames, info.sample_rate, info.channels, info.subtype, info.reader, info.parts, whole, sha256)
+def _entry(info, whole, sha256=None):
+    return (info.frames, info.sample_rate, info.channels, info.subtype, info.reader, info.parts, whole, sha256)
 
 
 def _look(cache, path, name, stream):
@@ -150,7 +157,8 @@ def _decode(cache, info, key):
     if _key(info.path, info.stream) == key and _settled(key): cache.keep(key, *_entry(info, True))
 
 # %% ../../nbs/audio/06_index.ipynb #9c33d2e2
-def _certain(info): return info.reader == "array" and info.bits is not None  # integers in an array: whatever is there is a sound
+def _certain(info):
+    return info.reader == "array" and info.bits is not None  # integers in an array: whatever is there is a sound
 
 
 def _report(bad, n, root, skip_bad):
@@ -187,7 +195,8 @@ def index_audio(
             if _certain(info): continue
             seconds += info.frames/info.sample_rate
             if not whole: doubtful.append((info, key))
-        for info, key in tqdm(doubtful if seconds <= decode_s else [], desc="check", unit="file", delay=2): attempt(info.name, _decode, info, key)
+        for info, key in tqdm(doubtful if seconds <= decode_s else [], desc="check", unit="file", delay=2):
+            attempt(info.name, _decode, info, key)
     finally: cache.flush()
     _report(list(bad.values()), len(names), root, skip_bad)
     return [i for i in infos if i.name not in bad]

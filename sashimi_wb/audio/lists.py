@@ -16,10 +16,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 # %% ../../nbs/audio/07_lists.ipynb #ea3a4d73
-_MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF32_LE: "utf-32-le", codecs.BOM_UTF32_BE: "utf-32-be", # before UTF-16, which begins alike
+# before UTF-16, which begins alike
+_MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF32_LE: "utf-32-le", codecs.BOM_UTF32_BE: "utf-32-be",
           codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 
-_ZEROS = {(True, True, True, False): "utf-32-be", (False, True, True, True): "utf-32-le", (True, False): "utf-16-be", (False, True): "utf-16-le"}
+_ZEROS = {(True, True, True, False): "utf-32-be", (False, True, True, True): "utf-32-le", (True, False): "utf-16-be",
+          (False, True): "utf-16-le"}
 
 
 def read_text(
@@ -72,7 +74,8 @@ def read_table(
     if rows is None: raise wrong
     out = []
     for place, values in rows:
-        if not all(isinstance(v, str) and v.strip() for v in values): raise ValueError(f"{path.name}, {place}: expected {' and '.join(columns)}, got {values}")
+        if not all(isinstance(v, str) and v.strip() for v in values):
+            raise ValueError(f"{path.name}, {place}: expected {' and '.join(columns)}, got {values}")
         out.append(tuple(_listed(v, f"{path.name}, {place}") for v in values))
     return out
 
@@ -86,7 +89,8 @@ def _csv_rows(text, columns):
         heads = [_heading(h) for h in next((row for row in reader if any(row)), [])]
         if set(columns) <= set(heads):
             at = [heads.index(c) for c in columns]
-            return [(f"line {reader.line_num}", [row[i] if i < len(row) else None for i in at]) for row in reader if any(map(_heading, row))]
+            return [(f"line {reader.line_num}", [row[i] if i < len(row) else None for i in at]) for row in reader
+                    if any(map(_heading, row))]
 
 
 def _json_rows(text, columns):
@@ -95,7 +99,8 @@ def _json_rows(text, columns):
         by_name = {_heading(k): v for k, v in rows.items()}
         found = [by_name[c] for c in columns]
         if len({frozenset(c) for c in found}) > 1: return None
-        return [(f"row {k}", [c[k] for c in found]) for k in found[0]] if all(isinstance(c, dict) for c in found) else None
+        return [(f"row {k}", [c[k] for c in found])
+                for k in found[0]] if all(isinstance(c, dict) for c in found) else None
     rows = [{_heading(k): v for k, v in row.items()} for row in rows]
     return [(f"row {i}", [row[c] for c in columns]) for i, row in enumerate(rows)]
 
@@ -104,11 +109,13 @@ def alike(
     name:str, # of a file, from a list or a disk
 )->str:       # equal for names that differ only in how they are written
     """A name without what lists and disks disagree about."""
-    raw = name.encode("utf-8", "surrogateescape" if not re.search("[\ud800-\udc7f\udd00-\udfff]", name) else "surrogatepass")
+    raw = name.encode("utf-8",
+                      "surrogateescape" if not re.search("[\ud800-\udc7f\udd00-\udfff]", name) else "surrogatepass")
     try: text = raw.decode()
     except UnicodeDecodeError: text = raw.decode("latin-1")
     text = unicodedata.normalize("NFC", text.replace("\\", "/"))
-    return unicodedata.normalize("NFC", "/".join(part.strip() for part in text.split("/") if part not in ("", ".")).casefold())
+    return unicodedata.normalize("NFC",
+                                 "/".join(part.strip() for part in text.split("/") if part not in ("", ".")).casefold())
 
 
 class Names:
@@ -125,5 +132,6 @@ class Names:
         """The file that a name means; None for no such file. Raises: ValueError if it may mean several."""
         if name in self.exact: return str(name)
         found = self.alike.get(alike(name), ())
-        if len(found) > 1: raise ValueError(f"{name.place}: {name!r} may mean {' or '.join(map(repr, found))}; write it as the file is called")
+        if len(found) > 1:
+            raise ValueError(f"{name.place}: {name!r} may mean {' or '.join(map(repr, found))}; write it as the file is called")
         return found[0] if found else None

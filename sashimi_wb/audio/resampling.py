@@ -38,7 +38,8 @@ class _Table:
         return start - self.width, start + self.periods*self.q + self.width
 
     def outputs(self, x, b):
-        y = torch.nn.functional.conv1d(torch.from_numpy(np.ascontiguousarray(x.T))[:, None], self.kernel, stride=self.q)  # (c p k)
+        # (c p k)
+        y = torch.nn.functional.conv1d(torch.from_numpy(np.ascontiguousarray(x.T))[:, None], self.kernel, stride=self.q)
         return y.transpose(1, 2).reshape(len(y), -1).T.numpy()
 
 
@@ -54,12 +55,14 @@ class _Positions:
 
     def outputs(self, x, b):
         whole, rest = divmod(b*self.block*self.q, self.p)                 # Python's integers have no end
-        whole, rest = np.divmod(rest + np.arange(self.block)*self.q, self.p) # inputs from there, and what is left of one
+        # inputs from there, and what is left of one
+        whole, rest = np.divmod(rest + np.arange(self.block)*self.q, self.p)
         k = np.arange(1 - self.reach, self.reach + 1)
         t = (k*self.p - rest[:, None])*(_ROLLOFF/max(self.p, self.q))
         w = np.sinc(t)*np.cos(np.pi/2/_WIDTH*t.clip(-_WIDTH, _WIDTH))**2*(_ROLLOFF*min(self.p, self.q)/self.q)
         at = whole[:, None] + k + self.reach - 1
-        return np.stack([(w*channel[at]).sum(1) for channel in np.ascontiguousarray(x.T)], 1)  # a channel is summed alike alone and among others
+        # a channel is summed alike alone and among others
+        return np.stack([(w*channel[at]).sum(1) for channel in np.ascontiguousarray(x.T)], 1)
 
 
 @lru_cache(maxsize=8)
@@ -104,11 +107,13 @@ class Resampler:
         way, out, block = self.way, None, start//self.way.block
         while block*way.block < start + n or out is None:
             blocks = [block]
-            while (blocks[-1] + 1)*way.block < start + n and way.inputs(blocks[-1] + 1)[1] - way.inputs(block)[0] <= _READ: blocks.append(blocks[-1] + 1)
+            while (blocks[-1] + 1)*way.block < start + n and way.inputs(blocks[-1] + 1)[1] - way.inputs(block)[0] <= _READ:
+                blocks.append(blocks[-1] + 1)
             first, last = way.inputs(block)[0], way.inputs(blocks[-1])[1]
             a, b = min(max(first, 0), there), min(max(last, 0), there)
             x = np.asarray(read(a, b - a), np.float64)
-            x = np.concatenate([np.zeros((a - first, x.shape[1])), x, np.zeros((last - b, x.shape[1]))]) if (a, b) != (first, last) else x
+            x = np.concatenate([np.zeros((a - first, x.shape[1])), x,
+                                np.zeros((last - b, x.shape[1]))]) if (a, b) != (first, last) else x
             if out is None: out = np.empty((n, x.shape[1]))
             for i in blocks:
                 low, high = way.inputs(i)

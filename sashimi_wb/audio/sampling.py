@@ -26,12 +26,14 @@ class ChunkSampler(Sampler):
         rank:int=0,          # number of this process
         world:int=1,         # number of processes
     ):
-        for name, v in dict(n_items=n_items, batch_size=batch_size, chunk=1 if chunk is None else chunk, world=world).items():
+        for name, v in dict(n_items=n_items, batch_size=batch_size, chunk=1 if chunk is None else chunk,
+                            world=world).items():
             if v < 1: raise ValueError(f"{name}: expected at least 1, got {v}")
         self.n_items, self.batch_size, self.seed, self.shuffle, self.rank, self.world = n_items, batch_size, seed, shuffle, rank, world
         self.n_batches = -(-n_items//batch_size)
         self.chunk = min(chunk or self.n_batches, self.n_batches)
-        if shuffle and self.chunk < world: raise ValueError(f"expected at least one batch per process, got {self.chunk} batches for {world}")
+        if shuffle and self.chunk < world:
+            raise ValueError(f"expected at least one batch per process, got {self.chunk} batches for {world}")
         self.set_epoch(0)
 
     def set_epoch(self, epoch:int, skip:int=0)->None:
@@ -55,6 +57,7 @@ class ChunkSampler(Sampler):
         for g in self._numbers():
             if g//self.n_batches != at:
                 at = g//self.n_batches
-                order = np.random.default_rng([self.seed, at]).permutation(self.n_items) if self.shuffle else np.arange(self.n_items)
+                order = np.random.default_rng([self.seed,
+                                               at]).permutation(self.n_items) if self.shuffle else np.arange(self.n_items)
             slot = g % self.n_batches*self.batch_size
             yield order[slot:slot + self.batch_size].tolist()

@@ -32,7 +32,8 @@ from ..tokens.quantization import QUANTIZATIONS, SCALINGS, Quantizer
 from .sampling import ChunkSampler
 
 # %% ../../nbs/audio/11_windows.ipynb #8408036d
-INPUTS = {"codes": lambda quantizer, wave, codes: codes, "dequantized": lambda quantizer, wave, codes: quantizer.decode(codes),
+INPUTS = {"codes": lambda quantizer, wave, codes: codes, "dequantized": lambda quantizer, wave,
+          codes: quantizer.decode(codes),
           "raw": lambda quantizer, wave, codes: quantizer.scale(wave).float()}
 TOKENS = ("codes", "bytes")
 MOST_TOKENS = 2**31  # in a batch; their features alone would need terabytes
@@ -106,7 +107,8 @@ class DataConfig:
     def tokens_per_sample(self)->int: return n_bytes(self.bits) if self.tokens == "bytes" else 1
 
     @property
-    def n_tokens(self)->int: return (self.pad_len + self.sample_len)*self.n_channels*self.tokens_per_sample  # l, per window
+    def n_tokens(self)->int:
+        return (self.pad_len + self.sample_len)*self.n_channels*self.tokens_per_sample  # l, per window
 
 # %% ../../nbs/audio/11_windows.ipynb #8048c563
 def common_rate(
@@ -120,7 +122,8 @@ def common_rate(
     by_rate = {}
     for f in files: by_rate.setdefault(f.sample_rate, []).append(f.name)
     if len(by_rate) == 1: return next(iter(by_rate))
-    listed = "; ".join(f"{r} Hz: {', '.join(n[:3])}{f' and {len(n) - 3} more' if len(n) > 3 else ''}" for r, n in sorted(by_rate.items()))
+    listed = "; ".join(f"{r} Hz: {', '.join(n[:3])}{f' and {len(n) - 3} more' if len(n) > 3 else ''}"
+                       for r, n in sorted(by_rate.items()))
     raise ValueError(f"expected files of one sample rate, got {listed}. Set target_sr, for example target_sr={min(by_rate)}, to resample them")
 
 
@@ -198,8 +201,10 @@ class WindowDataset(Dataset):
     def remarks(self)->list[str]:
         """How much of the files is in no window."""
         said = [] if self.seconds is None else [f"only the first {self.seconds:g} s of each of {self.part} count"]
-        left = sum(self.lengths) - sum(self.span(e - 1)[1] + self.span(e - 1)[2] for e, before in zip(self.ends, (0, *self.ends)) if e > before)
-        return said + ([f"drop_last leaves out {left:,} of {sum(self.lengths):,} samples per channel of {self.part}"] if left else [])
+        left = sum(self.lengths) - sum(self.span(e - 1)[1] + self.span(e - 1)[2]
+                                       for e, before in zip(self.ends, (0, *self.ends)) if e > before)
+        return said + ([f"drop_last leaves out {left:,} of {sum(self.lengths):,} samples per channel of {self.part}"]
+                       if left else [])
 
     def __getitem__(self, i:int)->dict[str, torch.Tensor]:
         config, q, wave = self.config, self.quantizer, self._read(i)
@@ -207,7 +212,8 @@ class WindowDataset(Dataset):
         scored = torch.ones_like(codes, dtype=torch.bool)
         scored[:, :self.context(i)] = False
         def layout(tensor, fill):
-            tensor = torch.nn.functional.pad(tensor, (0, 0, config.pad_len, config.sample_len - wave.shape[1]), value=fill)
+            tensor = torch.nn.functional.pad(tensor, (0, 0, config.pad_len, config.sample_len - wave.shape[1]),
+                                             value=fill)
             return interleave(tensor, config.interleaving_strategy)
         y, feed, first = streams(config, wave, codes, layout)
         mask = layout(scored, False).repeat_interleave(config.tokens_per_sample, dim=1)
@@ -226,13 +232,15 @@ class AudioData:
     ):
         self.config, self.quantizer, self.n_channels = config, config.quantizer, config.n_channels
         self.rank, self.world = rank, world
-        parts = find_parts(config.dataset, config.path, config.stem, config.train_percentage, config.seed, config.skip_bad)
+        parts = find_parts(config.dataset, config.path, config.stem, config.train_percentage, config.seed,
+                           config.skip_bad)
         self.files = sorted((f for part in parts for f in part), key=lambda f: os.fsencode(f.name))
         for f in self.files: check_channels(f, config.channels)
         self.sample_rate = common_rate(self.files, config.target_sr)
         for f in {f.sample_rate: f for f in self.files}.values(): check_rate(f, self.sample_rate)
         if any(f.sample_rate != self.sample_rate for f in self.files): import_torchaudio()  # before workers start
-        self.train, self.val, self.test = (WindowDataset(files, config, f"the {name} files", config.test_s if name == "test" else None)
+        self.train, self.val, self.test = (WindowDataset(files, config, f"the {name} files",
+                                                         config.test_s if name == "test" else None)
                                            for name, files in zip(PARTS, parts))
 
     def _loader(self, part, chunk, epoch, skip, shuffle):
@@ -263,7 +271,8 @@ class AudioData:
         if not hasattr(self, "_fingerprint"):
             total = hashlib.sha256(f"{self.config.stem}\n".encode())
             used = [(part, f) for part, windows in zip(PARTS, (self.train, self.val, self.test)) for f in windows.files]
-            for part, f in tqdm(used, desc="fingerprint", unit="file", delay=2): total.update(b"%b\n%b\n%b\n" % (part.encode(), os.fsencode(f.name), content_hash(f).encode()))
+            for part, f in tqdm(used, desc="fingerprint", unit="file", delay=2):
+                total.update(b"%b\n%b\n%b\n" % (part.encode(), os.fsencode(f.name), content_hash(f).encode()))
             self._fingerprint = total.hexdigest()
         return self._fingerprint
 

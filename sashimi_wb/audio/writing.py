@@ -56,7 +56,8 @@ class SoundWriter:
 
     def check_length(self, frames:int)->None:
         """Raises: ValueError for more samples per channel than such a file can hold."""
-        most = 2**36 - 1 if self.kind == "flac" else (2**32 - 2**16)//(self.n_channels*self.bits//8)  # sizes in the headers
+        # sizes in the headers
+        most = 2**36 - 1 if self.kind == "flac" else (2**32 - 2**16)//(self.n_channels*self.bits//8)
         if frames > most:
             raise ValueError(f"{self.path}: a {self.kind} file of {self.n_channels} channel(s) and {self.bits} bits holds at most "
                              f"{most:,} samples ({most/self.sample_rate:,.0f} s), got {frames:,}; write a shorter file"
@@ -65,12 +66,15 @@ class SoundWriter:
     def __enter__(self):
         try:
             self.target.parent.mkdir(parents=True, exist_ok=True)
-            prefix = f".{self.target.name[:40]}.of-{os.getpid()}."                    # the name may be as long as names can be
+            # the name may be as long as names can be
+            prefix = f".{self.target.name[:40]}.of-{os.getpid()}."
             handle, self.temporary = tempfile.mkstemp(dir=self.target.parent, prefix=prefix, suffix=".tmp")
-        except OSError as e: raise type(e)(e.errno, f"cannot write {self.path} ({e.strerror}): choose another folder") from e
+        except OSError as e:
+            raise type(e)(e.errno, f"cannot write {self.path} ({e.strerror}): choose another folder") from e
         os.close(handle)
         os.chmod(self.temporary, 0o644)
-        self.file = sf.SoundFile(file_name(self.temporary), "w", int(self.sample_rate), self.n_channels, self.subtype, format=self.kind.upper())
+        self.file = sf.SoundFile(file_name(self.temporary), "w", int(self.sample_rate), self.n_channels, self.subtype,
+                                 format=self.kind.upper())
         return self
 
     def write(self, wave:Float[np.ndarray, "t c"])->None:
@@ -81,17 +85,20 @@ class SoundWriter:
         check_wave(wave, str(self.path), self.frames)
         self.check_length(self.frames + len(wave))
         try: self.file.write(to_integers(wave, self.bits))
-        except (sf.SoundFileError, AssertionError) as e: raise self._failed(e) from None    # soundfile asserts that all was written
+        except (sf.SoundFileError, AssertionError) as e:
+            raise self._failed(e) from None    # soundfile asserts that all was written
         self.frames += len(wave)
 
     def _failed(self, why):
         return OSError(f"cannot write {self.path} ({why or 'not all samples could be written'}): free some space, or choose another folder")
 
     def __exit__(self, kind, error, trace):
-        stopped = kind is not None and not issubclass(kind, Exception)                        # Ctrl-C, SIGTERM: no failure
+        # Ctrl-C, SIGTERM: no failure
+        stopped = kind is not None and not issubclass(kind, Exception)
         try:
             self.file.close()
-            with open(self.temporary, "rb+") as f: os.fsync(f.fileno())                       # a full disk shows here at the latest
+            with open(self.temporary, "rb+") as f:
+                os.fsync(f.fileno())                       # a full disk shows here at the latest
             whole = self.frames and sf.info(file_name(self.temporary)).frames == self.frames
             if self.frames and not whole: raise self._failed("")
             if whole and (kind is None or stopped or not self.target.exists()): os.replace(self.temporary, self.target)

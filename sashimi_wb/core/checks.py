@@ -310,4 +310,5 @@ def read_values(
 
     Raises: ValueError for an unknown name, with the known ones; ValueError that names the value that cannot be read."""
     check_names(values, hints, "parameter ")
-    return {name: check_value(who + name, read_value(value, hints[name]), hints[name]) for name, value in values.items()}
+    return {name: check_value(who + name, read_value(value, hints[name]), hints[name])
+            for name, value in values.items()}

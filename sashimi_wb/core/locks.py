@@ -67,17 +67,21 @@ def holding(
     except OSError as e: raise cannot_write(folder, e) from e
     try:
         clear_leftovers(folder)
-        write_atomic(owner, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}))
+        write_atomic(owner,
+                     json.dumps({"pid": os.getpid(), "host": socket.gethostname(),
+                                 "since": time.strftime("%Y-%m-%d %H:%M:%S")}))
         yield
     finally:
         for file in (owner, path):
-            with suppress(OSError): file.unlink()     # the lock's own file last: whoever waits for it finds it gone, and makes another
+            with suppress(OSError):
+                file.unlink()     # the lock's own file last: whoever waits for it finds it gone, and makes another
         lock.release()
 
 
 def _who(owner):
     "The process that holds a folder, in words."
     for _ in range(10):     # it has the lock a moment before it says so
-        try: return "process {pid} on {host} works there since {since}".format(**read_json(owner, "who holds a folder", _OWNER))
+        try:
+            return "process {pid} on {host} works there since {since}".format(**read_json(owner, "who holds a folder", _OWNER))
         except (OSError, ValueError): time.sleep(0.05)
     return "another process works there"

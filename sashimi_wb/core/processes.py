@@ -71,7 +71,8 @@ def following(
     *rest:str,  # its arguments
 )->list[str]:   # for `subprocess.Popen`
     """The command of a Python module that ends with this process; `-P`: modules of the current folder are not taken for others."""
-    return [sys.executable, "-P", "-c", "from sashimi_wb.core.processes import follow; follow()", str(os.getpid()), module, *rest]
+    return [sys.executable, "-P", "-c", "from sashimi_wb.core.processes import follow; follow()", str(os.getpid()),
+            module, *rest]
 
 # %% ../../nbs/core/04_processes.ipynb #178fd91e
 @contextmanager

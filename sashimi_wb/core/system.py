@@ -42,7 +42,8 @@ def _write_printable(record):
 if not log.filters: log.addFilter(_write_printable)
 
 # %% ../../nbs/core/02_system.ipynb #eb38919d
-_all_ = ["check_bits", "check_depth", "check_fields", "check_int", "check_value", "choose", "from_json", "printable", "to_json"]
+_all_ = ["check_bits", "check_depth", "check_fields", "check_int", "check_value", "choose", "from_json", "printable",
+         "to_json"]
 
 # %% ../../nbs/core/02_system.ipynb #cb68b10d
 def seed_everything(
@@ -103,7 +104,8 @@ def as_floats(
 )->Tensor:
     """Floats of the expected shape, ready for a layer. Raises: ValueError for integers and other shapes, and as `as_tensor`."""
     x = as_tensor(values, what, like.device)
-    if not x.is_floating_point(): raise ValueError(f"{what}: expected floats ({', '.join(shape.split())}), got {x.dtype}{remedy and '; '}{remedy}")
+    if not x.is_floating_point():
+        raise ValueError(f"{what}: expected floats ({', '.join(shape.split())}), got {x.dtype}{remedy and '; '}{remedy}")
     check_shape(x, shape, what, remedy)
     return x if x.dtype == like.dtype or torch.is_autocast_enabled(x.device.type) else x.to(like.dtype)
 
@@ -180,7 +182,8 @@ def cannot_write(
     e:OSError,     # why not
 )->OSError:        # to be raised: names the path and the remedy
     """Say which file could not be written, and what can be done."""
-    return type(e)(e.errno, f"cannot write {path} ({e.strerror}): choose another folder or free some space; what was there before is untouched")
+    return type(e)(e.errno,
+                   f"cannot write {path} ({e.strerror}): choose another folder or free some space; what was there before is untouched")
 
 # %% ../../nbs/core/02_system.ipynb #5ba68eae
 def _cannot(path, kind, number, why):
@@ -202,15 +205,20 @@ def check_target(
     target = Path(os.path.realpath(os.path.expanduser(given)))
     parent = next(p for p in target.parents if os.path.lexists(p))
     if not parent.is_dir(): raise _cannot(path, NotADirectoryError, errno.ENOTDIR, f"{parent} is no folder")
-    most, whole = (os.pathconf(parent, f"PC_{what}_MAX") if hasattr(os, "pathconf") else n for what, n in (("NAME", 255), ("PATH", 4096)))
-    if max(len(os.fsencode(part)) for part in target.relative_to(parent).parts) > most or len(os.fsencode(target)) >= whole:
-        raise _cannot(path, OSError, errno.ENAMETOOLONG, f"a name of at most {most} bytes was expected, in a path of less than {whole}")
+    most, whole = (os.pathconf(parent, f"PC_{what}_MAX") if hasattr(os, "pathconf") else n
+                   for what, n in (("NAME", 255), ("PATH", 4096)))
+    if max(len(os.fsencode(part))
+           for part in target.relative_to(parent).parts) > most or len(os.fsencode(target)) >= whole:
+        raise _cannot(path, OSError, errno.ENAMETOOLONG,
+                      f"a name of at most {most} bytes was expected, in a path of less than {whole}")
     if os.path.lexists(target):
         mode = os.lstat(target).st_mode
         if stat.S_ISDIR(mode): raise _cannot(path, IsADirectoryError, errno.EISDIR, "it is a folder")
         if not stat.S_ISREG(mode): raise _cannot(path, OSError, errno.EINVAL, "it is no regular file")
-        if not mode & 0o222 or not os.access(target, os.W_OK): raise _cannot(path, PermissionError, errno.EACCES, "it is read-only")
-    if not os.access(parent, os.W_OK | os.X_OK): raise _cannot(path, PermissionError, errno.EACCES, f"the folder {parent} is read-only")
+        if not mode & 0o222 or not os.access(target, os.W_OK):
+            raise _cannot(path, PermissionError, errno.EACCES, "it is read-only")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise _cannot(path, PermissionError, errno.EACCES, f"the folder {parent} is read-only")
     return target
 
 # %% ../../nbs/core/02_system.ipynb #97b413e0
@@ -229,7 +237,8 @@ def reading(
         raise type(e)(e.errno, f"cannot read {path} ({e.strerror})") from e
     except Exception as e:
         if str(e).startswith(str(path)): raise
-        why = f"the key {e} is missing" if isinstance(e, KeyError) else "it is nested too deeply" if isinstance(e, RecursionError) else str(e)
+        why = f"the key {e} is missing" if isinstance(e,
+                                                      KeyError) else "it is nested too deeply" if isinstance(e, RecursionError) else str(e)
         raise ValueError(f"{path}: expected {what}, got a damaged or foreign file ({why[:300] or type(e).__name__}); {remedy}") from e
 
 # %% ../../nbs/core/02_system.ipynb #c7e0b6bd

@@ -33,7 +33,8 @@ class _BlockedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, feats, table, bias, codes, weights):
         total, grads = feats.new_zeros(()), None
-        if any(ctx.needs_input_grad[:3]): grads = torch.empty_like(feats), torch.zeros_like(table), torch.zeros_like(bias)
+        if any(ctx.needs_input_grad[:3]):
+            grads = torch.empty_like(feats), torch.zeros_like(table), torch.zeros_like(bias)
         rows = max(1, BLOCK//len(table))
         for i in range(0, len(feats), rows):
             x, y, w = feats[i:i + rows], codes[i:i + rows, None], weights[i:i + rows, None]

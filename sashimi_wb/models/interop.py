@@ -26,24 +26,32 @@ from ..ssm.s4 import S4Block
 from .sashimi import SaShiMi, SaShiMiConfig
 
 # %% ../../nbs/models/08_interop.ipynb #fc4e1c61
-LAYER_USED = {"d_state": 64, "mode": "nplr", "init": "legs", "n_ssm": 1, "rank": 1, "disc": "zoh", "channels": 1, "l_max": None,
-              "bidirectional": False, "dt_tie": True, "dt_transform": "softplus", "real_transform": "exp", "imag_transform": "none"}
+LAYER_USED = {"d_state": 64, "mode": "nplr", "init": "legs", "n_ssm": 1, "rank": 1, "disc": "zoh", "channels": 1,
+              "l_max": None,
+              "bidirectional": False, "dt_tie": True, "dt_transform": "softplus", "real_transform": "exp",
+              "imag_transform": "none"}
 _ONE_BLOCK, _RAISES = "a block here is GELU, linear map, GLU", "the public block itself raises with it"
 LAYER_FIXED = {                                # word: what it may be, why nothing else
     "activation": (("gelu",), _ONE_BLOCK), "final_act": (("glu",), _ONE_BLOCK), "mult_act": ((None, "id"), _ONE_BLOCK),
-    "postact": ((None,), _ONE_BLOCK), "weight_norm": ((False,), _ONE_BLOCK), "gate": ((None,), _RAISES), "bottleneck": ((None,), _RAISES),
-    "layer": (("fftconv",), "other layers than a convolution are not S4"), "swap_channels": ((False,), "channels here stand outside"),
-    "drop_kernel": ((0.0,), "dropout of whole kernel samples has no recurrence"), "bandlimit": ((None,), "kernels here keep all their states"),
+    "postact": ((None,), _ONE_BLOCK), "weight_norm": ((False,), _ONE_BLOCK), "gate": ((None,), _RAISES),
+    "bottleneck": ((None,), _RAISES),
+    "layer": (("fftconv",), "other layers than a convolution are not S4"),
+    "swap_channels": ((False,), "channels here stand outside"),
+    "drop_kernel": ((0.0,), "dropout of whole kernel samples has no recurrence"),
+    "bandlimit": ((None,), "kernels here keep all their states"),
     "dt_fast": ((False,), "steps here are softplus"), "is_real": ((False,), "states here are complex pairs")}
-LAYER_FREE = {"_name_", "lr", "wd", "verbose", "initializer", "measure", "dt_min", "dt_max", "deterministic", "tie_dropout",
+LAYER_FREE = {"_name_", "lr", "wd", "verbose", "initializer", "measure", "dt_min", "dt_max", "deterministic",
+              "tie_dropout",
               "gate_act", "dropout", "transposed", "d_model", "B_clip"}
 MODEL_USED = {"d_model": 64, "n_layers": 8, "pool": (4, 4), "expand": 2, "ff": 2, "prenorm": True, "dropout": 0.0,
               "act_pool": None, "layer": None, "unet": False, "interp": 0, "bidirectional": False, "cff": None}
 MODEL_FIXED = {
     "norm": (("layer",), "blocks here normalise over channels"), "residual": (("R",), "blocks here add their input"),
-    "dropres": ((0.0,), "dropout here is one number, `dropout`"), "glu": ((True,), _ONE_BLOCK), "center_layer": ((None,), "all stages here are alike"),
+    "dropres": ((0.0,), "dropout here is one number, `dropout`"), "glu": ((True,), _ONE_BLOCK),
+    "center_layer": ((None,), "all stages here are alike"),
     "pool_mode": ((None, "linear"), "pools here are linear maps")}
-MODEL_FREE = {"_name_", "transposed", "initializer", "l_max", "d_input", "bits", "output_head", "n_mixtures", "is_stereo",
+MODEL_FREE = {"_name_", "transposed", "initializer", "l_max", "d_input", "bits", "output_head", "n_mixtures",
+              "is_stereo",
               "interleaving_strategy", "verbose"}
 RECORD_FREE = {"B", "L", "seed", "perturb"}  # in the records of a test, not in a configuration
 
@@ -91,17 +99,23 @@ def c_from_tilde(
 
 # %% ../../nbs/models/08_interop.ipynb #f2a0cbcf
 DT_TRANSFORMS = {"softplus": F.softplus, "exp": torch.exp}
-TRANSFORMS = {"exp": torch.exp, "relu": lambda a: torch.relu(a) + 1e-4, "softplus": F.softplus, "sigmoid": torch.sigmoid, "none": lambda a: a}
+TRANSFORMS = {"exp": torch.exp, "relu": lambda a: torch.relu(a) + 1e-4, "softplus": F.softplus,
+              "sigmoid": torch.sigmoid, "none": lambda a: a}
 MODES = {"nplr": "dplr", "dplr": "dplr", "diag": "diag", "s4d": "diag"}
 
 
 def kernel_config(words:dict)->KernelConfig:
     """Our configuration of a state space for theirs; an initialisation without name here becomes `legs`, as a checkpoint overwrites it."""
-    form, init = choose(words["mode"], MODES, "mode"), (words["init"] or "legs").replace("fourier", "fout").removeprefix("diag-").removeprefix("dplr-")
+    form, init = choose(words["mode"], MODES,
+                        "mode"), (words["init"] or "legs").replace("fourier",
+                                                                   "fout").removeprefix("diag-").removeprefix("dplr-")
     if form == "diag":
-        if words["disc"] == "dss": raise NotImplementedError("layer: disc='dss' cannot be loaded: its kernel depends on the window, it has no steps")
-        return KernelConfig(form, words["d_state"], init if init in S4D_INITS else "legs", words["disc"], words["n_ssm"], dt_tie=words["dt_tie"])
-    return KernelConfig(form, words["d_state"], init if init in MEASURES else "legs", n_ssm=words["n_ssm"], rank=words["rank"], dt_tie=words["dt_tie"])
+        if words["disc"] == "dss":
+            raise NotImplementedError("layer: disc='dss' cannot be loaded: its kernel depends on the window, it has no steps")
+        return KernelConfig(form, words["d_state"], init if init in S4D_INITS else "legs", words["disc"],
+                            words["n_ssm"], dt_tie=words["dt_tie"])
+    return KernelConfig(form, words["d_state"], init if init in MEASURES else "legs", n_ssm=words["n_ssm"],
+                        rank=words["rank"], dt_tie=words["dt_tie"])
 
 # %% ../../nbs/models/08_interop.ipynb #cdf2991b
 def convert_kernel(
@@ -115,7 +129,8 @@ def convert_kernel(
         v["inv_dt"] = dt + torch.log(-torch.expm1(-dt))                                   # softplus^-1
     if words["real_transform"] != "exp":
         decay = choose(words["real_transform"], TRANSFORMS, "real_transform")(v["A_real"])
-        if not bool((decay > 0).all()): raise ValueError("A_real: expected states that decay, got one whose real part is not negative")
+        if not bool((decay > 0).all()):
+            raise ValueError("A_real: expected states that decay, got one whose real part is not negative")
         v["A_real"] = decay.log()
     v["A_imag"] = choose(words["imag_transform"], TRANSFORMS, "imag_transform")(v["A_imag"])
     length = int(theirs["l_kernel"]) if "l_kernel" in theirs and "P" in v else 0
@@ -147,7 +162,8 @@ def backbone_renames(
             (r"^u_layers\.(\d+)\.(\d+)\.", lambda m: f"stages.{m[1]}.blocks.{int(m[2]) - 1}."),
             (r"^interp_layers\.(\d+)\.", r"interp.\1.blocks."), (r"^(down|up)\.(\d+)\.linear\.0\.", r"\1.\2.linear."),
             (r"\.layer\.layer\.", ".layer.s4."), (r"\.layer\.output_linear\.0\.", ".layer.mix."),
-            (r"\.layer\.ff\.0\.0\.", ".layer.up."), (r"\.layer\.ff\.2\.", ".layer.down."), (r"\.norm\.norm\.", ".norm.")]
+            (r"\.layer\.ff\.0\.0\.", ".layer.up."), (r"\.layer\.ff\.2\.", ".layer.down."),
+            (r"\.norm\.norm\.", ".norm.")]
 
 
 BLOCK_RENAMES = [(r"^layer\.", "s4."), (r"^output_linear\.0\.", "mix.")]
@@ -174,8 +190,10 @@ def convert_keys(
         else: ours[new] = value[..., 0] if value.ndim == 3 else value
         origin[new] = old
     for stem, kernel in kernels.items():
-        if missing := {"A_real", "A_imag", "B", "C", "inv_dt"} - kernel.keys(): raise ValueError(f"nothing for {stem}.{', '.join(missing)}")
-        if "P" in kernel and "l_kernel" not in kernel: log.warning("%s has no l_kernel: its C is taken as it is, not as C~", stem)
+        if missing := {"A_real", "A_imag", "B", "C", "inv_dt"} - kernel.keys():
+            raise ValueError(f"nothing for {stem}.{', '.join(missing)}")
+        if "P" in kernel and "l_kernel" not in kernel:
+            log.warning("%s has no l_kernel: its C is taken as it is, not as C~", stem)
         ours |= {f"{stem}.{k}": v for k, v in convert_kernel(kernel, words).items()}
     return ours, origin
 
@@ -186,7 +204,8 @@ def load_strictly(module:torch.nn.Module, ours:dict[str, Tensor], origin:dict)->
     Raises: ValueError that names every public key without a place or of another shape, and every parameter left out."""
     want = {k: tuple(v.shape) for k, v in module.state_dict().items()}
     wrong = [f"{origin[k]} has no place" for k in ours if k not in want]
-    wrong += [f"{origin[k]}: expected {want[k]}, got {tuple(v.shape)}" for k, v in ours.items() if want.get(k, tuple(v.shape)) != v.shape]
+    wrong += [f"{origin[k]}: expected {want[k]}, got {tuple(v.shape)}" for k, v in ours.items()
+              if want.get(k, tuple(v.shape)) != v.shape]
     wrong += [f"nothing for {k}" for k in want if k not in ours]
     if wrong:
         more = f"; and {len(wrong) - 8} more" if len(wrong) > 8 else ""
@@ -206,8 +225,10 @@ def block_from_s4(
     """Load one public S4 block; with l_max its kernels are cut there, l_max=None gives one that steps. Raises as `from_s4` does."""
     words = layer_words(layer)
     ours, origin = convert_keys(_tensors(state_dict), BLOCK_RENAMES, words)
-    if "s4.D" not in ours: raise ValueError(f"expected the state dict of an S4Block with layer.D, got {sorted(state_dict)[:5]}")
-    block = S4Block(ours["s4.D"].shape[-1], kernel_config(words), words["channels"], bidirectional=words["bidirectional"], l_max=words["l_max"])
+    if "s4.D" not in ours:
+        raise ValueError(f"expected the state dict of an S4Block with layer.D, got {sorted(state_dict)[:5]}")
+    block = S4Block(ours["s4.D"].shape[-1], kernel_config(words), words["channels"],
+                    bidirectional=words["bidirectional"], l_max=words["l_max"])
     return load_strictly(block, ours, origin)
 
 # %% ../../nbs/models/08_interop.ipynb #128ba383
@@ -222,16 +243,23 @@ def convert_backbone(
     def any_key(pattern): return any(re.search(pattern, k) for k in theirs)
     standalone = not any_key(r"\.norm\.norm\.")                                # models/sashimi/sashimi.py
     beside = {k: v for k, v in config.items() if standalone and k in {*LAYER_USED, *LAYER_FIXED, *LAYER_FREE}
-              and k not in {*MODEL_USED, *MODEL_FIXED, *MODEL_FREE}}            # there a layer's words stand beside the rest
-    words = read_words({k: v for k, v in config.items() if k not in beside}, MODEL_USED, MODEL_FIXED, MODEL_FREE, "model")
-    layer = layer_words({**(words["layer"] or {}), **beside}, **({"n_ssm": None, "dt_transform": "exp"} if standalone else {}))
-    if words["act_pool"] not in (None, "gelu"): raise NotImplementedError(f"act_pool={words['act_pool']!r}: pools here have a GELU or nothing")
+              # there a layer's words stand beside the rest
+              and k not in {*MODEL_USED, *MODEL_FIXED, *MODEL_FREE}}
+    words = read_words({k: v for k, v in config.items() if k not in beside}, MODEL_USED, MODEL_FIXED, MODEL_FREE,
+                       "model")
+    layer = layer_words({**(words["layer"] or {}), **beside},
+                        **({"n_ssm": None, "dt_transform": "exp"} if standalone else {}))
+    if words["act_pool"] not in (None, "gelu"):
+        raise NotImplementedError(f"act_pool={words['act_pool']!r}: pools here have a GELU or nothing")
     if layer["channels"] != 1: raise NotImplementedError(f"channels={layer['channels']}: a backbone's layers have 1")
-    if words["cff"] == 0 and words["ff"]: raise NotImplementedError("cff=0: stages here are alike, the centre has a feed-forward where the others have")
+    if words["cff"] == 0 and words["ff"]:
+        raise NotImplementedError("cff=0: stages here are alike, the centre has a feed-forward where the others have")
     unet = words["unet"] or any_key(r"^d_layers\.\d+\.(layer|norm)\.")
     ours, origin = convert_keys(theirs, backbone_renames(words["n_layers"]*(2 if words["ff"] else 1), unet), layer)
-    return SaShiMiConfig(words["d_model"], words["n_layers"], tuple(words["pool"]), words["expand"], words["ff"], kernel_config(layer),
-                         "scalar" if any_key(r"\.norm\.norm\.m$") else "layer", words["prenorm"], any_key(r"linear\.(0\.)?weight_g$"),
+    return SaShiMiConfig(words["d_model"], words["n_layers"], tuple(words["pool"]), words["expand"], words["ff"],
+                         kernel_config(layer),
+                         "scalar" if any_key(r"\.norm\.norm\.m$") else "layer", words["prenorm"],
+                         any_key(r"linear\.(0\.)?weight_g$"),
                          words["act_pool"] is not None, words["dropout"], unet, words["interp"],
                          words["bidirectional"] or layer["bidirectional"]), ours, origin
 
@@ -261,7 +289,8 @@ def model_from_s4(
                                            (r"^decoder\.0\.output_transform\.", "head.decoder.output.")]
     inner = {k.removeprefix("model."): v for k, v in theirs.items() if k.startswith("model.")}
     c, ours, origin = convert_backbone(inner, **config)
-    ours, origin = {f"backbone.{k}": v for k, v in ours.items()}, {f"backbone.{k}": f"model.{v}" for k, v in origin.items()}
+    ours, origin = {f"backbone.{k}": v for k, v in ours.items()}, {f"backbone.{k}": f"model.{v}"
+                                                                   for k, v in origin.items()}
     for old, value in theirs.items():
         if old.startswith("model."): continue
         new = rename(old, outer)

@@ -110,7 +110,8 @@ def mixture_sample(
     generator:torch.Generator|None=None, # source of randomness, on the device of the mixture
 )->Int[Tensor, "..."]:                   # codes
     "Draw one code per mixture. Raises: ValueError for a negative or infinite temperature."
-    if not 0 <= temperature < math.inf: raise ValueError(f"temperature: expected a number from 0 upwards, got {temperature}")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature: expected a number from 0 upwards, got {temperature}")
     half, (*shape, k) = 2 ** (bits - 1), mix.means.shape
     if temperature == 0: part = mix.log_weights.argmax(-1, keepdim=True)
     else:
@@ -120,7 +121,8 @@ def mixture_sample(
     if temperature > 0:
         u = torch.rand(point.shape, device=point.device, dtype=point.dtype, generator=generator)
         tiny = torch.finfo(u.dtype).eps / 2
-        point = point + temperature * mix.log_scales.gather(-1, part)[..., 0].exp() * torch.logit(u.clamp(tiny, 1 - tiny))
+        point = point + temperature * mix.log_scales.gather(-1, part)[...,
+                                                                      0].exp() * torch.logit(u.clamp(tiny, 1 - tiny))
     return torch.floor(point + 0.5).clamp(-half, half - 1).long() + half
 
 # %% ../../nbs/models/04_mixtures.ipynb #99b6e8a1
@@ -146,14 +148,16 @@ def _rank(mix, codes, bits, k): # of (r,) codes: near the highest peak, and in t
     there = (near >= 0) & (near < 2**bits)
     rank = (_before(_rows(mix), near.clamp(0, 2**bits - 1), own, codes, bits) & there).sum(-1)
     open_ = (rank < k).nonzero()[:, 0]
-    if len(open_): rank[open_] = _rank_in_cells(Mixture(*(field[open_] for field in mix)), codes[open_], own[open_], bits)
+    if len(open_):
+        rank[open_] = _rank_in_cells(Mixture(*(field[open_] for field in mix)), codes[open_], own[open_], bits)
     return rank
 
 # %% ../../nbs/models/04_mixtures.ipynb #d1ecc66e
 def _rank_in_cells(mix, codes, own, bits):
     width, rank = 2 ** ((bits + 1) // 2), torch.zeros_like(codes)
     first = torch.arange(0, 2**bits, width, device=codes.device)[:, None]
-    inside = _nearest(mix, bits)[:, None].clamp(first.clamp(min=1), (first + width - 1).clamp(max=2**bits - 2)) # (r, cells, k)
+    # (r, cells, k)
+    inside = _nearest(mix, bits)[:, None].clamp(first.clamp(min=1), (first + width - 1).clamp(max=2**bits - 2))
     bound = (mix.log_weights[:, None] + _log_bins(_rows(mix), inside, bits)).logsumexp(-1)
     for end, code in ((0, 0), (-1, 2**bits - 1)):
         bound[:, end] = torch.maximum(bound[:, end], mixture_log_prob(mix, torch.full_like(codes, code), bits))

@@ -92,7 +92,8 @@ class Stage(nn.Module):
         def residual(layer): return Residual(layer, NORMS[config.norm](d_model), config.prenorm, config.dropout)
         blocks = []
         for _ in range(n_layers or config.n_layers):
-            blocks.append(residual(S4Block(d_model, config.kernel, dropout=config.dropout, bidirectional=config.bidirectional)))
+            blocks.append(residual(S4Block(d_model, config.kernel, dropout=config.dropout,
+                                           bidirectional=config.bidirectional)))
             if config.ff: blocks.append(residual(FeedForward(d_model, config.ff, config.dropout)))
         self.blocks = nn.ModuleList(blocks)
 
@@ -127,7 +128,8 @@ class PoolLinear(nn.Module):
         else: self.weight = linear.weight
 
     @property
-    def matrix(self) -> Float[Tensor, "o i"]: return self.weight_g*F.normalize(self.weight_v, dim=1) if self.weight_norm else self.weight
+    def matrix(self) -> Float[Tensor, "o i"]:
+        return self.weight_g*F.normalize(self.weight_v, dim=1) if self.weight_norm else self.weight
 
     def forward(self, x: Float[Tensor, "... i"]) -> Float[Tensor, "... o"]:
         y = F.linear(x, self.matrix, self.bias)
@@ -145,7 +147,8 @@ class DownPool(nn.Module):
     def initial_state(self, batch: int) -> Tensor: return self.linear.bias.new_zeros(batch, 0, self.d_input)
 
     def forward(self, x: Float[Tensor, "b l h"], state=None):
-        if state is not None: x = torch.cat([check_shape(state, f"{len(x)} k {self.d_input}", "state of a pool", ANEW), x], 1)
+        if state is not None:
+            x = torch.cat([check_shape(state, f"{len(x)} k {self.d_input}", "state of a pool", ANEW), x], 1)
         whole = x.shape[1]//self.pool*self.pool
         return self.linear(rearrange(x[:, :whole], "b (l s) h -> b l (h s)", s=self.pool)), x[:, whole:]
 
@@ -193,7 +196,8 @@ class SaShiMiConfig:
         if self.d_model*self.expand**min(len(self.pool), 64) > MOST_WIDTH:
             raise ValueError(f"SaShiMiConfig: expected a width of at most {MOST_WIDTH:,} after all pools, got d_model={self.d_model} "
                              f"times expand={self.expand} for each of {len(self.pool)} pools; make one of the three smaller")
-        if self.interp not in (0, *(2**i for i in range(1, 16))): raise ValueError(f"interp: expected 0 or a power of two, got {self.interp}")
+        if self.interp not in (0, *(2**i for i in range(1, 16))):
+            raise ValueError(f"interp: expected 0 or a power of two, got {self.interp}")
 
 # %% ../../nbs/models/06_sashimi.ipynb #7f44178b
 INTERPOLATING = NoState("with interp the samples between come from one that follows them; give whole windows to forward")
@@ -253,11 +257,13 @@ class SaShiMi(nn.Module):
     def initial_state(self, batch: int = 1) -> tuple:
         """The state before the first sample: nested tuples of tensors, one entry for every pool and stage."""
         self._need_state()
-        return tuple(m.initial_state(batch) for m in [*self.down, self.center, *self.up, *self.stages, *self.down_stages])
+        return tuple(m.initial_state(batch)
+                     for m in [*self.down, self.center, *self.up, *self.stages, *self.down_stages])
 
     def forward(self, x: Float[Tensor, "b l h"], state=None, need_state: bool = True):
         """A window of any length: the output, and the state after it (None when not needed)."""
-        run = torch.compiler.disable(self._forward, reason=LEFT_ALONE) if torch.compiler.is_compiling() else self._forward
+        run = torch.compiler.disable(self._forward,
+                                     reason=LEFT_ALONE) if torch.compiler.is_compiling() else self._forward
         return run(x, state, need_state)
 
     def step(self, x: Float[Tensor, "b h"], state: tuple):
@@ -301,5 +307,6 @@ class SaShiMi(nn.Module):
 
     def _checked(self, x, leading):
         x = as_floats(x, f"{leading} {self.d_output}", "SaShiMi", self.norm.weight)
-        if not x.numel(): raise ValueError(f"SaShiMi: expected ({', '.join(leading.split())}, {self.d_output}) with at least one sample, got {tuple(x.shape)}")
+        if not x.numel():
+            raise ValueError(f"SaShiMi: expected ({', '.join(leading.split())}, {self.d_output}) with at least one sample, got {tuple(x.shape)}")
         return x

@@ -59,7 +59,8 @@ class Way:
     def experiment(self) -> Experiment:
         """All parameters. Raises: ValueError for what does not go together."""
         base = _loaded(self.path).experiment if self.path else experiment(self.preset)
-        return replace(base, bits=self.bits, quantization=self.quantization, channels=self.channels, interleaving_strategy=self.strategy,
+        return replace(base, bits=self.bits, quantization=self.quantization, channels=self.channels,
+                       interleaving_strategy=self.strategy,
                        input=self.input, encoder=self.encoder or choose(self.input, FITTING, "input"), head=self.head)
 
 # %% ../../nbs/pages/09_activations.ipynb #71bf2d1f
@@ -69,7 +70,8 @@ def way_of(
     path:str|Path="",# of the trained model
 )->Way:
     """The way that an experiment goes by itself."""
-    return Way(preset, str(path), e.bits, e.quantization, e.channels, e.interleaving_strategy, e.input, e.encoder, e.head)
+    return Way(preset, str(path), e.bits, e.quantization, e.channels, e.interleaving_strategy, e.input, e.encoder,
+               e.head)
 
 # %% ../../nbs/pages/09_activations.ipynb #0ac360a8
 @lru_cache(maxsize=1)
@@ -129,7 +131,8 @@ def most_samples(
 )->int:                 # per channel
     """How many samples a watched window may have."""
     config = e.data_config("-")
-    tokens = MOST_TOKENS if kept is not None else min(MOST_TOKENS, MOST_OUTPUTS//(2**e.bits if e.head == "categorical" else 256))
+    tokens = MOST_TOKENS if kept is not None else min(MOST_TOKENS,
+                                                      MOST_OUTPUTS//(2**e.bits if e.head == "categorical" else 256))
     return tokens//config.n_channels//config.tokens_per_sample
 
 # %% ../../nbs/pages/09_activations.ipynb #97a1a588
@@ -152,7 +155,8 @@ def tokens_of(
     stream = late(interleave(heard, config.interleaving_strategy).repeat_interleave(n, 1), 0.0)
     order = token_order(wave.shape[1], config.n_channels, config.interleaving_strategy)
     channel = (order % config.n_channels).repeat_interleave(n).numpy()
-    return Tokens(late(feed, first), y, stream[0, :, 0].float().numpy(), np.roll(channel, 1), heard[0].float().numpy(), rate, rate*config.n_channels*n)
+    return Tokens(late(feed, first), y, stream[0, :, 0].float().numpy(), np.roll(channel, 1), heard[0].float().numpy(),
+                  rate, rate*config.n_channels*n)
 
 # %% ../../nbs/pages/09_activations.ipynb #ec96214b
 @dataclass(frozen=True, eq=False)
@@ -207,7 +211,8 @@ def look(
     logits:bool=False, # whether each row are logits of 2**bits codes
 )->View:
     """What is shown of an output."""
-    return View(thinned(_log_probs(values), largest=True) if logits else thinned(values), logits, power_spectrum(values), np.argsort(-values.std(0), kind="stable")[:64])
+    return View(thinned(_log_probs(values), largest=True) if logits else thinned(values), logits,
+                power_spectrum(values), np.argsort(-values.std(0), kind="stable")[:64])
 
 
 def summary(
@@ -237,7 +242,8 @@ class Pass:
 
     def view(self, name: str) -> View:
         """What is shown of a stage, made when it is first asked for."""
-        if name not in self.views: self.views[name] = look(self.outputs[name], name == "head" and self.experiment.head != "dml")
+        if name not in self.views:
+            self.views[name] = look(self.outputs[name], name == "head" and self.experiment.head != "dml")
         return self.views[name]
 
 # %% ../../nbs/pages/09_activations.ipynb #17aa1ad6
@@ -268,7 +274,8 @@ def run_stages(
         extra[name] = {"gates": [], "counting_s": 0.0}
         def before(*_): tell(i, len(parts), name)
         def after(module, inputs, output): outputs[name] = (output[0] if isinstance(output, tuple) else output).detach()
-        hooks.extend([module.register_forward_pre_hook(before), module.register_forward_hook(after), *_watch_gates(module, extra[name])])
+        hooks.extend([module.register_forward_pre_hook(before), module.register_forward_hook(after),
+                      *_watch_gates(module, extra[name])])
     for i, (name, _, _, module) in enumerate(parts): watch(i, name, module)
     lengths = torch.tensor([x.shape[1]])   # for the modes that want them
     hooks.append(model.head.register_forward_pre_hook(lambda _, inputs: (*inputs, lengths)))

@@ -41,21 +41,27 @@ class PassControls(HasTraits):
     def __init__(self, models: list[Saved], picker: SoundPicker):
         super().__init__()
         narrow = look(19, "7.5em")
-        def choice(label, options, tip=""): return Dropdown(options=options, description=label, tooltip=tip or label, **narrow)
+        def choice(label, options, tip=""):
+            return Dropdown(options=options, description=label, tooltip=tip or label, **narrow)
         ways = [(f"trained: {m.name}", way_of(m.experiment, path=m.path)) for m in models]
         ways += [(f"preset, fresh weights: {name}", way_of(experiment(name), name)) for name in PRESETS]
-        start = next((w for name, w in ways if name.startswith("trained: music")), dict(ways).get("preset, fresh weights: small"))
-        self.model = Dropdown(options=ways, value=start, description="Model", tooltip="A model; sets all other controls", **look(58, "7.5em"))
+        start = next((w for name, w in ways if name.startswith("trained: music")),
+                     dict(ways).get("preset, fresh weights: small"))
+        self.model = Dropdown(options=ways, value=start, description="Model",
+                              tooltip="A model; sets all other controls", **look(58, "7.5em"))
         self.bits = choice("Bits", DEPTHS, "Size of a sample; 24 only as bytes")
         self.quantization = choice("Quantization", tuple(QUANTIZATIONS))
         self.channels = choice("Channels", ("mono", "left", "right", "stereo"))
         self.strategy = choice("Layout", LAYOUTS, "Of two channels in one stream")
-        self.input = choice("Input", tuple(FITTING), "Codes, the same codes as floats, or the samples before quantization")
+        self.input = choice("Input", tuple(FITTING),
+                            "Codes, the same codes as floats, or the samples before quantization")
         self.encoder = choice("Encoder", [("the one that fits", ""), *((name, name) for name in ENCODERS)])
         self.head = choice("Head", tuple(HEADS))
-        self.mode = choice("Decoder mode", ("full", *(m for m in MODES if m != "full")), "Which steps the sequence decoder keeps")
+        self.mode = choice("Decoder mode", ("full", *(m for m in MODES if m != "full")),
+                           "Which steps the sequence decoder keeps")
         self.kept = choice("Steps kept", KEPT, "How many of them")
-        self.parts = (self.bits, self.quantization, self.channels, self.strategy, self.input, self.encoder, self.head, self.mode, self.kept)
+        self.parts = (self.bits, self.quantization, self.channels, self.strategy, self.input, self.encoder, self.head,
+                      self.mode, self.kept)
         self.picker, self.held = picker, False
         self.box = VBox([picker.box, self.model, Box(self.parts, layout=FLOW)])
         self.model.observe(lambda _: self._take(), "value")
@@ -65,7 +71,8 @@ class PassControls(HasTraits):
     def _take(self):
         "Set the other controls to what the model is."
         way, self.held = self.model.value, True
-        for name in ("bits", "quantization", "channels", "strategy", "input", "head", "mode"): getattr(self, name).value = getattr(way, name)
+        for name in ("bits", "quantization", "channels", "strategy", "input", "head", "mode"):
+            getattr(self, name).value = getattr(way, name)
         self.kept.value = -1 if way.kept is None else way.kept
         self.encoder.value = way.encoder if way.path or way.encoder != FITTING[way.input] else ""
         for widget in (self.bits, self.encoder, self.head): widget.disabled = bool(way.path)
@@ -88,7 +95,8 @@ class StageChooser(HasTraits):
     def __init__(self):
         super().__init__()
         self.held = False
-        self.stage = ToggleButtons(options=["encoder"], tooltip="Stage", style={"button_width": "auto"}, layout={"width": "auto"})
+        self.stage = ToggleButtons(options=["encoder"], tooltip="Stage", style={"button_width": "auto"},
+                                   layout={"width": "auto"})
         self.back = Button(description="◂ Previous", tooltip="The stage before", layout={"width": "8em"})
         self.on = Button(description="Next ▸", tooltip="The stage after", layout={"width": "8em"})
         self.rank = IntSlider(1, 1, 64, description="Feature, by strength", continuous_update=True,
@@ -96,7 +104,8 @@ class StageChooser(HasTraits):
         self.back.on_click(lambda _: self._step(-1))
         self.on.on_click(lambda _: self._step(1))
         for widget in (self.stage, self.rank): widget.observe(self._fit, "value")
-        self.box = VBox([Label("Stage, in the order in which they run"), self.stage, Box([self.back, self.on, self.rank], layout=FLOW)]).add_class("swb-choose")
+        self.box = VBox([Label("Stage, in the order in which they run"), self.stage,
+                         Box([self.back, self.on, self.rank], layout=FLOW)]).add_class("swb-choose")
         self._fit()
 
     def offer(self, names: list[str]) -> None:
@@ -139,8 +148,10 @@ class ForwardPassPage(Live):
     """Controls, the U, and one stage after the other; shown when a cell ends in it."""
     def __init__(self, models: list[Saved], picker: SoundPicker):
         self.controls, self.chooser, self.passed = PassControls(models, picker), StageChooser(), None
-        self.ran = self.drawn = None             # what the controls said for the pass that is kept, and for the U that is shown
-        super().__init__([self.controls, self.chooser], self.controls.box, self._answer, ("pass", "unet", "mark", "stage", "about", "sound", "stages", "notes"))
+        # what the controls said for the pass that is kept, and for the U that is shown
+        self.ran = self.drawn = None
+        super().__init__([self.controls, self.chooser], self.controls.box, self._answer,
+                         ("pass", "unet", "mark", "stage", "about", "sound", "stages", "notes"))
         note, unet, mark, *rest = self.parts.values()
         self.box.children = (self.controls.box, self.said, self.error, note, unet, mark, self.chooser.box, *rest)
 
@@ -160,7 +171,8 @@ class ForwardPassPage(Live):
     def html(self) -> str:
         """What it shows, with the mark in its place."""
         at = self.chooser.stage.index
-        return super().html.replace(mark_html(at), "").replace(f'swb-at-{at}" style="display:none', f'swb-at-{at}" style="display:block')
+        return super().html.replace(mark_html(at), "").replace(f'swb-at-{at}" style="display:none',
+                                                               f'swb-at-{at}" style="display:block')
 
     def _run(self, now):
         "Another pass; the one before is forgotten first."
@@ -178,7 +190,8 @@ class ForwardPassPage(Live):
         yield "pass", note_html(pass_note(p, sound.length_s.value))
         yield "unet", unet_html(p.rows, f"{e.bits} bit, {e.channels}, {e.input}:")
         yield "stages", stages_table(p.rows).data
-        yield "notes", notes_table(p.rows, tuple(p.tokens.x.shape), len(p.tokens.heard), e.bits, e.channels == "stereo", e.input != "codes", e.head, e.pool).data
+        yield "notes", notes_table(p.rows, tuple(p.tokens.x.shape), len(p.tokens.heard), e.bits, e.channels == "stereo",
+                                   e.input != "codes", e.head, e.pool).data
 
     def _stage_parts(self, p):
         names = [r["name"] for r in p.rows]
@@ -188,14 +201,20 @@ class ForwardPassPage(Live):
         feature = int(view.strongest[min(self.chooser.rank.value, len(view.strongest)) - 1])
         word, x = ("code" if view.logs else "feature"), values[:, feature]
         whole_s, out_s = len(t.stream)/t.rate, len(values)/rate
-        span_s = (0.0, out_s) if self.controls.mode.value == "first" else (max(whole_s - out_s, 0.0), max(whole_s, out_s))
-        spectra = {"input": (t.rate, power_spectrum(t.stream)), f"{name}, mean of its features": (rate, view.spectrum), f"{word} {feature:,}": (rate, power_spectrum(x))}
+        span_s = (0.0, out_s) if self.controls.mode.value == "first" else (max(whole_s - out_s, 0.0),
+                                                                           max(whole_s, out_s))
+        spectra = {"input": (t.rate, power_spectrum(t.stream)), f"{name}, mean of its features": (rate, view.spectrum),
+                   f"{word} {feature:,}": (rate, power_spectrum(x))}
         yield "mark", mark_html(names.index(name))
-        yield "stage", figure_html(plot_stage(view.heat, row["shape"][-1], span_s, t.stream, t.channel, t.rate, spectra, feature, view.logs,
+        yield "stage", figure_html(plot_stage(view.heat, row["shape"][-1], span_s, t.stream, t.channel, t.rate, spectra,
+                                              feature, view.logs,
                                    f"{name}: {row['shape'][-1]:,} {word}s, {rate:,.6g} times a second"),
                                    f"Heat map and spectrum of the stage {name}, {word} {feature} marked", 96).data
         yield "about", note_html((f"{name}: RMS {row['rms']:.3g}, from {row['low']:.3g} to {row['high']:.3g}; "
-                                 + "".join(f"{share:.1%} of its {what}; " for what, share in (("features hardly move", row["still"]), ("gates are saturated", row["gates"])) if not math.isnan(share))
+                                 + "".join(f"{share:.1%} of its {what}; "
+                                           for what, share in (("features hardly move", row["still"]),
+                                                               ("gates are saturated", row["gates"]))
+                                                               if not math.isnan(share))
                                  + f"marked: {word} {feature:,}, from {x.min():.3g} to {x.max():.3g}.").replace(" -", " −"))
         yield "sound", sounds_html(t.heard, t.sample_rate, x, rate, f"{name}, {word} {feature:,}")
 
@@ -209,5 +228,6 @@ def explore_forward_pass(
 )->ForwardPassPage:           # show it by ending a cell in it
     """A page that puts a sound through a model and shows every stage. Raises: ValueError for samples or a folder that cannot be used."""
     picker = SoundPicker(wave, rate, audio, seconds=1.0, longest_s=5.0)
-    if picker.file.value in picker.files and not picker.file.value.startswith("own: "): picker.start_s.value = 0.25     # music begins with silence
+    if picker.file.value in picker.files and not picker.file.value.startswith("own: "):
+        picker.start_s.value = 0.25     # music begins with silence
     return ForwardPassPage(find_models(runs, checkpoints), picker)

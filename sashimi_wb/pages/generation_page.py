@@ -14,7 +14,8 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
-from ipywidgets import (BoundedIntText, Box, Dropdown, FloatSlider, FloatText, HTML, IntText, SelectionSlider, SelectMultiple, Text,
+from ipywidgets import (BoundedIntText, Box, Dropdown, FloatSlider, FloatText, HTML, IntText, SelectionSlider,
+                        SelectMultiple, Text,
                         VBox)
 
 from ..show.players import figure_html, player
@@ -28,7 +29,8 @@ NO_PROMPT = "none: begin from silence"
 LENGTHS_S = (0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 30.0, 60.0, 100.0)
 
 
-def _slider(low, high, label): return FloatSlider(1.0, min=low, max=high, step=0.05, description=label, continuous_update=False, **look())
+def _slider(low, high, label):
+    return FloatSlider(1.0, min=low, max=high, step=0.05, description=label, continuous_update=False, **look())
 
 # %% ../../nbs/pages/14_generation_page.ipynb #df39dccf
 class Controls:
@@ -42,15 +44,18 @@ class Controls:
         self.files, prompt = files, OWN_FILE if own else next(iter(fits or files), NO_PROMPT)
         self.model = Dropdown(options=[(m.name, m) for m in models], description="Model", **look(53))
         self.prompt = Dropdown(options=[NO_PROMPT, OWN_FILE, *files], value=prompt, description="Prompt", **look())
-        self.own = Text(own, placeholder="path of an audio file", description="Own file", continuous_update=False, **look())
+        self.own = Text(own, placeholder="path of an audio file", description="Own file", continuous_update=False,
+                        **look())
         self.start_s = FloatText(0.0, description="Prompt from (s)", **look())
         self.prompt_s = FloatText(0.3, description="Prompt length (s)", **look())
         self.temperature = _slider(0, 2, "Temperature")
-        self.seconds = SelectionSlider(options=[(f"{s:g}", s) for s in LENGTHS_S], value=1.0, description="New audio (s)", continuous_update=False, **look())
+        self.seconds = SelectionSlider(options=[(f"{s:g}", s) for s in LENGTHS_S], value=1.0,
+                                       description="New audio (s)", continuous_update=False, **look())
         self.top_k = BoundedIntText(0, min=0, max=2**16, description="Top-k (0: off)", **look())
         self.top_p = _slider(0.05, 1, "Top-p (1: off)")
         self.seed = IntText(0, description="Seed", **look())
-        pairs = (self.prompt, self.own, self.start_s, self.prompt_s, self.temperature, self.seconds, self.top_k, self.top_p, self.seed)
+        pairs = (self.prompt, self.own, self.start_s, self.prompt_s, self.temperature, self.seconds, self.top_k,
+                 self.top_p, self.seed)
         self.all = (self.model, *pairs)
         self.box = VBox([self.model, Box(pairs, layout=FLOW)])
         for widget in (self.model, self.prompt): widget.observe(self._fit, "value")
@@ -64,12 +69,14 @@ class Controls:
 
     def wish(self) -> Wish:
         """What they say. Raises: ValueError where the path of the own file is missing."""
-        path = {NO_PROMPT: "", OWN_FILE: self.own.value.strip()}.get(self.prompt.value, self.files.get(self.prompt.value))
+        path = {NO_PROMPT: "", OWN_FILE: self.own.value.strip()}.get(self.prompt.value,
+                                                                     self.files.get(self.prompt.value))
         if self.prompt.value == OWN_FILE and not path:
             raise ValueError("own file: expected the path of an audio file, got none; type it, or choose another prompt")
         cut = not self.top_k.disabled
         return Wish(self.seconds.value, path, self.start_s.value, self.prompt_s.value, self.temperature.value,
-                    self.top_k.value or None if cut else None, self.top_p.value if cut and self.top_p.value < 1 else None, self.seed.value)
+                    self.top_k.value or None if cut else None,
+                    self.top_p.value if cut and self.top_p.value < 1 else None, self.seed.value)
 
 # %% ../../nbs/pages/14_generation_page.ipynb #9b6d8bfc
 class OneClip:
@@ -83,7 +90,8 @@ class OneClip:
 
     def _work(self, runner):
         runner.tell(0, "getting ready; the first time on a machine, an engine is compiled, which takes some seconds")
-        take, end = Take(self.load(self.controls.model.value.path), self.controls.wish()), time.monotonic() + self.budget_s
+        take, end = Take(self.load(self.controls.model.value.path),
+                         self.controls.wish()), time.monotonic() + self.budget_s
         self.sound.value = ""
         while runner.going and time.monotonic() < end and take.grow():
             if runner.pace.due():
@@ -126,14 +134,17 @@ class SideBySide:
         self.controls, self.load, self.clips = controls, load, HTML()
         self.by = Dropdown(options=["temperatures", "models"], description="Compare", **look())
         self.values = Text("0.5, 0.8, 1, 1.2", description="Temperatures", **look())
-        self.arms = SelectMultiple(options=[(m.name, m) for m in models], value=models[:2], description="Models", rows=min(7, len(models) + 1), **look(53))
+        self.arms = SelectMultiple(options=[(m.name, m) for m in models], value=models[:2], description="Models",
+                                   rows=min(7, len(models) + 1), **look(53))
         self.runner = Runner("Compare", self._work, latest, "Generate a clip for each, with the same prompt and seed")
         self.by.observe(self._fit, "value")
         self._fit()
-        self.box = VBox([HTML("<h3 style='margin:18px 0 4px'>Side by side</h3>"), self.by, self.values, self.arms, self.runner.box, self.clips]).add_class("swb-many")
+        self.box = VBox([HTML("<h3 style='margin:18px 0 4px'>Side by side</h3>"), self.by, self.values, self.arms,
+                         self.runner.box, self.clips]).add_class("swb-many")
 
     def _fit(self, change=None):
-        self.values.layout.display, self.arms.layout.display = ("", "none") if self.by.value == "temperatures" else ("none", "")
+        self.values.layout.display, self.arms.layout.display = ("",
+                                                                "none") if self.by.value == "temperatures" else ("none", "")
 
     def wishes(self) -> Iterator[tuple[str, Saved, Wish]]:
         """Title, model and wish of every clip. Raises: ValueError for no model or no number."""
@@ -141,8 +152,10 @@ class SideBySide:
         if self.by.value == "temperatures":
             for t in temperatures(self.values.value): yield f"temperature {t:g}", model, replace(wish, temperature=t)
             return
-        if not self.arms.value: raise ValueError("models: expected at least one, got none; choose them in the list (Ctrl or Shift for several)")
-        for m in self.arms.value: yield m.name, m, replace(wish, top_k=None, top_p=None) if m.experiment.head == "dml" else wish
+        if not self.arms.value:
+            raise ValueError("models: expected at least one, got none; choose them in the list (Ctrl or Shift for several)")
+        for m in self.arms.value:
+            yield m.name, m, replace(wish, top_k=None, top_p=None) if m.experiment.head == "dml" else wish
 
     def _work(self, runner):
         wishes, takes = list(self.wishes()), {}

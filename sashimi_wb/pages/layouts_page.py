@@ -32,14 +32,17 @@ ONE_CHANNEL = ("This file has one channel, so there is nothing to interleave: ev
 @lru_cache(maxsize=8)
 def _trip_html(sound:Sound, strategy:str, mono:bool, bits:int)->str:
     wave = sound.heard.mean(1, keepdims=True) if mono else sound.heard
-    heads = {"what": "the whole segment as", "shape": "(batch, samples, channels)", "laid_out": "laid out: (batch, tokens, 1)", "back": "and back", "equal": "values that are equal"}
-    return table(round_trip(wave, strategy, bits), heads, caption=f"There and back: {'mono' if wave.shape[1] == 1 else strategy}").data
+    heads = {"what": "the whole segment as", "shape": "(batch, samples, channels)",
+             "laid_out": "laid out: (batch, tokens, 1)", "back": "and back", "equal": "values that are equal"}
+    return table(round_trip(wave, strategy, bits), heads,
+                 caption=f"There and back: {'mono' if wave.shape[1] == 1 else strategy}").data
 
 
 @lru_cache(maxsize=4)
 def _stereo_html(sound:Sound)->str:
     if sound.wave.shape[1] == 1: return note_html(ONE_CHANNEL)
-    return figure_html(stereo_figure(sound.wave, sound.rate), "Left, right, mid and side over time; correlation of left and right over lags; right against left", 120).data
+    return figure_html(stereo_figure(sound.wave, sound.rate),
+                       "Left, right, mid and side over time; correlation of left and right over lags; right against left", 120).data
 
 
 @lru_cache(maxsize=4)
@@ -47,12 +50,14 @@ def _sound_html(sound:Sound)->str:
     x = sound.heard
     sides = {"mono": x} if x.shape[1] == 1 else dict(zip((*NAMES, "mid", "side"), np.hstack([x, mid_side(x)]).T))
     titles = {name: f"{name}, {decibels(wave)}" for name, wave in sides.items()}
-    return players_in_step({titles[name]: wave for name, wave in sides.items()}, sound.rate, {titles[name]: arm_color(name) for name in sides}, "channels").data
+    return players_in_step({titles[name]: wave for name, wave in sides.items()}, sound.rate,
+                           {titles[name]: arm_color(name) for name in sides}, "channels").data
 
 
 @lru_cache(maxsize=1)
 def _firsts_html()->str:
-    fig = plot_layout({s: token_order(14, 2, s).numpy() for s in ("temporal", "blocking-2", "blocking-4", "blocking")}, n_tokens=28)
+    fig = plot_layout({s: token_order(14, 2, s).numpy() for s in ("temporal", "blocking-2", "blocking-4", "blocking")},
+                      n_tokens=28)
     return figure_html(fig, "The tokens of 14 samples of two channels in four layouts", 120).data
 
 
@@ -70,17 +75,23 @@ class LayoutsPage(Live):
     """Controls of a layout, and what a model sees through it; shown when a cell ends in it."""
     def __init__(self, picker:SoundPicker):
         self.picker = picker
-        self.layout = Dropdown(options=["mono", "temporal", "blocking-N", "blocking"], value="temporal", description="Layout",
+        self.layout = Dropdown(options=["mono", "temporal", "blocking-N", "blocking"], value="temporal",
+                               description="Layout",
                                tooltip="How the samples of the channels follow each other", **look())
-        self.block = SelectionSlider(options=BLOCKS, value=16, description="N", tooltip="Samples of one channel that stand together", **look())
-        self.window = SelectionSlider(options=WINDOWS, value=32, description="Window (samples)", tooltip="Samples of each channel in the window of the model", **look())
-        self.place = FloatSlider(50.0, min=0, max=100, step=0.1, readout_format=".1f", description="Window at (%)", **look())
+        self.block = SelectionSlider(options=BLOCKS, value=16, description="N",
+                                     tooltip="Samples of one channel that stand together", **look())
+        self.window = SelectionSlider(options=WINDOWS, value=32, description="Window (samples)",
+                                      tooltip="Samples of each channel in the window of the model", **look())
+        self.place = FloatSlider(50.0, min=0, max=100, step=0.1, readout_format=".1f", description="Window at (%)",
+                                 **look())
         self.token = IntSlider(25, 0, 63, description="Token", tooltip="The token that comes next", **look(53))
         self.bits = IntSlider(8, 1, 16, description="Bits of the codes", **look())
         own = (self.layout, self.block, self.window, self.place, self.bits, self.token)
-        for widget in (*picker.all, self.layout, self.window): widget.observe(self._fit, "value")   # first, so that what is answered fits
+        for widget in (*picker.all, self.layout, self.window):
+            widget.observe(self._fit, "value")   # first, so that what is answered fits
         self._fit()
-        super().__init__([*picker.all, *own], VBox([picker.box, Box(own, layout=FLOW)]), self.answer, ("moment", "words", "trip", "stereo", "sound", "firsts"))
+        super().__init__([*picker.all, *own], VBox([picker.box, Box(own, layout=FLOW)]), self.answer,
+                         ("moment", "words", "trip", "stereo", "sound", "firsts"))
 
     def shape(self, sound:Sound)->tuple[int, int]:
         """Samples and channels of the window."""
@@ -97,7 +108,8 @@ class LayoutsPage(Live):
     def moment(self, sound:Sound)->tuple[Moment, np.ndarray]:
         """What the controls say, and the samples (t, c) of the window as they are in the file."""
         n, channels = self.shape(sound)
-        strategy = {"mono": "temporal", "blocking-N": f"blocking-{self.block.value}"}.get(self.layout.value, self.layout.value)
+        strategy = {"mono": "temporal",
+                    "blocking-N": f"blocking-{self.block.value}"}.get(self.layout.value, self.layout.value)
         first = round(self.place.value/100*(len(sound.wave) - n))
         return Moment(n, channels, strategy, min(self.token.value, n*channels - 1)), sound.wave[first:first + n]
 
@@ -107,8 +119,10 @@ class LayoutsPage(Live):
         m, window = self.moment(sound)
         averaged = sound.wave.shape[1] > m.n_channels
         words, behind = moment_words(m, sound.rate), window if averaged else None
-        yield "moment", figure_html(moment_figure(window.mean(1, keepdims=True) if averaged else window, sound.rate, m, behind), words, 120).data
-        yield "words", note_html(words) + (note_html(_worth(sound, m.channel, m.seen[1 - m.channel] - m.sample), "#7A7A7A") if m.n_channels == 2 else "")
+        yield "moment", figure_html(moment_figure(window.mean(1, keepdims=True) if averaged else window, sound.rate, m,
+                                                  behind), words, 120).data
+        yield "words", note_html(words) + (note_html(_worth(sound, m.channel, m.seen[1 - m.channel] - m.sample),
+                                                     "#7A7A7A") if m.n_channels == 2 else "")
         yield "trip", _trip_html(sound, m.strategy, averaged, self.bits.value)
         yield "sound", _sound_html(sound)
         yield "stereo", _stereo_html(sound)

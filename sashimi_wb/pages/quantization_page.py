@@ -25,7 +25,8 @@ from .widgets import FLOW, look, note_html
 
 # %% ../../nbs/pages/04_quantization_page.ipynb #c246361a
 @lru_cache(maxsize=4)
-def _quantized(sound:Sound, quantizer:Quantizer)->Quantized: return Quantized(sound.wave, sound.rate, quantizer, sound.name)
+def _quantized(sound:Sound, quantizer:Quantizer)->Quantized:
+    return Quantized(sound.wave, sound.rate, quantizer, sound.name)
 
 
 @lru_cache(maxsize=4)
@@ -35,13 +36,15 @@ def _sweep(sound:Sound, scaling:str)->dict: return sweep(sound.wave, scaling)
 @lru_cache(maxsize=4)
 def _sound_html(q:Quantized)->str:
     found = clips(q)
-    return players_in_step(found, q.rate, dict(zip(found, (INK, arm_color("codes"), MARK))), "original, quantized, error").data
+    return players_in_step(found, q.rate, dict(zip(found, (INK, arm_color("codes"), MARK))),
+                           "original, quantized, error").data
 
 
 @lru_cache(maxsize=4)
 def _noise_html(sound:Sound, q:Quantized)->str:
     fig = noise_figure(q, _sweep(sound, q.quantizer.scaling))
-    return figure_html(fig, f"Left: spectra of sound and error. Right: signal-to-noise ratio over 1 to 16 bits, {q.snr_db:.1f} dB at {q.quantizer.bits}", 120).data
+    return figure_html(fig,
+                       f"Left: spectra of sound and error. Right: signal-to-noise ratio over 1 to 16 bits, {q.snr_db:.1f} dB at {q.quantizer.bits}", 120).data
 
 
 @lru_cache(maxsize=4)
@@ -49,15 +52,20 @@ def _codes_html(q:Quantized)->str:
     fig = plot_histogram(q.codes, q.quantizer.n_codes, "how often each code occurs", arm_color("codes"))
     fig.set_size_inches(8.7, 2.7)
     fig.axes[0].set_ylim(0, fig.axes[0].get_ylim()[1]*1.4)       # room for the words
-    return figure_html(fixed(fig, left=0.085, right=0.985, bottom=0.2, top=0.88), "Histogram of the codes, with their order-0 entropy in bits", 120).data
+    return figure_html(fixed(fig, left=0.085, right=0.985, bottom=0.2, top=0.88),
+                       "Histogram of the codes, with their order-0 entropy in bits", 120).data
 
 
 def _numbers_html(sound:Sound, q:Quantized)->str:
     "Why the ratio is what it is, and both laws in numbers."
     bits, own = q.quantizer.bits, q.quantizer.quantization
-    rows = [{"law": LAWS[law] + (", chosen" if law == own else "")} | found[bits - 1] for law, found in _sweep(sound, q.quantizer.scaling).items()]
-    columns = {"law": "law", "snr_db": "signal to noise (dB)", "entropy": "order-0 entropy (bits)", "used": f"codes that occur, of {2**bits:,}", "largest": "largest error (full scale)"}
-    said = table(rows, columns, {"snr_db": lambda v: f"{v:.1f}" if math.isfinite(v) else "exact" if v > 0 else "–", "entropy": ".2f", "largest": ".2g"},
+    rows = [{"law": LAWS[law] + (", chosen" if law == own else "")} | found[bits - 1]
+            for law, found in _sweep(sound, q.quantizer.scaling).items()]
+    columns = {"law": "law", "snr_db": "signal to noise (dB)", "entropy": "order-0 entropy (bits)",
+               "used": f"codes that occur, of {2**bits:,}", "largest": "largest error (full scale)"}
+    said = table(rows, columns,
+                 {"snr_db": lambda v: f"{v:.1f}" if math.isfinite(v) else "exact" if v > 0 else "–", "entropy": ".2f",
+                  "largest": ".2g"},
                  caption=f"{bits} bit{'s'*(bits > 1)}; a sine at full scale on the linear grid: {sine_snr_db(bits):.1f} dB")
     return note_html(why(q)) + said.data
 
@@ -67,14 +75,19 @@ class QuantizationPage(Live):
     def __init__(self, picker:SoundPicker):
         self.picker = picker
         self.bits = IntSlider(4, 1, 16, description="Bits", **look())
-        self.law = Dropdown(options=[(name, law) for law, name in LAWS.items()], description="Law", tooltip="How the levels are spaced", **look())
-        self.scaling = Dropdown(options=[("full scale", "full_scale"), ("per clip (stretched)", "clip_minmax")], description="Scaling",
+        self.law = Dropdown(options=[(name, law) for law, name in LAWS.items()], description="Law",
+                            tooltip="How the levels are spaced", **look())
+        self.scaling = Dropdown(options=[("full scale", "full_scale"), ("per clip (stretched)", "clip_minmax")],
+                                description="Scaling",
                                 tooltip="A fixed grid, or one stretched to each clip", **look())
         self.channel = Dropdown(options=[("left", 0), ("right", 1)], description="Channel shown", **look())
-        self.place = FloatSlider(50.0, min=0, max=100, step=0.1, readout_format=".1f", description="Zoom at (%)", **look())
-        self.zoom_ms = SelectionSlider(options=[("0.5", 0.5), *((str(ms), ms) for ms in (1, 2, 3, 5, 10))], value=3, description="Zoom length (ms)", **look())
+        self.place = FloatSlider(50.0, min=0, max=100, step=0.1, readout_format=".1f", description="Zoom at (%)",
+                                 **look())
+        self.zoom_ms = SelectionSlider(options=[("0.5", 0.5), *((str(ms), ms) for ms in (1, 2, 3, 5, 10))], value=3,
+                                       description="Zoom length (ms)", **look())
         own = (self.bits, self.law, self.scaling, self.channel, self.place, self.zoom_ms)
-        super().__init__([*picker.all, *own], VBox([picker.box, Box(own, layout=FLOW)]), self.answer, ("zoom", "whole", "sound", "numbers", "noise", "codes"))
+        super().__init__([*picker.all, *own], VBox([picker.box, Box(own, layout=FLOW)]), self.answer,
+                         ("zoom", "whole", "sound", "numbers", "noise", "codes"))
         said, rest = self.box.children[:3], [self.parts[name] for name in ("sound", "numbers", "noise", "codes")]
         beside = Layout(flex_flow="row wrap", align_items="flex-start", overflow="visible")
         self.box.children = (*said, Box([self.parts["whole"], self.parts["zoom"]], layout=beside), *rest)
@@ -87,8 +100,11 @@ class QuantizationPage(Live):
         channel = 0 if self.channel.disabled else self.channel.value
         piece = zoom(q, self.place.value/100, self.zoom_ms.value/1e3)
         name = f"{q.quantizer.bits} bit{'s'*(q.quantizer.bits > 1)}, {LAWS[q.quantizer.quantization]}, {'mono' if self.channel.disabled else ('left', 'right')[channel]}"
-        yield "zoom", figure_html(zoom_figure(q, piece, channel, sound.start_s), f"Samples, levels and error of {name}, from {sound.start_s + piece[0]/q.rate:.3f} s", 120).data
-        yield "whole", figure_html(whole_figure(q, piece, channel, name, sound.start_s), f"The whole clip and its error: {name}", 120).data
+        yield "zoom", figure_html(zoom_figure(q, piece, channel, sound.start_s),
+                                  f"Samples, levels and error of {name}, from {sound.start_s + piece[0]/q.rate:.3f} s",
+                                  120).data
+        yield "whole", figure_html(whole_figure(q, piece, channel, name, sound.start_s),
+                                   f"The whole clip and its error: {name}", 120).data
         yield "sound", _sound_html(q)
         yield "numbers", _numbers_html(sound, q)
         yield "noise", _noise_html(sound, q)

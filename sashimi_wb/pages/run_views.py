@@ -33,7 +33,8 @@ CURVES = ("training", "validation")
 
 def _curve(run, what):
     "Steps and bits per sample of one run; empty where its record has none."
-    if what == "validation": pairs = [(v["step"], v["val"]["bits_per_sample"]) for v in run.record["validation"] if v.get("val")]
+    if what == "validation":
+        pairs = [(v["step"], v["val"]["bits_per_sample"]) for v in run.record["validation"] if v.get("val")]
     else:
         tokens = run.experiment.data_config("-").tokens_per_sample
         pairs = [(s, b*tokens) for s, b in zip(run.record["curve"]["steps"], run.record["curve"]["bits"])]
@@ -52,7 +53,8 @@ def curves_of(
 # %% ../../nbs/pages/15_run_views.ipynb #757099ff
 def _last(runs):
     "Arm -> records with the figures after the last step only."
-    return {name: [r.record | {"results": r.record["results"][-1:]} for r in group] for name, group in arms(runs).items()}
+    return {name: [r.record | {"results": r.record["results"][-1:]} for r in group]
+            for name, group in arms(runs).items()}
 
 
 def _measured(run): return math.isfinite(run.facts["of_flac"])
@@ -72,16 +74,23 @@ def results_of(
 )->str: # HTML
     """The result table of the ablations for any runs, and what may be said of them."""
     records, coded = _last(runs), {}
-    if not differing(runs, ("bits", "data")) and all(_measured(r) for r in runs) and len(set(map(len, records.values()))) == 1:
-        said = sentences("mono_vs_stereo" if differing(runs, ("channels", "interleaving_strategy")) else "quantized_vs_raw", records)
+    if not differing(runs,
+                     ("bits", "data")) and all(_measured(r)
+                                               for r in runs) and len(set(map(len, records.values()))) == 1:
+        said = sentences("mono_vs_stereo" if differing(runs, ("channels", "interleaving_strategy"))
+                         else "quantized_vs_raw", records)
     else:
-        for name, some in records.items(): coded.setdefault(f"not the bits of the files: {'; '.join(why)}" if (why := some[0]["reductions"]) else "the bits of the files, sample for sample", []).append(name)
+        for name, some in records.items():
+            coded.setdefault(f"not the bits of the files: {'; '.join(why)}" if (why := some[0]["reductions"])
+                             else "the bits of the files, sample for sample", []).append(name)
         said = [f"{', '.join(names)}: {why}." for why, names in coded.items()]
-        if len(coded) > 1 or differing(runs, ("bits", "data")): said.append("FLAC codes exactly the scored samples of each run, at its depth: between depths, or between sounds, compare the ratio to FLAC.")
+        if len(coded) > 1 or differing(runs, ("bits", "data")):
+            said.append("FLAC codes exactly the scored samples of each run, at its depth: between depths, or between sounds, compare the ratio to FLAC.")
     return rows_table(result_rows(records), said).data
 
 # %% ../../nbs/pages/15_run_views.ipynb #ed48f120
-CLIPS = {"continuations": ("original", "continuation"), "quantized": ("original", "quantized"), "all clips": ("original", "quantized", "continuation")}
+CLIPS = {"continuations": ("original", "continuation"), "quantized": ("original", "quantized"),
+         "all clips": ("original", "quantized", "continuation")}
 
 
 def sounds_of(
@@ -90,15 +99,18 @@ def sounds_of(
 )->str:                       # HTML
     """The clips of runs in step; a note for a run whose audio is gone."""
     notes = []
-    made = in_step({name: [r.record for r in group] for name, group in arms(runs).items()}, CLIPS[what], notes, "clips of the chosen runs")
+    made = in_step({name: [r.record for r in group] for name, group in arms(runs).items()}, CLIPS[what], notes,
+                   "clips of the chosen runs")
     starts = sorted({r.experiment.prompt_s for r in runs})
     said = f"A continuation begins {' or '.join(f'{s:g}' for s in starts)} s into its clip: what comes before is the prompt, as the model heard it." if "continuation" in CLIPS[what] else ""
-    return made + (markup('<p class="swb-note">{}</p>', said).data if made else "") + "".join(note_html(n, "#D55E00") for n in dict.fromkeys(notes))
+    return made + (markup('<p class="swb-note">{}</p>', said).data if made
+                   else "") + "".join(note_html(n, "#D55E00") for n in dict.fromkeys(notes))
 
 # %% ../../nbs/pages/15_run_views.ipynb #67d8923f
 def _columns(runs, rows, caption):
     "A table with a column for every run."
-    heads = {r.folder: r.name if len({x.name for x in runs}) == len(runs) else f"{r.folder.parent.name}/{r.name}" for r in runs}
+    heads = {r.folder: r.name if len({x.name for x in runs}) == len(runs) else f"{r.folder.parent.name}/{r.name}"
+             for r in runs}
     cells = [{"what": what} | {str(r.folder): as_text(v) for r, v in zip(runs, values)} for what, values in rows]
     return table(cells, {"what": ""} | {str(r.folder): heads[r.folder] for r in runs}, caption=caption).data
 
@@ -111,7 +123,9 @@ def differences(
     told = differing(runs, ("audio", *PARAMETERS, "code", "data"))
     names = {r.folder: name for name, group in arms(runs).items() for r in group}
     rows = [("arm", [names[r.folder] for r in runs])] + [(k, [r.facts[k] for r in runs]) for k in told]
-    rows += [(label, [round(r.facts[k], 4) for r in runs]) for k, label in (("bits_per_sample", "bits per sample"), ("whole", "whole file"), ("of_flac", "whole file / FLAC 8"))]
+    rows += [(label, [round(r.facts[k], 4) for r in runs])
+             for k, label in (("bits_per_sample", "bits per sample"), ("whole", "whole file"),
+                              ("of_flac", "whole file / FLAC 8"))]
     return _columns(runs, rows, "What differs" if told else "Nothing that decides a result differs")
 
 
@@ -119,11 +133,18 @@ def provenances(
     runs:list[Finished],
 )->str: # HTML
     """Where every run comes from: code, machine, versions, audio, time."""
-    rows = {"hash": lambda r, p: r["hash"], "package": lambda r, p: p["package"], "git revision": lambda r, p: p["revision"][:12] + (" with changes" if p["changed"] else "") or "unknown",
-            "code fingerprint": lambda r, p: r["code"][:12], "audio fingerprint": lambda r, p: r["data"][:12], "scored files": lambda r, p: ", ".join(r["test_files"][:3]) + (f" and {len(r['test_files']) - 3} more" if len(r["test_files"]) > 3 else ""),
-            "Python, torch": lambda r, p: f"{p['python']}, {p['torch']}", "machine": lambda r, p: f"{p['system']} {p['machine']}, {p['cpus']} cores, {p['threads']} threads",
-            "device": lambda r, p: p["device"], "finished": lambda r, p: p["finished"], "training, all": lambda r, p: f"{r['seconds']['training']:.1f} s, {r['seconds']['all']:.1f} s",
-            "peak memory": lambda r, p: f"{r['peak_bytes']/1e9:.2f} GB", "parameters": lambda r, p: f"{r['parameter_count']:,}", "folder": lambda r, p: r["folder"]}
+    rows = {"hash": lambda r, p: r["hash"], "package": lambda r, p: p["package"], "git revision": lambda r,
+            p: p["revision"][:12] + (" with changes" if p["changed"] else "") or "unknown",
+            "code fingerprint": lambda r, p: r["code"][:12], "audio fingerprint": lambda r, p: r["data"][:12],
+            "scored files": lambda r,
+            p: ", ".join(r["test_files"][:3]) + (f" and {len(r['test_files']) - 3} more" if len(r["test_files"]) > 3
+                                                 else ""),
+            "Python, torch": lambda r, p: f"{p['python']}, {p['torch']}", "machine": lambda r,
+            p: f"{p['system']} {p['machine']}, {p['cpus']} cores, {p['threads']} threads",
+            "device": lambda r, p: p["device"], "finished": lambda r, p: p["finished"], "training, all": lambda r,
+            p: f"{r['seconds']['training']:.1f} s, {r['seconds']['all']:.1f} s",
+            "peak memory": lambda r, p: f"{r['peak_bytes']/1e9:.2f} GB", "parameters": lambda r,
+            p: f"{r['parameter_count']:,}", "folder": lambda r, p: r["folder"]}
     def told(get, run):
         try: return get(run.record, run.record["provenance"])
         except (KeyError, TypeError): return "not recorded"
@@ -142,7 +163,8 @@ def notebook_parameters(
         if not preset or None not in differ.values(): ways.append((len(differ), preset, differ))
     _, preset, differ = min(ways, key=lambda way: way[0])
     by_json = {k: v for k, v in differ.items() if not preset or isinstance(v, tuple)}
-    return {"preset": preset} | {k: v for k, v in differ.items() if k not in by_json} | ({"changes": json.dumps(by_json)} if by_json else {})
+    return {"preset": preset} | {k: v for k, v in differ.items()
+                                 if k not in by_json} | ({"changes": json.dumps(by_json)} if by_json else {})
 
 # %% ../../nbs/pages/15_run_views.ipynb #89277a93
 def audio_of(
@@ -150,7 +172,8 @@ def audio_of(
 )->Path|None: # None where nothing says it
     """The folder of audio of a run: from its notebook, else the bundled audio if that is what it was scored on."""
     try:
-        folder = Path(read_json(run.folder/"notebook.parameters.json", "the parameters of a notebook", {"audio": str})["audio"])
+        folder = Path(read_json(run.folder/"notebook.parameters.json", "the parameters of a notebook",
+                                {"audio": str})["audio"])
         if folder.is_dir(): return folder
     except (OSError, ValueError): pass
     return bundled(f"data/{name}") if (name := bundled_folder(run.record)) else None
@@ -161,7 +184,8 @@ def command(
 )->str: # one line for a shell in the project's folder
     """What carries out a run again, in a folder of its own."""
     audio, runs = audio_of(run), run.folder.parent
-    given = notebook_parameters(run.experiment) | ({} if audio == audio_folder() else {"audio": audio or "AUDIO"}) | {"runs": runs/"again"}
+    given = notebook_parameters(run.experiment) | ({} if audio == audio_folder()
+                                                   else {"audio": audio or "AUDIO"}) | {"runs": runs/"again"}
     return shell_command("train_arm", runs/f"again-{run.name}.ipynb", given)
 
 
@@ -170,12 +194,15 @@ def what_it_gives(
 )->str: # a sentence
     """Whether the command gives the same run, as audio and package are now."""
     audio, then = audio_of(run), run.record
-    if audio is None: return f"Put the folder of its audio in place of AUDIO: the one with {', '.join(then['test_files'][:3])} (fingerprint {then['data'][:12]})."
+    if audio is None:
+        return f"Put the folder of its audio in place of AUDIO: the one with {', '.join(then['test_files'][:3])} (fingerprint {then['data'][:12]})."
     try: now = Run(run.experiment, audio)
     except (OSError, ValueError) as e: return f"It cannot run now: {e}"
-    if now.hash == then["hash"]: return f"It gives run {now.hash} again: parameters, code and audio are the same, and so is the hash."
+    if now.hash == then["hash"]:
+        return f"It gives run {now.hash} again: parameters, code and audio are the same, and so is the hash."
     p, missing = then["provenance"], sorted(set(now.identity["parameters"]) - set(then["parameters"]))
-    why = {"parameters": f"its version had no parameter {', '.join(missing)}" if missing else "its parameters are told otherwise now",
+    why = {"parameters": f"its version had no parameter {', '.join(missing)}" if missing
+           else "its parameters are told otherwise now",
            "code": f"the package has changed since (git revision then: {(p.get('revision') or 'unknown')[:12]}{' with changes' if p.get('changed') else ''})",
            "data": f"{near(audio)} does not hold the audio of then"}
     return f"It gives a run of another hash, {now.hash}: {'; '.join(why[k] for k in why if now.identity[k] != then[k])}."
@@ -190,6 +217,7 @@ def commands(
              "color:inherit;font:13px/1.5 ui-monospace,monospace")
     parts = [markup('<div style="max-width:60em"><p style="margin:10px 0 0"><span style="color:{}">●</span> {}, run <code>{}</code></p>'
                     '<pre class="swb-command" tabindex="0" style="{}">{}</pre><p style="margin:0 0 6px;line-height:1.45">{}</p></div>',
-                    arm_color(names[r.folder]), names[r.folder], r.name, style, command(r), what_it_gives(r)) for r in runs]
+                    arm_color(names[r.folder]), names[r.folder], r.name, style, command(r), what_it_gives(r))
+                    for r in runs]
     return markup('<p class="swb-note">In the folder of the clone if there is one, with the environment of the package active; '
                   "a click on a command takes the whole of it.</p>{}", parts).data

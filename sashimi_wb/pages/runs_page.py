@@ -15,7 +15,8 @@ from ipywidgets import Box, Button, Dropdown, SelectMultiple, Text, VBox
 from .live import Live
 from ..show.players import figure_html, markup
 from ..studies.run_table import FIGURES, Finished, arms, differing, in_order, keep, read_runs, runs_table
-from .run_views import (CLIPS, CURVES, bits_of, commands, curves_of, differences, provenances, results_of,
+from .run_views import (CLIPS, CURVES, bits_of, commands, curves_of, differences, provenances,
+                                        results_of,
                                             sounds_of)
 from .widgets import FLOW, as_wide_as, look, note_html
 
@@ -25,23 +26,29 @@ class RunControls:
     def __init__(self, runs: str | Path = ""):
         wide = lambda em=26: look(em, "6em")
         self.runs, self.fitting = runs, False
-        self.filter = Text(placeholder="bits=16 head=dml, lr>=0.01, or any word; then Enter", description="Filter", continuous_update=False,
+        self.filter = Text(placeholder="bits=16 head=dml, lr>=0.01, or any word; then Enter", description="Filter",
+                           continuous_update=False,
                            tooltip="Terms that must all hold: NAME=VALUE, !=, <, <=, >, >=, or a word", **wide(53))
         self.sort = Dropdown(options=self._columns(), value="finished", description="Sort by", **wide())
-        self.order = Dropdown(options=[("falling: newest, largest first", True), ("rising: oldest, smallest first", False)], description="Order", **wide())
-        self.chosen = SelectMultiple(options=[], description="Compare", rows=8, tooltip="Runs to compare: Ctrl or Shift for several", **wide(80))
+        self.order = Dropdown(options=[("falling: newest, largest first", True),
+                                       ("rising: oldest, smallest first", False)], description="Order", **wide())
+        self.chosen = SelectMultiple(options=[], description="Compare", rows=8,
+                                     tooltip="Runs to compare: Ctrl or Shift for several", **wide(80))
         self.curves = Dropdown(options=CURVES, description="Curves", **wide())
         self.clips = Dropdown(options=list(CLIPS), description="Clips", **wide())
-        self.again = Button(description="Read again", tooltip="Look for runs that have come since", layout=as_wide_as(9))
+        self.again = Button(description="Read again", tooltip="Look for runs that have come since",
+                            layout=as_wide_as(9))
         self.all = (self.filter, self.sort, self.order, self.curves, self.clips)
-        self.box = VBox([Box([self.filter, self.again], layout=FLOW), Box([self.sort, self.order], layout=FLOW), self.chosen,
+        self.box = VBox([Box([self.filter, self.again], layout=FLOW), Box([self.sort, self.order], layout=FLOW),
+                         self.chosen,
                          Box([self.curves, self.clips], layout=FLOW)])
         self.wanted = {r.folder for r in read_runs(runs)[0][:2]}
         self.fit()
         for widget in (self.filter, self.sort, self.order): widget.observe(self.fit, "value")
         self.chosen.observe(self._want, "value")
 
-    def _columns(self): return [(k, k) for k in differing(read_runs(self.runs)[0])] + [(v, k) for k, v in FIGURES.items()]
+    def _columns(self):
+        return [(k, k) for k in differing(read_runs(self.runs)[0])] + [(v, k) for k, v in FIGURES.items()]
 
     def read(self) -> None:
         """Look for runs that have come since, and for what sets them apart."""
@@ -97,9 +104,11 @@ class RunsPage(Live):
         c = self.controls
         shown, total, notes = c.shown()
         picked = [r for r in shown if r.folder in set(c.chosen.value)]
-        runs = sorted(picked[:MOST], key=lambda r: (r.record["provenance"]["finished"], r.folder)) # in an order of their own, whatever the table's
+        # in an order of their own, whatever the table's
+        runs = sorted(picked[:MOST], key=lambda r: (r.record["provenance"]["finished"], r.folder))
         said = f"{len(shown)} of {total} runs shown, {total - len(shown)} hidden by the filter." if len(shown) < total else f"{total} runs."
-        if not runs: said += " Choose runs in the list above to compare them: Ctrl or Shift for several, by mouse or arrow keys."
+        if not runs:
+            said += " Choose runs in the list above to compare them: Ctrl or Shift for several, by mouse or arrow keys."
         if len(picked) > MOST: said += f" Of the {len(picked)} chosen the first {MOST} are compared."
         yield "runs", note_html(said) + runs_table(shown, runs).data + "".join(note_html(n, "#7A7A7A") for n in notes)
         yield "differ", differences(runs)
@@ -107,8 +116,12 @@ class RunsPage(Live):
         yield "commands", _under("The same again", commands(runs)) if runs else ""
         yield self._keep("sounds", runs, lambda r, what: _under("Listen", sounds_of(r, what)), c.clips.value)
         yield self._keep("results", runs, lambda r: _under("Results", results_of(r)))
-        yield self._keep("curves", runs, lambda r, what: _under("Curves", _drawn(curves_of(r, what), f"{what} curves of the chosen runs")), c.curves.value)
-        yield self._keep("bits", runs, lambda r: _drawn(bits_of(r), "Bits per sample of the chosen runs beside FLAC and other baselines"))
+        yield self._keep("curves", runs, lambda r,
+                         what: _under("Curves", _drawn(curves_of(r, what), f"{what} curves of the chosen runs")),
+                         c.curves.value)
+        yield self._keep("bits", runs,
+                         lambda r: _drawn(bits_of(r),
+                                          "Bits per sample of the chosen runs beside FLAC and other baselines"))
 
 
 def explore_runs(
@@ -117,7 +130,8 @@ def explore_runs(
     """A page to browse finished runs; where there is none, a note that says how to get one.
 
     Raises: FileNotFoundError for a folder that is not there, ValueError for what is no path."""
-    if not isinstance(runs, (str, Path)): raise ValueError(f'runs: expected the path of a folder of runs, got {runs!r}: explore_runs("runs")')
+    if not isinstance(runs, (str, Path)):
+        raise ValueError(f'runs: expected the path of a folder of runs, got {runs!r}: explore_runs("runs")')
     found, notes = read_runs(runs)
     if found: return RunsPage(runs)
     return HTML(note_html("There is no finished run here yet. In a terminal, `sashimi-wb ablations` makes some (half an hour on two cores); then run this cell again. "

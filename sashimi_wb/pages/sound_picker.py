@@ -32,7 +32,8 @@ def own_audio(
 )->dict[str, str]:      # name -> path; none for a file
     """Files of a folder, by their names in it. Raises: as `audio_names`."""
     if path is None or not Path(path).expanduser().is_dir(): return {}
-    return {f"own: {printable(name)}": str(Path(path).expanduser()/name) for name in audio_names(Path(path).expanduser())}
+    return {f"own: {printable(name)}": str(Path(path).expanduser()/name)
+            for name in audio_names(Path(path).expanduser())}
 
 # %% ../../nbs/pages/03_sound_picker.ipynb #ec3f8d9c
 @dataclass(frozen=True, eq=False)
@@ -57,7 +58,8 @@ class Sound:
 
 def _one_or_two(wave, name):
     "At most two channels, and what the sound is called."
-    return (wave, name) if wave.shape[1] <= 2 else (wave.mean(1, keepdims=True), f"{name} (mean of {wave.shape[1]} channels)")
+    return (wave, name) if wave.shape[1] <= 2 else (wave.mean(1, keepdims=True),
+                                                    f"{name} (mean of {wave.shape[1]} channels)")
 
 
 def as_sound(
@@ -95,11 +97,13 @@ def read_sound(
 )->Sound:
     """A segment of a file; the last eight are kept. Raises: FileNotFoundError for no such file, ValueError for a bad one or a segment outside."""
     path = Path(path).expanduser()
-    if not path.is_file(): raise FileNotFoundError(f"no audio file {path}; give the path of a wav, flac, ogg, mp3 or mp4 file")
+    if not path.is_file():
+        raise FileNotFoundError(f"no audio file {path}; give the path of a wav, flac, ogg, mp3 or mp4 file")
     changed = path.stat().st_mtime_ns
     info = _probed(str(path), changed)
     all_s, start = info.frames/info.sample_rate, round(start_s*info.sample_rate)
-    if not 0 <= start < info.frames: raise ValueError(f"segment: expected a start from 0 s to within the {all_s:.2f} s of {info.name}, got {start_s:g} s")
+    if not 0 <= start < info.frames:
+        raise ValueError(f"segment: expected a start from 0 s to within the {all_s:.2f} s of {info.name}, got {start_s:g} s")
     if not length_s > 0: raise ValueError(f"segment: expected a length above 0 s, got {length_s:g} s")
     return _read(str(path), changed, start, min(max(round(length_s*info.sample_rate), 1), info.frames - start))
 
@@ -123,9 +127,11 @@ class SoundPicker:
         names = [GIVEN]*(wave is not None) + [*self.files, OWN_FILE]
         first = OWN_FILE if own else names[0] if wave is not None or names[0].startswith("own: ") else next((n for n in names if n.startswith(start)), names[0])
         self.file = Dropdown(options=names, value=first, description="Sound", **look())
-        self.own = Text(own, placeholder="path of an audio file", description="Own file", continuous_update=False, **look())
+        self.own = Text(own, placeholder="path of an audio file", description="Own file", continuous_update=False,
+                        **look())
         self.start_s = FloatText(0.0, step=0.1, description="Segment from (s)", **look())
-        self.length_s = FloatSlider(seconds, min=min(0.05, seconds), max=max(longest_s, seconds), step=0.05, description="Segment length (s)", readout_format=".2f", **look())
+        self.length_s = FloatSlider(seconds, min=min(0.05, seconds), max=max(longest_s, seconds), step=0.05,
+                                    description="Segment length (s)", readout_format=".2f", **look())
         self.all = (self.file, self.own, self.start_s, self.length_s)
         self.box = Box(self.all, layout=FLOW)
         self.file.observe(self._fit, "value")
@@ -138,9 +144,12 @@ class SoundPicker:
         if self.file.value == GIVEN:
             g = self.given
             start, n = round(self.start_s.value*g.rate), max(round(self.length_s.value*g.rate), 1)
-            if not 0 <= start < len(g.wave): raise ValueError(f"segment: expected a start from 0 s to within the {g.file_s:.2f} s that were given, got {self.start_s.value:g} s")
-            if self.cut[0] != (start, n): self.cut = (start, n), Sound(g.name, g.wave[start:start + n], g.rate, start/g.rate, g.file_s)
+            if not 0 <= start < len(g.wave):
+                raise ValueError(f"segment: expected a start from 0 s to within the {g.file_s:.2f} s that were given, got {self.start_s.value:g} s")
+            if self.cut[0] != (start, n):
+                self.cut = (start, n), Sound(g.name, g.wave[start:start + n], g.rate, start/g.rate, g.file_s)
             return self.cut[1]
         path = self.own.value.strip() if self.file.value == OWN_FILE else self.files[self.file.value]
-        if not path: raise ValueError("own file: expected the path of an audio file, got none; type it, or choose another sound")
+        if not path:
+            raise ValueError("own file: expected the path of an audio file, got none; type it, or choose another sound")
         return read_sound(path, self.start_s.value, self.length_s.value)

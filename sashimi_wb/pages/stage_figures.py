@@ -36,27 +36,31 @@ def _draw_stream(ax, stream, channel, rate, span_s):
     tidy(ax, "", "", "full scale").set(xlim=span_s, ylim=(-peak, peak))
     ax.xaxis.set_major_locator(NullLocator())
     ax.yaxis.set_major_locator(MaxNLocator(2, symmetric=True))
-    if channel.any(): ax.legend(fontsize=9, ncols=2, loc="lower right", bbox_to_anchor=(1, 0.95), frameon=False, borderaxespad=0)
+    if channel.any():
+        ax.legend(fontsize=9, ncols=2, loc="lower right", bbox_to_anchor=(1, 0.95), frameon=False, borderaxespad=0)
 
 
 def _draw_heat(fig, ax, bar, heat, start_s, end_s, n, logs, feature):
     "Features by time."
     top = 0.0 if logs else float(np.percentile(np.abs(heat), 99.5)) or 1.0
-    shown = ax.imshow(heat, aspect="auto", origin="lower", interpolation="nearest", extent=(start_s, end_s, -0.5, n - 0.5),
+    shown = ax.imshow(heat, aspect="auto", origin="lower", interpolation="nearest",
+                      extent=(start_s, end_s, -0.5, n - 0.5),
                       cmap="viridis" if logs else "RdBu_r", vmin=-12.0 if logs else -top, vmax=top)
     tidy(ax, "", "time (s)", "code" if logs else "feature", grid="")
     ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     ax.yaxis.set_major_formatter("{x:,.0f}")
     ax.plot(1.012, feature, "<", color=MARK, markersize=7, clip_on=False, transform=ax.get_yaxis_transform())
-    fig.colorbar(shown, cax=bar, extend="min" if logs else "both", ticks=MaxNLocator(4)).set_label("log-probability (nats)" if logs else "value", fontsize=9.5, color=INK)
+    fig.colorbar(shown, cax=bar, extend="min" if logs else "both",
+                 ticks=MaxNLocator(4)).set_label("log-probability (nats)" if logs else "value", fontsize=9.5, color=INK)
     bar.tick_params(labelsize=9, colors=INK)
 
 # %% ../../nbs/pages/10_stage_figures.ipynb #8ddc67e5
 def _draw_spectra(ax, spectra, top_hz):
     "Shares of power over frequency."
     low_hz = top_hz/256
-    for (name, (rate, power)), look in zip(spectra.items(), ({"color": "#8A939C", "linestyle": "--"}, {"color": INK}, {"color": MARK})):
+    for (name, (rate, power)), look in zip(spectra.items(),
+                                           ({"color": "#8A939C", "linestyle": "--"}, {"color": INK}, {"color": MARK})):
         hz = np.linspace(0, rate/2, len(power))
         if len(power): ax.plot(hz[1:], _share_db(power)[1:], linewidth=1.3, label=name, **look)
     tidy(ax, "", "frequency (Hz)", "share of the power (dB)").set(xscale="log", xlim=(low_hz, top_hz))
@@ -65,8 +69,12 @@ def _draw_spectra(ax, spectra, top_hz):
     ax.xaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_major_locator(MaxNLocator(5))
     ax.xaxis.set_major_formatter(lambda hz, _: f"{hz:g}" if hz < 1000 else f"{hz/1000:g}k")
-    if any(len(p) for _, p in spectra.values()): ax.legend(fontsize=9, loc="lower left", bbox_to_anchor=(-0.02, 1), frameon=False, borderaxespad=0.1, handlelength=1.4)
-    if not all(len(p) for _, p in spectra.values()): ax.text(0.5, 0.5, "too few steps\nfor a spectrum", ha="center", va="center", fontsize=10, color=INK, transform=ax.transAxes)
+    if any(len(p) for _, p in spectra.values()):
+        ax.legend(fontsize=9, loc="lower left", bbox_to_anchor=(-0.02, 1), frameon=False, borderaxespad=0.1,
+                  handlelength=1.4)
+    if not all(len(p) for _, p in spectra.values()):
+        ax.text(0.5, 0.5, "too few steps\nfor a spectrum", ha="center", va="center", fontsize=10, color=INK,
+                transform=ax.transAxes)
 
 # %% ../../nbs/pages/10_stage_figures.ipynb #46dbed3d
 def plot_stage(
@@ -84,13 +92,18 @@ def plot_stage(
     """What a stage puts out: the input and the features over time, and their spectra."""
     fig = Picture(figsize=(9.2, 4.3), facecolor="white")
     few = heat.shape[1] < 8
-    _draw_stream(fig.add_axes((0.098, 0.745, 0.485, 0.15)), stream, channel, rate, (0, len(stream)/rate) if few else span_s)
+    _draw_stream(fig.add_axes((0.098, 0.745, 0.485, 0.15)), stream, channel, rate,
+                 (0, len(stream)/rate) if few else span_s)
     heat_at = (0.098, 0.125, 0.485, 0.555)
     if few:
-        ax = tidy(fig.add_axes(heat_at), "", "code" if logs else "feature", "log-probability (nats)" if logs else "value")
-        for i, x in enumerate(heat.T): ax.plot(np.linspace(0, n_features - 1, len(x)), x, color=INK, linewidth=1, alpha=1/(i + 1))
+        ax = tidy(fig.add_axes(heat_at), "", "code" if logs else "feature",
+                  "log-probability (nats)" if logs else "value")
+        for i, x in enumerate(heat.T):
+            ax.plot(np.linspace(0, n_features - 1, len(x)), x, color=INK, linewidth=1, alpha=1/(i + 1))
         ax.axvline(feature, color=MARK, linewidth=1)
-    else: _draw_heat(fig, fig.add_axes(heat_at), fig.add_axes((0.61, 0.125, 0.013, 0.555)), heat, *span_s, n_features, logs, feature)
+    else:
+        _draw_heat(fig, fig.add_axes(heat_at), fig.add_axes((0.61, 0.125, 0.013, 0.555)), heat, *span_s, n_features,
+                   logs, feature)
     _draw_spectra(fig.add_axes((0.765, 0.125, 0.225, 0.6)), spectra, rate/2)
     fig.text(0.007, 0.945, title, fontsize=11, color=INK)
     return fig
@@ -99,7 +112,8 @@ def plot_stage(
 def _short(row):
     "Memory and time of a stage in a line."
     def say(x): return f"{x:,.{int(x < 10)}f}"
-    return (f"{say(row['bytes']/1e6)} MB" if row["bytes"] >= 1e5 else f"{row['bytes']/1e3:,.0f} kB") + f", {say(row['ms'])} ms"
+    return (f"{say(row['bytes']/1e6)} MB" if row["bytes"] >= 1e5
+            else f"{row['bytes']/1e3:,.0f} kB") + f", {say(row['ms'])} ms"
 
 
 def unet_html(
@@ -108,11 +122,13 @@ def unet_html(
     dpi:float=110,   # pixels per inch
 )->str:
     """All stages as a U, each with a hidden frame: `mark_html` shows one."""
-    drawn = [r | {"shape": (1, *r["shape"]), "name": r["name"] + ", no time axis"} if len(r["shape"]) == 2 else r for r in rows]
+    drawn = [r | {"shape": (1, *r["shape"]), "name": r["name"] + ", no time axis"} if len(r["shape"]) == 2 else r
+             for r in rows]
     fig = plot_unet(drawn, title)
     ax, width = fig.axes[0], round(fig.get_figwidth()*96)
     for r, label in zip(rows, (t for t in ax.texts if " × " in t.get_text())):   # one window, in larger letters
-        label.set(text=f"{' × '.join(f'{n:,}' for n in r['shape'][1:])}\n{r['params']:,} par.\n{_short(r)}", fontsize=10.5)
+        label.set(text=f"{' × '.join(f'{n:,}' for n in r['shape'][1:])}\n{r['params']:,} par.\n{_short(r)}",
+                  fontsize=10.5)
     to_share = ax.transData + fig.transFigure.inverted()
     boxes, frames = [p for p in ax.patches if hasattr(p, "get_width")][:len(rows)], []
     for i, box in enumerate(boxes):
@@ -120,7 +136,8 @@ def unet_html(
         (x0, y0), (x1, y1) = to_share.transform([(x - 0.61, y - 1.2), (x + 0.61, y + 0.74)])
         frames.append(f'<div class="swb-at swb-at-{i}" style="display:none;position:absolute;box-sizing:border-box;left:{x0:.2%};top:{1 - y1:.2%};'
                       f'width:{x1 - x0:.2%};height:{y1 - y0:.2%};border:2.5px solid {MARK};border-radius:6px"></div>')
-    alt = "The stages of the model as a U: " + "; ".join(f"{r['name']} {' x '.join(map(str, r['shape']))}" for r in drawn)
+    alt = "The stages of the model as a U: " + "; ".join(f"{r['name']} {' x '.join(map(str, r['shape']))}"
+                                                         for r in drawn)
     before, picture = figure_html(fig, alt, dpi).data.split("<img", 1)
     return f'{before}<div style="position:relative;max-width:{width}px;min-width:{width*2//3}px"><img{picture.removesuffix("</div>")}{"".join(frames)}</div></div>'
 
@@ -165,7 +182,8 @@ def sounds_html(
     return shown + player(wave, wave_rate, f"{name}, {loud}").data
 
 # %% ../../nbs/pages/10_stage_figures.ipynb #18c72ca0
-STAGE_COLUMNS = {"name": "stage", "shape": "l × h", "params": "parameters", "output_bytes": "output (MB)", "bytes": "kept (MB)", "ms": "time (ms)",
+STAGE_COLUMNS = {"name": "stage", "shape": "l × h", "params": "parameters", "output_bytes": "output (MB)",
+                 "bytes": "kept (MB)", "ms": "time (ms)",
                  "gates": "gates saturated", "range": "RMS, range"}
 
 
@@ -173,15 +191,19 @@ def stages_table(
     rows:list[dict], # of `activations.watch`
 )->HTML:
     """What was measured of every stage, and what came out of it."""
-    def made(r): return {"shape": " × ".join(f"{n:,}" for n in r["shape"][1:]), "output_bytes": r["output_bytes"]/1e6, "bytes": r["bytes"]/1e6,
+    def made(r):
+        return {"shape": " × ".join(f"{n:,}" for n in r["shape"][1:]), "output_bytes": r["output_bytes"]/1e6,
+                "bytes": r["bytes"]/1e6,
                          "range": f"{r['rms']:.3g}, {r['low']:.3g} to {r['high']:.3g}".replace("-", "−")}
     return table([r | made(r) for r in rows], STAGE_COLUMNS,
-                 {"output_bytes": ",.1f", "bytes": ",.1f", "ms": ",.1f", "gates": lambda x: "–" if math.isnan(x) else f"{x:.1%}"},
+                 {"output_bytes": ",.1f", "bytes": ",.1f", "ms": ",.1f",
+                  "gates": lambda x: "–" if math.isnan(x) else f"{x:.1%}"},
                  caption="Measured on the running model, one window",
                  note="Kept: what the stage keeps for a backward pass. Saturated: a gate within 1 % of shut or open.")
 
 # %% ../../nbs/pages/10_stage_figures.ipynb #54171d90
-NOTES = {"1": "raw input: the plan", "2": "the forward pass, 8 and 16 bit", "3": "stereo against mono", "4": "tensor shapes at 16 bit",
+NOTES = {"1": "raw input: the plan", "2": "the forward pass, 8 and 16 bit", "3": "stereo against mono",
+         "4": "tensor shapes at 16 bit",
          "5": "the 16-bit parameter explosion"}
 
 
@@ -196,12 +218,17 @@ def note_claims(
     rows = [(own, "data set to encoder", ("B", "L", 1), "input")]
     if stereo: rows += [("3", "data set to encoder, stereo", ("B", "T", 2), "input")]
     rows += [(own, "encoder", ("B", "L", "d"), "encoder")]
-    if not floats: rows += [("3", "encoder, stereo", ("B", t, "d"), "encoder") if stereo else ("3", "encoder, mono: identity", ("B", t, 1), "encoder")]
-    rows += [("2, 4", "1st pooling", ("B", "d", "L/4"), "down 1"), ("2, 4", "2nd pooling", ("B", "d", "L/16"), "down 2"),
-             (own, "backbone", ("B", "L", "d"), "norm"), ("3", "backbone, " + ("stereo" if stereo else "mono"), ("B", t, "d"), "norm")]
+    if not floats:
+        rows += [("3", "encoder, stereo", ("B", t, "d"), "encoder") if stereo
+                 else ("3", "encoder, mono: identity", ("B", t, 1), "encoder")]
+    rows += [("2, 4", "1st pooling", ("B", "d", "L/4"), "down 1"),
+             ("2, 4", "2nd pooling", ("B", "d", "L/16"), "down 2"),
+             (own, "backbone", ("B", "L", "d"), "norm"),
+             ("3", "backbone, " + ("stereo" if stereo else "mono"), ("B", t, "d"), "norm")]
     if bits == 16: rows += [("4", "backbone with its output head", ("B", "L", "v"), "norm")]
     if head == "categorical":
-        rows += [("1" if floats else "1, 2, 5", "decoder, in diagrams", ("B", "L", "v"), "head"), ("3", "output", ("B", t, "v"), "head")]
+        rows += [("1" if floats else "1, 2, 5", "decoder, in diagrams", ("B", "L", "v"), "head"),
+                 ("3", "output", ("B", t, "v"), "head")]
         if not floats: rows += [(own, "decoder, in tables", ("B", "v"), "head")]
     if head == "dml": rows += [("3", "output, 10 mixtures", ("B", t, 30), "head")]
     return rows
@@ -211,7 +238,8 @@ def _why(about, said, shape, pool):
     "Why a claim is wrong."
     if about == "input": return "channels are laid out in one stream before"
     if about == "encoder": return "mono codes are embedded too"
-    if about.startswith("down"): return "every pool doubles the width" + ("" if pool == (4, 4) else f"; pools here: {', '.join(map(str, pool))}")
+    if about.startswith("down"):
+        return "every pool doubles the width" + ("" if pool == (4, 4) else f"; pools here: {', '.join(map(str, pool))}")
     if about == "norm": return "the backbone has no head"
     if len(said) < len(shape): return "one step only with mode last and 0 steps kept"
     return "the decoder's mode leaves out steps" if len(said) > len(shape) or said[1:-1] != shape[1:-1] else "another number of outputs"
@@ -238,8 +266,11 @@ def notes_table(
         if about not in measured: continue
         said, shape = tuple(letters.get(x, x) for x in claim), measured[about]
         seen = (shape[0], shape[2], shape[1]) if about.startswith("down") else shape
-        made.append({"note": notes, "step": step, "the note says": f"({', '.join(map(str, claim))})", "in numbers": " × ".join(f"{n:,}" for n in said),
-                     "measured": " × ".join(f"{n:,}" for n in seen), "": _verdict("" if said == seen else _why(about, said, seen, pool))})
+        made.append({"note": notes, "step": step, "the note says": f"({', '.join(map(str, claim))})",
+                     "in numbers": " × ".join(f"{n:,}" for n in said),
+                     "measured": " × ".join(f"{n:,}" for n in seen),
+                     "": _verdict("" if said == seen else _why(about, said, seen, pool))})
     legend = "; ".join(f"{k} {v}" for k, v in NOTES.items())
-    return table(made, caption="The design notes on this configuration", note=f"Notes: {legend}. B windows, L tokens, T samples per channel, d width, v classes; "
+    return table(made, caption="The design notes on this configuration",
+                 note=f"Notes: {legend}. B windows, L tokens, T samples per channel, d width, v classes; "
                  "behind the pools the notes write features before time. Their counts and sizes are checked in the notebook design_audit.")

@@ -69,8 +69,10 @@ def single(
     layer.D.zero_()
     if echo is not None:
         memory = memory_of(config, length)
-        if not 0 <= echo < len(memory.rows): raise ValueError(f"echo: expected a lag within the window of {len(memory.rows):,} samples, got {echo:,}")
-        C = torch.einsum("m,mhn->hn", torch.as_tensor(memory.rows[echo] @ memory.reader, dtype=torch.complex128), coordinates(config))
+        if not 0 <= echo < len(memory.rows):
+            raise ValueError(f"echo: expected a lag within the window of {len(memory.rows):,} samples, got {echo:,}")
+        C = torch.einsum("m,mhn->hn", torch.as_tensor(memory.rows[echo] @ memory.reader, dtype=torch.complex128),
+                         coordinates(config))
         layer.kernel.C.copy_(torch.view_as_real(C[None].to(torch.complex64).contiguous()))
     return layer
 
@@ -122,7 +124,8 @@ def memory_of(
     ssm, C = single(config).kernel.discrete()[0], coordinates(config)
     rows = np.ascontiguousarray(kernel_by_doubling(ssm, C, min(length, READ_LENGTH), torch.float64).K[:, 0].numpy().T)
     norm = np.sqrt((rows**2).sum(0))
-    scale = np.where(norm > 1e-9*norm.max(), 1/np.maximum(norm, 1e-99), 0) # each coordinate has its own exponent; FouT has one that nothing drives
+    # each coordinate has its own exponent; FouT has one that nothing drives
+    scale = np.where(norm > 1e-9*norm.max(), 1/np.maximum(norm, 1e-99), 0)
     s, U = np.linalg.eigh((rows.T @ rows)*scale[:, None]*scale)
     U, s = (U*scale[:, None])[:, keep := s > s[-1]*weakest**2], s[keep]
     return Memory(rows, (U/s) @ U.T, (((rows @ U)/np.sqrt(s))**2).sum(1), len(s))
@@ -181,7 +184,8 @@ def three_ways(
     for k in range(min(n_steps, windows[loudest].shape[1])):
         y, x = layer.step(windows[loudest][:, k], x)
         stepped.append(y)
-    return ThreeWays(*(z[..., 0].T.numpy() for z in (whole, torch.cat(out, 1), torch.stack(stepped, 1))), loudest*size, size)
+    return ThreeWays(*(z[..., 0].T.numpy() for z in (whole, torch.cat(out, 1), torch.stack(stepped, 1))), loudest*size,
+                     size)
 
 
 def matched(
@@ -189,7 +193,8 @@ def matched(
     like:np.ndarray,   # samples (t, c) whose level it is to have
 )->tuple[np.ndarray, float]: # samples within full scale, and the gain in dB that made them so
     """A sound at the level (root mean square) of another, or as near as full scale allows."""
-    rms, peak = (float(np.sqrt(np.mean(np.square(z, dtype=np.float64)))) for z in (output, like)), float(np.abs(output).max())
+    rms, peak = (float(np.sqrt(np.mean(np.square(z, dtype=np.float64))))
+                 for z in (output, like)), float(np.abs(output).max())
     own, other = rms
     if own == 0 or other == 0: return np.zeros_like(output), 0.0
     gain = min(other/own, 0.999/peak)
@@ -210,9 +215,13 @@ def float32_errors(
     exact = kernel_by_doubling(ssm, C, length, torch.float64).K[0, 0]
     def small(z): return None if z is None else z.to(torch.complex64 if z.is_complex() else torch.float32)
     A, B, P, _, dt = (small(z) for z in kernel.continuous())
-    if P is None: sums, crude = vandermonde_ref(C32*ssm32.dB, ssm32.dA, length), Discrete(*DISCRETIZATIONS[config.disc](A, B, dt))
-    else: sums, crude = dplr_kernel_cauchy(*kernel.continuous(), length, "torch", torch.float32), discretize_dplr(A, B, P, dt)
+    if P is None:
+        sums, crude = vandermonde_ref(C32*ssm32.dB, ssm32.dA, length), Discrete(*DISCRETIZATIONS[config.disc](A, B, dt))
+    else:
+        sums, crude = dplr_kernel_cauchy(*kernel.continuous(), length, "torch",
+                                         torch.float32), discretize_dplr(A, B, P, dt)
     kernels = {"as the layer does": kernel(length), "Vandermonde sum" if P is None else "Cauchy sum": sums,
-               "stepping": kernel_ref(ssm32, C32, min(length, n_steps)), "all of it": kernel_by_doubling(crude, C32, length).K}
+               "stepping": kernel_ref(ssm32, C32, min(length, n_steps)),
+               "all of it": kernel_by_doubling(crude, C32, length).K}
     peak = float(exact.abs().max())
     return {name: (np.abs(K[0, 0].double().numpy() - exact[:K.shape[-1]].numpy())/peak) for name, K in kernels.items()}

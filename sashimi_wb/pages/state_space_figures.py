@@ -16,7 +16,10 @@ from ..show.figures import FAINT, INK, MARK, new_figure, tidy
 # %% ../../nbs/pages/07_state_space_figures.ipynb #584db2fc
 FORM_COLORS, GREY = {"dplr": "#0072B2", "diag": "#D55E00"}, "#7A848D"
 _decades = FuncFormatter(lambda v, _: (f"{v/1000:g}k" if abs(v) >= 1000 else f"{v:g}").replace("-", "−"))
-_powers = FuncFormatter(lambda v, _: "10" + f"{round(np.log10(v))}".translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")) if v > 0 else "")  # plain text: mathtext is slow
+# plain text: mathtext is slow
+_powers = FuncFormatter(lambda v,
+                        _: "10" + f"{round(np.log10(v))}".translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+                        if v > 0 else "")
 
 
 def _panels(width, height, *grid, **share):
@@ -54,7 +57,8 @@ def plot_kernel(
     left.fill_between(1e3*(at + 1)/rate, low, high, color=FORM_COLORS[form], linewidth=1)
     for i, (label, n) in enumerate((marks or {}).items()):
         left.axvline(1e3*n/rate, color=INK, linewidth=1, linestyle="--")
-        left.text(1e3*n/rate, 0.98 - 0.11*i, f"{label} ", transform=left.get_xaxis_transform(), fontsize=9, color=INK, ha="right", va="top",
+        left.text(1e3*n/rate, 0.98 - 0.11*i, f"{label} ", transform=left.get_xaxis_transform(), fontsize=9, color=INK,
+                  ha="right", va="top",
                   bbox=dict(facecolor="white", alpha=0.7, edgecolor="none", pad=0.5))
     tidy(left, "kernel", "lag (ms)", "K").set_xlim(1e3/rate, 1e3*len(kernel)/rate)
     span = max(float(np.ptp(kernel)), 1e-12)
@@ -63,7 +67,8 @@ def plot_kernel(
     gain = 20*np.log10(np.maximum(np.abs(np.fft.rfft(kernel, size)), 1e-9)[1:])
     k, _, db = bins_of(gain, 500)
     right.semilogx((k + 1)*rate/size, db, color=FORM_COLORS[form], linewidth=1)
-    tidy(right, "frequency response", "frequency (Hz)", "gain (dB)").set(xlim=(max(10, rate/size), rate/2), ylim=(max(db.max() - 80, db.min() - 3), db.max() + 5))
+    tidy(right, "frequency response", "frequency (Hz)",
+         "gain (dB)").set(xlim=(max(10, rate/size), rate/2), ylim=(max(db.max() - 80, db.min() - 3), db.max() + 5))
     for axis, log in ((left.xaxis, 1), (left.yaxis, 0), (right.xaxis, 1), (right.yaxis, 0)): _few(axis, 6, log)
     return fig
 
@@ -92,7 +97,8 @@ def plot_eigenvalues(
     form:str="dplr",    # for the colour
 )->Figure:
     """Eigenvalues in the complex plane, on the unit circle, and the rule between their frequencies."""
-    fig, (plane, circle, rule) = _panels(9.6, 3.1, 1, 3, grid=dict(left=0.085, right=0.985, bottom=0.165, top=0.9, wspace=0.28))
+    fig, (plane, circle, rule) = _panels(9.6, 3.1, 1, 3,
+                                         grid=dict(left=0.085, right=0.985, bottom=0.165, top=0.9, wspace=0.28))
     color, per_s, hz = FORM_COLORS[form], rate, rate/(2*np.pi)
     if form == "dplr": plane.plot(normal.real*per_s, normal.imag*hz, ".", color=GREY, markersize=3.5)
     _dots(plane, values.real*per_s, values.imag*hz, sure, color)
@@ -125,7 +131,8 @@ def _draw_circle(ax, steps, sure, color, rate):
     tidy(ax, "of one step", "real part", "imaginary part", grid="")
     ax.axhline(0, color=FAINT, linewidth=0.6, zorder=0)
     ax.axvline(0, color=FAINT, linewidth=0.6, zorder=0)
-    for x, y, text, side in ((0.88, 0.08, "0 Hz", "right"), (-0.88, 0.08, f"{rate/2:,.0f} Hz", "left"), (0, 0.74, f"{rate/4:,.0f} Hz", "center")):
+    for x, y, text, side in ((0.88, 0.08, "0 Hz", "right"), (-0.88, 0.08, f"{rate/2:,.0f} Hz", "left"),
+                             (0, 0.74, f"{rate/4:,.0f} Hz", "center")):
         ax.text(x, y, text, fontsize=9, color=GREY, ha=side)
     ax.set(xlim=(-1.12, 1.12), ylim=(-1.12, 1.12), xticks=(-1, 0, 1), yticks=(-1, 0, 1))
     ax.set_aspect("equal")
@@ -140,7 +147,8 @@ def _draw_rule(ax, hz, steps, sure, rate, disc, color):
     _dots(ax, hz[up], np.abs(np.angle(steps[up]))*rate/(2*np.pi), sure[up], color)
     ax.axhline(rate/2, color=MARK, linestyle="--", linewidth=1)
     ax.text(13, rate/2, f"half the rate: {rate/2:,.0f} Hz", fontsize=9, color=MARK, va="bottom")
-    tidy(ax, f"what {disc} makes of it", "frequency in A (Hz)", "after sampling (Hz)").set(xscale="log", yscale="log", xlim=(10, 8*rate), ylim=(10, rate))
+    tidy(ax, f"what {disc} makes of it", "frequency in A (Hz)",
+         "after sampling (Hz)").set(xscale="log", yscale="log", xlim=(10, 8*rate), ylim=(10, rate))
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(FixedLocator([10, 100, 1000, 10_000, 100_000]))
         _few(axis, log=True)
@@ -159,14 +167,17 @@ def plot_memory(
     names:str="coefficient", # what the basis functions belong to
 )->Figure:            # over the lag in ms
     """Basis functions, the share of the past that a state keeps, and a sound read back from it."""
-    fig, (basis, kept, sound) = _panels(9.6, 5.0, 3, 1, sharex=True, grid=dict(left=0.085, right=0.985, bottom=0.1, top=0.945, hspace=0.36))
+    fig, (basis, kept, sound) = _panels(9.6, 5.0, 3, 1, sharex=True,
+                                        grid=dict(left=0.085, right=0.985, bottom=0.1, top=0.945, hspace=0.36))
     thin = slice(None, None, max(1, len(rows)//2000))
     ms = 1e3*np.arange(len(rows))/rate
-    for i, color in enumerate(BASIS_COLORS[:rows.shape[1]]): basis.plot(ms[thin], rows[thin, i], color=color, linewidth=1.1, label=f"{i}")
+    for i, color in enumerate(BASIS_COLORS[:rows.shape[1]]):
+        basis.plot(ms[thin], rows[thin, i], color=color, linewidth=1.1, label=f"{i}")
     settled = int(np.searchsorted(np.cumsum(share), share.sum()/10))       # not the first instants, where all is large
     high = np.abs(rows[settled:, :5]).max()*1.1 + 1e-12
     tidy(basis, "basis functions: what the state weighs the past with", "", "weight").set_ylim(-high, high)
-    basis.legend(title=names, title_fontsize=9, fontsize=9, ncols=5, loc="upper right", frameon=True, framealpha=0.8, edgecolor="none",
+    basis.legend(title=names, title_fontsize=9, fontsize=9, ncols=5, loc="upper right", frameon=True, framealpha=0.8,
+                 edgecolor="none",
                  handlelength=1.2, columnspacing=1, borderpad=0.1)
     kept.fill_between(ms[thin], np.maximum(share[thin], 1e-9), 1e-9, color=FORM_COLORS[form], linewidth=0.5, alpha=0.85)
     low = max(share.max()*1e-4, 1e-7)
@@ -202,7 +213,8 @@ def plot_ways(
     return fig
 
 
-ERROR_STYLES = {"as the layer does": ("#0072B2", "-"), "Cauchy sum": ("#009E73", "-"), "Vandermonde sum": ("#009E73", "-"),
+ERROR_STYLES = {"as the layer does": ("#0072B2", "-"), "Cauchy sum": ("#009E73", "-"),
+                "Vandermonde sum": ("#009E73", "-"),
                 "stepping": ("#E69F00", "-"), "all of it": ("#D55E00", "--")}
 
 
@@ -217,11 +229,13 @@ def plot_float32(
         k, _, worst = bins_of(np.where(error > 1e-12, error, np.nan), 160)
         ax.loglog(1e3*(k + 1)/rate, worst, line, color=color, linewidth=1.4, label=f"{name}: {error.max():.0e}")
     ax.axhline(2.**-24, color=GREY, linestyle=":", linewidth=1.2, label="half a unit of float32: 6e-08")
-    tidy(ax, "error of the kernel in float32", "lag (ms)", "error / peak").set_xlim(1e3/rate, 1e3*max(map(len, errors.values()))/rate)
+    tidy(ax, "error of the kernel in float32", "lag (ms)",
+         "error / peak").set_xlim(1e3/rate, 1e3*max(map(len, errors.values()))/rate)
     ax.set_ylim(1e-12, max(1e-4, 3*max(e.max() for e in errors.values())))
     ax.yaxis.set_major_locator(FixedLocator(10.**np.arange(-12, 7, 2)))
     ax.yaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_major_formatter(_powers)
     _few(ax.xaxis, log=True)
-    ax.legend(title="largest, of", title_fontsize=9.5, fontsize=9.5, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, alignment="left")
+    ax.legend(title="largest, of", title_fontsize=9.5, fontsize=9.5, loc="center left", bbox_to_anchor=(1.01, 0.5),
+              frameon=False, alignment="left")
     return fig

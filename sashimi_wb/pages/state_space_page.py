@@ -17,7 +17,8 @@ from .live import Live
 from ..show.players import figure_html, markup, player_row, table
 from .sound_picker import SoundPicker
 from ..ssm.learned import FORMS, KernelConfig
-from .state_space import (READ_LENGTH, eigenvalues, float32_errors, matched, memory_of, normal_part, recall, sampled, single,
+from .state_space import (READ_LENGTH, eigenvalues, float32_errors, matched, memory_of, normal_part,
+                                          recall, sampled, single,
                                     three_ways, time_constants, time_to)
 from .state_space_figures import plot_eigenvalues, plot_float32, plot_kernel, plot_memory, plot_ways
 from .widgets import FLOW, as_wide_as, look
@@ -30,11 +31,15 @@ RANDOM, ECHO = "random, as training begins", "an echo, fitted"
 class Dials:
     """One state space, by widgets: `all` of them, in `box`."""
     def __init__(self):
-        self.matrix = Dropdown(options=MATRICES, description="State matrix A", tooltip="dplr: diagonal plus low rank (S4); diag: diagonal (S4D)", **look())
+        self.matrix = Dropdown(options=MATRICES, description="State matrix A",
+                               tooltip="dplr: diagonal plus low rank (S4); diag: diagonal (S4D)", **look())
         self.n = SelectionSlider(options=[2**k for k in range(1, 8)], value=64, description="State size N", **look())
-        self.disc = Dropdown(options=[*FORMS["diag"][1]], description="Discretization", tooltip="zoh is for diagonal matrices", **look())
-        self.dt = FloatLogSlider(0.01, min=-5, max=0, step=0.05, description="Step dt", readout_format=".2g", tooltip="units of the system's time in one sample", **look())
-        self.length = SelectionSlider(options=[2**k for k in range(6, 16)], value=1024, description="Length (samples)", tooltip="window that is drawn, read back and measured", **look())
+        self.disc = Dropdown(options=[*FORMS["diag"][1]], description="Discretization",
+                             tooltip="zoh is for diagonal matrices", **look())
+        self.dt = FloatLogSlider(0.01, min=-5, max=0, step=0.05, description="Step dt", readout_format=".2g",
+                                 tooltip="units of the system's time in one sample", **look())
+        self.length = SelectionSlider(options=[2**k for k in range(6, 16)], value=1024, description="Length (samples)",
+                                      tooltip="window that is drawn, read back and measured", **look())
         self.readout = Dropdown(options=[RANDOM, ECHO], description="Readout C", **look())
         self.seed = BoundedIntText(0, min=0, max=2**31 - 1, description="Seed of C", **look())
         self.echo_ms = FloatText(5.0, step=1.0, description="Echo after (ms)", **look())
@@ -53,7 +58,8 @@ class Dials:
     def config(self) -> KernelConfig:
         """What they say of the system."""
         form, init = self.matrix.value
-        return KernelConfig(form, self.n.value, init, self.disc.value if form == "diag" else "bilinear", dt_min=self.dt.value, dt_max=self.dt.value)
+        return KernelConfig(form, self.n.value, init, self.disc.value if form == "diag" else "bilinear",
+                            dt_min=self.dt.value, dt_max=self.dt.value)
 
     def readout_at(self, rate:int) -> tuple[int, int|None]:
         """Seed, and the lag of the echo in samples. Raises: ValueError for a lag outside the window."""
@@ -68,7 +74,8 @@ class Dials:
 LONG, DPI = 2**16, 110
 
 
-def _note(text): return markup('<p style="font:13px/1.45 system-ui,sans-serif;max-width:60em;margin:0 0 12px;color:var(--jp-ui-font-color1,inherit)">{}</p>', text).data
+def _note(text):
+    return markup('<p style="font:13px/1.45 system-ui,sans-serif;max-width:60em;margin:0 0 12px;color:var(--jp-ui-font-color1,inherit)">{}</p>', text).data
 
 
 @lru_cache(maxsize=64)
@@ -77,34 +84,43 @@ def kernel_part(config, length, seed, echo, rate):
     kernel = single(config, seed, echo, length).kernel(LONG)[0, 0].numpy()
     faded = time_to(kernel, 0.999) < 0.9*LONG
     times = {f"{share:g} % of kernel energy": time_to(kernel, share/100) if faded else None for share in (90, 99, 99.9)}
-    marks = {f"{name.split(' of')[0]}: {1e3*n/rate:.3g} ms": n for name, n in list(times.items())[:2] if n and n < length}
+    marks = {f"{name.split(' of')[0]}: {1e3*n/rate:.3g} ms": n for name, n in list(times.items())[:2] if n
+             and n < length}
     said = f"Kernel of {config.form} {config.init} over {1e3*length/rate:.1f} ms and its frequency response"
     picture = figure_html(plot_kernel(kernel[:length], rate, marks, config.form), said, DPI).data
     memory, tau, (values, sure) = memory_of(config, length), time_constants(config), eigenvalues(config)
     half = int(np.searchsorted(np.cumsum(memory.share), memory.share.sum()/2)) + 1
-    times |= {"slowest mode, to 1/e": tau.max() if sure.all() and tau.max() < 1e7 else None, "fastest mode, to 1/e": tau.min() if sure.all() else None,
+    times |= {"slowest mode, to 1/e": tau.max() if sure.all() and tau.max() < 1e7 else None,
+              "fastest mode, to 1/e": tau.min() if sure.all() else None,
               "half of what is kept": half, "window": length}
-    rows = [{"": unit} | {name: n if n is None else n*scale for name, n in times.items()} for unit, scale in (("ms", 1e3/rate), ("samples", 1))]
+    rows = [{"": unit} | {name: n if n is None else n*scale for name, n in times.items()}
+            for unit, scale in (("ms", 1e3/rate), ("samples", 1))]
     beyond = int((np.abs(values.imag)*config.dt_min > np.pi).sum())
     note = f"{memory.n_read} of {config.d_state} numbers of the state can be told apart after {len(memory.rows):,} samples; " \
            f"{beyond or 'none'} of {config.d_state} eigenvalues turn faster than half the sample rate." + ("" if faded else f" The kernel does not fade within {LONG:,} samples.")
-    return picture + table(rows, formats=dict.fromkeys(times, lambda n: "–" if n is None else f"{n:,.3g}" if n < 1000 else f"{n:,.0f}"), caption="Memory", note=note).data
+    return picture + table(rows,
+                           formats=dict.fromkeys(times,
+                                                 lambda n: "–" if n is None else f"{n:,.3g}" if n < 1000
+                                                 else f"{n:,.0f}"), caption="Memory", note=note).data
 
 
 @lru_cache(maxsize=64)
 def eigenvalues_part(config, rate):
     """Eigenvalues before and after sampling."""
     (values, sure), dt = eigenvalues(config), config.dt_min
-    fig = plot_eigenvalues(values*dt, sampled(values, config), sure, normal_part(config)*dt, rate, config.disc, config.form)
+    fig = plot_eigenvalues(values*dt, sampled(values, config), sure, normal_part(config)*dt, rate, config.disc,
+                           config.form)
     note = "Dashed: half the sample rate." + " Grey: the normal part, which a dplr layer stores as its diagonal."*(config.form == "dplr") + \
            f" Hollow: {(~sure).sum()} eigenvalues that float64 cannot tell; two ways to compute them disagree."*(not sure.all())
-    return figure_html(fig, f"Eigenvalues of {config.form} {config.init}, N = {config.d_state}, on the plane and on the unit circle", DPI).data + _note(note)
+    return figure_html(fig,
+                       f"Eigenvalues of {config.form} {config.init}, N = {config.d_state}, on the plane and on the unit circle", DPI).data + _note(note)
 
 
 @lru_cache(maxsize=64)
 def float32_part(config, length, seed, rate):
     """What float32 does to the kernel at random C."""
-    return figure_html(plot_float32(float32_errors(config, length, seed, 500), rate), "Error of the kernel in float32 over the lag", DPI).data
+    return figure_html(plot_float32(float32_errors(config, length, seed, 500), rate),
+                       "Error of the kernel in float32 over the lag", DPI).data
 
 # %% ../../nbs/pages/08_state_space_page.ipynb #ba440707
 def sound_part(sound, ways, form):
@@ -113,7 +129,8 @@ def sound_part(sound, ways, form):
     rate, n, (carried, stepped) = sound.rate, len(ways.stepped), ways.differences
     clips = player_row({"input": sound.heard, f"output, level-matched ({gain:+.1f} dB)": output}, rate).data
     part = slice(ways.at, ways.at + n)
-    picture = figure_html(plot_ways(ways.whole[part, 0], ways.stepped[:, 0], ways.at/rate, rate, form), "Output by convolution and by recurrence", DPI).data
+    picture = figure_html(plot_ways(ways.whole[part, 0], ways.stepped[:, 0], ways.at/rate, rate, form),
+                          "Output by convolution and by recurrence", DPI).data
     said = (f"Largest difference from the convolution, relative to the peak of the output: {carried:.0e} for windows of {ways.window:,} samples with the state carried over, all "
             f"{len(ways.whole)/rate:.2f} s of it; {stepped:.0e} for the recurrence, over the {n:,} samples ({1e3*n/rate:.1f} ms) that are drawn, because it is slow.")
     return clips + picture + _note(said)
@@ -124,7 +141,8 @@ def past_part(config, length, sound, end):
     memory, end = memory_of(config, length), max(end, min(length, len(sound.wave)))
     past, told = recall(config, sound.mono[max(0, end - length):end], length)
     left = float(np.square(told - past).sum()/max(np.square(past).sum(), 1e-30))
-    fig = plot_memory(memory.rows/config.dt_min, memory.share, past, told, sound.rate, config.form, "coefficient" if config.form == "dplr" else "mode")
+    fig = plot_memory(memory.rows/config.dt_min, memory.share, past, told, sound.rate, config.form,
+                      "coefficient" if config.form == "dplr" else "mode")
     cut = f" Drawn for the first {READ_LENGTH:,} samples." if length > READ_LENGTH else ""
     return figure_html(fig, "Basis functions, what can be read back, and a sound read back", DPI).data + \
         _note(f"What is read back misses {100*left:.0f} % of the energy of the sound in the window.{cut}")
@@ -135,7 +153,8 @@ class StateSpacePage(Live):
     def __init__(self, picker:SoundPicker):
         self.picker, self.dials = picker, Dials()
         box = VBox([self.picker.box, self.dials.box])
-        super().__init__([*self.picker.all, *self.dials.all], box, self._work, ("kernel", "eigenvalues", "sound", "past", "float32"))
+        super().__init__([*self.picker.all, *self.dials.all], box, self._work,
+                         ("kernel", "eigenvalues", "sound", "past", "float32"))
 
     def _work(self):
         config, length, sound = self.dials.config(), self.dials.length.value, self.picker.sound()

@@ -16,7 +16,8 @@ from ..core.checks import Count, Natural, NonNegative, Positive, Probability, Te
 from ..core.system import check_fields
 from ..show.players import figure_html, markup, player
 from ..studies.trained import Trained
-from ..show.figures import (INK, MARK, Picture, arm_color, as_channels, draw_mel, draw_wave, mel_power, new_figure, plot_clips,
+from ..show.figures import (INK, MARK, Picture, arm_color, as_channels, draw_mel, draw_wave, mel_power,
+                                     new_figure, plot_clips,
                                   plot_wave, tidy)
 
 # %% ../../nbs/pages/13_takes.ipynb #7f832095
@@ -125,11 +126,13 @@ def card_figure(
     """A take among others, on scales that they share."""
     fig, x, seconds = new_figure(3.9, 3.4), as_channels(take.clip), take.filled/take.rate
     top, low = fig.subplots(2, 1, sharex=True, height_ratios=(1, 1.5))
-    for c in range(x.shape[1]): draw_wave(top, x[:, c], take.rate, INK if x.shape[1] == 1 else arm_color(("left", "right")[c]), alpha=1 - 0.3*c)
+    for c in range(x.shape[1]):
+        draw_wave(top, x[:, c], take.rate, INK if x.shape[1] == 1 else arm_color(("left", "right")[c]), alpha=1 - 0.3*c)
     draw_mel(low, mel_power(x, take.rate), take.rate, seconds, loudest)
     tidy(top, "", "", "full scale").set(ylim=(-peak, peak))
     tidy(low, "", "time (s)", "frequency (Hz)", grid="").set(xlim=(0, seconds))
-    for ax, color in ((top, MARK), (low, "white")) if take.n_prompt else (): ax.axvline(take.prompt_s, color=color, linestyle="--", linewidth=1.3)
+    for ax, color in ((top, MARK), (low, "white")) if take.n_prompt else ():
+        ax.axvline(take.prompt_s, color=color, linestyle="--", linewidth=1.3)
     return fig
 
 
@@ -142,6 +145,8 @@ def takes_html(
     peak = 1.05*max(max(float(np.abs(t.clip).max()) for t in takes.values()), 1e-6)
     loudest = max(mel_power(t.clip, t.rate).max() for t in takes.values())
     cards = [markup("<div>{}{}</div>", player(t.clip, t.rate, title),
-                    figure_html(card_figure(t, peak, loudest), f"Waveform and mel spectrogram: {title}", 144)) for title, t in takes.items()]
+                    figure_html(card_figure(t, peak, loudest), f"Waveform and mel spectrogram: {title}", 144))
+                    for title, t in takes.items()]
     return markup('<div style="display:flex;flex-flow:row wrap;gap:4px 20px">{}</div><small>Dashed: end of the prompt. '
-                  "Colours: from the loudest point of all clips (yellow) to 80 dB below it (black).</small>", cards).data
+                  "Colours: from the loudest point of all clips (yellow) to 80 dB below it (black).</small>",
+                  cards).data

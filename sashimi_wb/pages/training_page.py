@@ -27,8 +27,10 @@ INPUTS = {"codes, embedding": {"input": "codes", "encoder": "embedding"},
           "codes, squeezed embedding": {"input": "codes", "encoder": "embedding_squeeze"},
           "dequantized, projection": {"input": "dequantized", "encoder": "linear_projection"},
           "raw samples, projection": {"input": "raw", "encoder": "linear_projection"}}
-LAYOUTS = {"mono, mean of the channels": {"channels": "mono"}, "left": {"channels": "left"}, "right": {"channels": "right"}} | {
-           f"stereo, {s}": {"channels": "stereo", "interleaving_strategy": s} for s in ("temporal", "blocking-16", "blocking-128", "blocking")}
+LAYOUTS = {"mono, mean of the channels": {"channels": "mono"}, "left": {"channels": "left"},
+           "right": {"channels": "right"}} | {
+           f"stereo, {s}": {"channels": "stereo", "interleaving_strategy": s}
+           for s in ("temporal", "blocking-16", "blocking-128", "blocking")}
 
 
 def _fitting(choices, e):
@@ -49,12 +51,17 @@ class TrainingControls:
         audio: str = "",       # the user's own folder
     ):
         choose(preset, PRESETS, "preset")
-        names = sorted(PRESETS, key=lambda name: experiment(name).dataset != "folder")    # what any folder will do for comes first
+        # what any folder will do for comes first
+        names = sorted(PRESETS, key=lambda name: experiment(name).dataset != "folder")
         folders = ["bundled music", "bundled digits", OWN_FOLDER]
-        self.preset = Dropdown(options=names, value=preset, description="Preset", tooltip="Fills the other controls", **_look())
-        self.audio = Dropdown(options=folders, value=OWN_FOLDER if audio else folders["digits" in preset], description="Audio", **_look())
-        self.own = Text(audio, placeholder="path of a folder of audio files", description="Own folder", continuous_update=False, **_look())
-        self.bits = BoundedIntText(8, min=1, max=24, description="Bits", tooltip="Of a sample: 1 to 16; as bytes 8, 16 or 24", **_look())
+        self.preset = Dropdown(options=names, value=preset, description="Preset", tooltip="Fills the other controls",
+                               **_look())
+        self.audio = Dropdown(options=folders, value=OWN_FOLDER if audio else folders["digits" in preset],
+                              description="Audio", **_look())
+        self.own = Text(audio, placeholder="path of a folder of audio files", description="Own folder",
+                        continuous_update=False, **_look())
+        self.bits = BoundedIntText(8, min=1, max=24, description="Bits",
+                                   tooltip="Of a sample: 1 to 16; as bytes 8, 16 or 24", **_look())
         self.quantization = Dropdown(options=["linear", "mu_law"], description="Quantization", **_look())
         self.input = Dropdown(options=list(INPUTS), description="Input, encoder", **_look())
         self.head = Dropdown(options=["categorical", "dml", "bytes"], description="Head", **_look())
@@ -62,9 +69,11 @@ class TrainingControls:
         self.steps = _count("Steps", "Optimiser steps of the run; 0: as the preset")
         self.epoch = _count("Steps an epoch", "An epoch ends with a validation and a clip; 0: as the preset")
         self.lr = FloatText(0.004, description="Learning rate", **_look())
-        self.seed = BoundedIntText(0, min=0, max=2**32 - 1, description="Seed", tooltip="Of weights, order and clips", **_look())
+        self.seed = BoundedIntText(0, min=0, max=2**32 - 1, description="Seed", tooltip="Of weights, order and clips",
+                                   **_look())
         self.every = _count("Steps per clip", "0: a clip after every epoch")
-        settings = (self.bits, self.quantization, self.input, self.head, self.layout, self.steps, self.epoch, self.lr, self.seed)
+        settings = (self.bits, self.quantization, self.input, self.head, self.layout, self.steps, self.epoch, self.lr,
+                    self.seed)
         self.all = (self.preset, self.audio, self.own, *settings, self.every)
         self.box = Box(self.all, layout=FLOW)
         self.preset.observe(self._fill, "value")
@@ -88,8 +97,10 @@ class TrainingControls:
 
     def changes(self) -> dict:
         """Parameters that differ from the preset's. Raises: as `Experiment`."""
-        said = {"bits": self.bits.value, "quantization": self.quantization.value, "head": self.head.value, "lr": self.lr.value, "seed": self.seed.value,
-                "steps": (self.steps.value,) if self.steps.value else None, "train_chunk_size": self.epoch.value or None,
+        said = {"bits": self.bits.value, "quantization": self.quantization.value, "head": self.head.value,
+                "lr": self.lr.value, "seed": self.seed.value,
+                "steps": (self.steps.value,) if self.steps.value else None,
+                "train_chunk_size": self.epoch.value or None,
                 **INPUTS[self.input.value], **LAYOUTS[self.layout.value]}
         base = experiment(self.preset.value)
         return {k: v[0] if k == "steps" else v for k, v in said.items() if v is not None and v != getattr(base, k)}
@@ -131,7 +142,9 @@ def plan_html(
 
 def steps_done(run:Run)->int:
     """Steps that a run has in its checkpoint."""
-    try: return len(read_json(run.folder/"training"/"history.json", "the history of a training", {"train_nats": [float]})["train_nats"])
+    try:
+        return len(read_json(run.folder/"training"/"history.json", "the history of a training",
+                             {"train_nats": [float]})["train_nats"])
     except (OSError, ValueError): return 0
 
 
@@ -149,18 +162,24 @@ def result_html(
     record, rows = run.record, []
     b, clips = record["baselines"], {}
     for path in (run.folder/f"{name}.flac" for name in ("original", "quantized")):
-        with reading(path, "a clip of a run", "delete that run's folder and run it again"): clips[path.stem] = soundfile.read(path, dtype="float32")[0]
+        with reading(path, "a clip of a run", "delete that run's folder and run it again"):
+            clips[path.stem] = soundfile.read(path, dtype="float32")[0]
     for r in record["results"]:
         t = r["test"]
-        rows.append({"steps": r["steps"], "seconds of audio": r["audio_s"], "windows": t["bits_per_sample"], "dequantized input": t["realisable"],
-                     "whole files": t["whole"], "FLAC level 8": b["flac8"], "order-0 entropy": b["order0"], "whole / FLAC": t["whole"]/b["flac8"]})
+        rows.append({"steps": r["steps"], "seconds of audio": r["audio_s"], "windows": t["bits_per_sample"],
+                     "dequantized input": t["realisable"],
+                     "whole files": t["whole"], "FLAC level 8": b["flac8"], "order-0 entropy": b["order0"],
+                     "whole / FLAC": t["whole"]/b["flac8"]})
     if all(r["dequantized input"] == r["windows"] for r in rows):
         for r in rows: del r["dequantized input"]
     seconds, why = record["seconds"]["training"], "; ".join(record["reductions"])
     n = len(record["test_files"])
     note = f"{n} test file{'s'*(n > 1)}; {record['parameter_count']:,} parameters; {seconds:,.1f} s of training." + (f" Not bits of the files: {why}." if why else "")
-    return table(rows, formats={k: ".3f" for k in rows[0] if k not in ("steps", "seconds of audio")} | {"seconds of audio": ",.1f"},
-                 caption=f"Bits per sample on the test files, run {run.hash}", note=note).data + player_row(clips, record["sample_rate"]).data
+    return table(rows,
+                 formats={k: ".3f" for k in rows[0]
+                          if k not in ("steps", "seconds of audio")} | {"seconds of audio": ",.1f"},
+                 caption=f"Bits per sample on the test files, run {run.hash}",
+                 note=note).data + player_row(clips, record["sample_rate"]).data
 
 # %% ../../nbs/pages/12_training_page.ipynb #6e48ff54
 class TrainingPage:
@@ -208,7 +227,9 @@ class TrainingPage:
         self._show(progress)
         training.check()
         if run.done: runner.tell(1, f"done; {outcome(run.record)}")
-        else: runner.tell(progress.share, f"stopped after step {progress.step:,} of {progress.total:,}; Start goes on from there")
+        else:
+            runner.tell(progress.share,
+                        f"stopped after step {progress.step:,} of {progress.total:,}; Start goes on from there")
 
     def _show(self, progress):
         "Everything that has changed."

@@ -95,7 +95,8 @@ def error_html(
     return note_html(text, "#D55E00", "alert")
 
 # %% ../../nbs/pages/01_widgets.ipynb #1f854722
-FLOW = Layout(flex_flow="row wrap", align_items="center", grid_gap="4px 8px", overflow="visible")  # side by side where there is room
+# side by side where there is room
+FLOW = Layout(flex_flow="row wrap", align_items="center", grid_gap="4px 8px", overflow="visible")
 
 
 def label_style(width:str="10.5em")->dict:
@@ -171,7 +172,8 @@ class Still:
 
     def show_page(self, page:Widget)->None:
         """Display a page of widgets, with what hides the still."""
-        box = VBox([Html(f"<style>.{self.name}{{display:none}}</style>{_PAGE}", layout=Layout(display="none")), page]).add_class("swb-page")
+        box = VBox([Html(f"<style>.{self.name}{{display:none}}</style>{_PAGE}", layout=Layout(display="none")),
+                    page]).add_class("swb-page")
         bundle = box._repr_mimebundle_() | {"text/plain": "Controls, live in JupyterLab and the classic notebook."}
         display(bundle, raw=True)
 

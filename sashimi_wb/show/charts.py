@@ -39,7 +39,8 @@ def plot_codes(
     Raises: ValueError if wave and codes differ in length, a code has no level, or the excerpt is outside or too long."""
     x, levels = as_channels(wave)[:, 0], np.asarray(levels, np.float64)
     k = _as_codes(codes, len(levels))
-    if np.ndim(wave) != 1 or len(k) != len(x): raise ValueError(f"expected wave (t,) and codes (t,), got {np.shape(wave)} and {np.shape(codes)}")
+    if np.ndim(wave) != 1 or len(k) != len(x):
+        raise ValueError(f"expected wave (t,) and codes (t,), got {np.shape(wave)} and {np.shape(codes)}")
     if not (0 <= start < len(x) and 2 <= n_samples <= 500):
         raise ValueError(f"expected start in [0, {len(x)}) and n_samples from 2 to 500, got {start} and {n_samples}")
     part = slice(start, start + n_samples)
@@ -54,8 +55,11 @@ def plot_codes(
     tidy(top, f"{len(levels):,} levels, samples {start:,} to {start + len(x) - 1:,}", "", "full scale", grid="")
     top.legend(fontsize=9, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), frameon=False, borderaxespad=0.2)
     codes_axis = top.twinx()
-    ticks = seen[np.unique(np.searchsorted(levels[seen], np.linspace(*levels[seen[[0, -1]]], min(len(seen), 7)) - 1e-9))] if len(seen) else seen
-    tidy(codes_axis, "", "", "code", grid="").set(ylim=top.get_ylim(), yticks=levels[ticks], yticklabels=[f"{i:,}" for i in ticks])
+    ticks = seen[np.unique(np.searchsorted(levels[seen],
+                                           np.linspace(*levels[seen[[0, -1]]],
+                                                       min(len(seen), 7)) - 1e-9))] if len(seen) else seen
+    tidy(codes_axis, "", "", "code", grid="").set(ylim=top.get_ylim(), yticks=levels[ticks],
+                                                  yticklabels=[f"{i:,}" for i in ticks])
     low.plot(ms, decoded - x, color=MARK, linewidth=1)
     tidy(low, "", "time (ms)", "error")
     return fig
@@ -80,7 +84,8 @@ def plot_histogram(
     ax.stairs(bars, np.arange(len(bars) + 1) * group - 0.5, fill=True, color=color)
     ax.set(xlim=(-0.5, n_codes - 0.5), ylim=(0, None))
     ax.xaxis.set_major_formatter("{x:,.0f}")
-    ax.text(0.99, 0.96, f"order-0 entropy {bits:.3f} of {math.log2(n_codes):g} bits\n{(p > 0).sum():,} of {n_codes:,} codes occur\n"
+    ax.text(0.99, 0.96,
+            f"order-0 entropy {bits:.3f} of {math.log2(n_codes):g} bits\n{(p > 0).sum():,} of {n_codes:,} codes occur\n"
             f"{len(k):,} samples", transform=ax.transAxes, ha="right", va="top", fontsize=9.5, color=INK,
             bbox=dict(facecolor="white", alpha=0.8, edgecolor="none"))
     return fig
@@ -96,7 +101,8 @@ def plot_layout(
 
     Raises: ValueError if an order is empty or negative, or names and channels differ in number."""
     if len(channel_names) != n_channels: raise ValueError(f"expected {n_channels} channel names, got {channel_names}")
-    if not orders or not 1 <= n_tokens <= 64: raise ValueError(f"expected layouts and n_tokens from 1 to 64, got {list(orders)} and {n_tokens}")
+    if not orders or not 1 <= n_tokens <= 64:
+        raise ValueError(f"expected layouts and n_tokens from 1 to 64, got {list(orders)} and {n_tokens}")
     rows = {name: _as_codes(order, np.inf, f"token order of {name!r}") for name, order in orders.items()}
     shown = min(n_tokens, max(map(len, rows.values())))
     fig = new_figure(max(7.5, 0.27 * shown + 1.6), 0.75 + 0.42 * len(rows))
@@ -110,7 +116,8 @@ def plot_layout(
     for name in channel_names: ax.scatter([], [], marker="s", s=70, color=arm_color(name), label=name)
     ax.legend(fontsize=9.5, ncols=n_channels, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
     ax.set_title("number: sample of its channel", fontsize=9.5, color=INK, loc="right")
-    ax.set(xlim=(-0.6, shown + 0.2), ylim=(len(rows) - 0.5, -0.5), yticks=range(len(rows)), yticklabels=list(map(label_text, rows)))
+    ax.set(xlim=(-0.6, shown + 0.2), ylim=(len(rows) - 0.5, -0.5), yticks=range(len(rows)),
+           yticklabels=list(map(label_text, rows)))
     ax.spines[["left", "bottom"]].set_visible(False)
     return fig
 
@@ -157,7 +164,8 @@ def plot_curves(
         for s, v in runs:
             ax.plot(s, v, color=color, linewidth=0.8 if several else 2, alpha=0.55 if several else 1,
                     marker="o" if np.isfinite(v).sum() == 1 else None, label=None if several else label_text(name))
-        if several: ax.plot(*mean_curve(runs), color=color, linewidth=2.2, label=label_text(f"{name}, mean of {len(runs)}"))
+        if several:
+            ax.plot(*mean_curve(runs), color=color, linewidth=2.2, label=label_text(f"{name}, mean of {len(runs)}"))
     for (name, level), style in zip((baselines or {}).items(), [":", "--", "-.", (0, (6, 2))] * 4):
         ax.axhline(level, color="#59636D", linestyle=style, linewidth=1.3, label=f"{name} {level:.2f}")
     ax.xaxis.set_major_formatter("{x:,.6g}")
@@ -183,34 +191,40 @@ def plot_bits(
     styles = dict(zip(names, BASELINE_STYLES * (1 + len(names) // 5)))
     for y, row in enumerate(rows):
         b = np.atleast_1d(np.asarray(row.get("bits", np.nan), np.float64))
-        if "arm" not in row or not np.isfinite(b).all() or not b.size: raise ValueError(f"expected arm and finite bits in every row, got {row}")
+        if "arm" not in row or not np.isfinite(b).all() or not b.size:
+            raise ValueError(f"expected arm and finite bits in every row, got {row}")
         color = arm_color(row["arm"])
         if len(b) > 1:
             ax.errorbar(b.mean(), y, xerr=b.std(ddof=1), color=color, linewidth=1.6, capsize=4)
             ax.plot(b, np.full(len(b), y - 0.26), "o", color=color, markersize=3.5, alpha=0.7, markeredgewidth=0)
         ax.plot(b.mean(), y, "D", color=color, markersize=5.5)
         spread = f" ± {b.std(ddof=1):.3f}" if len(b) > 1 else ""
-        ax.text(1.01, y, f"{b.mean():.3f}{spread} (n = {len(b)})", transform=ax.get_yaxis_transform(), va="center", fontsize=9.5, color=INK)
+        ax.text(1.01, y, f"{b.mean():.3f}{spread} (n = {len(b)})", transform=ax.get_yaxis_transform(), va="center",
+                fontsize=9.5, color=INK)
         for name, level in row.get("baselines", {}).items():
             ax.plot(level, y, styles[name][1], color="#59636D", markersize=7, markerfacecolor="white")
     for name, (line, marker) in styles.items():
         common = name in (baselines or {})
         if common: ax.axvline(baselines[name], color="#59636D", linestyle=line, linewidth=1.4)
-        ax.plot([], [], color="#59636D", linestyle=line if common else "", marker="" if common else marker, markerfacecolor="white",
+        ax.plot([], [], color="#59636D", linestyle=line if common else "", marker="" if common else marker,
+                markerfacecolor="white",
                 label=f"{name} {baselines[name]:.3f}" if common else name)
-    if names: fig.legend(*ax.get_legend_handles_labels(), fontsize=9.5, loc="outside lower center", ncols=3, frameon=False)
+    if names:
+        fig.legend(*ax.get_legend_handles_labels(), fontsize=9.5, loc="outside lower center", ncols=3, frameon=False)
     ax.set(yticks=range(len(rows)), yticklabels=[label_text(row["arm"]) for row in rows], ylim=(len(rows) - 0.5, -0.6))
     ax.margins(x=0.08)
     return fig
 
 # %% ../../nbs/show/02_charts.ipynb #7ad2bd78
-KIND_COLORS = {"encoder": "#56B4E9", "down": "#E69F00", "blocks": "#0072B2", "center": "#0072B2", "up": "#009E73", "head": "#CC79A7"}
+KIND_COLORS = {"encoder": "#56B4E9", "down": "#E69F00", "blocks": "#0072B2", "center": "#0072B2", "up": "#009E73",
+               "head": "#CC79A7"}
 
 def _stage_text(stage):
     "The numbers of a stage, a line each; what was not measured is left out."
     unit = next(((f"{n / s:,.1f} {u}") for u, s in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if n >= s), f"{n:,} B") \
         if (n := stage.get("bytes")) is not None else None
-    lines = [" × ".join(f"{n:,}" for n in stage["shape"]), f"{stage['params']:,} par." if stage.get("params") is not None else None,
+    lines = [" × ".join(f"{n:,}" for n in stage["shape"]),
+             f"{stage['params']:,} par." if stage.get("params") is not None else None,
              unit, f"{stage['ms']:,.1f} ms" if stage.get("ms") is not None else None]
     return "\n".join(line for line in lines if line)
 
@@ -228,7 +242,8 @@ def _stage_sizes(stages):
     longest = max(s["shape"][1] for s in stages)
     inner = [s["shape"][2] for s in stages if s["kind"] in ("down", "blocks", "center", "up")]
     widest = max(inner or [s["shape"][2] for s in stages])
-    return [(max(1.0 * math.sqrt(s["shape"][1] / longest), 0.08), min(max(0.75 * math.sqrt(s["shape"][2] / widest), 0.08), 0.9)) for s in stages]
+    return [(max(1.0 * math.sqrt(s["shape"][1] / longest), 0.08),
+             min(max(0.75 * math.sqrt(s["shape"][2] / widest), 0.08), 0.9)) for s in stages]
 
 # %% ../../nbs/show/02_charts.ipynb #26c5a213
 def plot_unet(
@@ -242,7 +257,8 @@ def plot_unet(
     Raises: ValueError for no stages, or a stage without name, depth, kind or a shape of three positive numbers."""
     if not stages: raise ValueError("expected at least one stage, got none")
     for s in stages:
-        if not {"name", "depth", "kind", "shape"} <= set(s) or len(s["shape"]) != 3 or min(s["shape"]) < 1 or s["depth"] < 0:
+        if not {"name", "depth", "kind",
+                "shape"} <= set(s) or len(s["shape"]) != 3 or min(s["shape"]) < 1 or s["depth"] < 0:
             raise ValueError(f"expected name, depth >= 0, kind and shape (b, l, h) in every stage, got {s}")
     (slot, places), sizes, deepest = _place_stages(stages), _stage_sizes(stages), max(s["depth"] for s in stages)
     width, height = places[-1][0] + slot + 0.1, 1.95 * deepest + 2.1
@@ -252,12 +268,16 @@ def plot_unet(
     ax.set(xlim=(-slot / 2 - 0.05 - extra, width - slot / 2 - 0.05 + extra), ylim=(-1.95 * deepest - 1.25, 0.85))
     ax.axis("off")
     totals = [f"{sum(s.get(k) or 0 for s in stages) / d:,.{p}f} {u}" for k, d, p, u in
-              (("params", 1, 0, "parameters"), ("bytes", 1e6, 1, "MB of activations"), ("ms", 1, 1, "ms")) if any(s.get(k) for s in stages)]
-    fig.text(0.15 / max(width, 6), 1 - 0.3 / (height + 0.35), "   ".join([title] * bool(title) + [", ".join(totals)]), fontsize=11, color=INK)
+              (("params", 1, 0, "parameters"), ("bytes", 1e6, 1, "MB of activations"), ("ms", 1, 1, "ms"))
+              if any(s.get(k) for s in stages)]
+    fig.text(0.15 / max(width, 6), 1 - 0.3 / (height + 0.35), "   ".join([title] * bool(title) + [", ".join(totals)]),
+             fontsize=11, color=INK)
     for s, (x, y), (w, h) in zip(stages, places, sizes):
         color = KIND_COLORS.get(s["kind"], "#7A7A7A")
-        ax.add_patch(Rectangle((x - w / 2, y - h / 2), w, h, facecolor=color + "59", edgecolor=color, linewidth=1.4, zorder=3))
-        ax.text(x, y + 0.5, textwrap.fill(s["name"], 16), ha="center", va="bottom", fontsize=9.5, fontweight="bold", color=INK)
+        ax.add_patch(Rectangle((x - w / 2, y - h / 2), w, h, facecolor=color + "59", edgecolor=color, linewidth=1.4,
+                               zorder=3))
+        ax.text(x, y + 0.5, textwrap.fill(s["name"], 16), ha="center", va="bottom", fontsize=9.5, fontweight="bold",
+                color=INK)
         ax.text(x, y - 0.5, _stage_text(s), ha="center", va="top", fontsize=8.8, linespacing=1.35, color=INK)
     _draw_paths(ax, stages, places, sizes)
     return fig
@@ -299,6 +319,7 @@ def plot_params_bar(
         kind = next((k for k in KIND_COLORS if k in name), "")
         ax.barh(y, n, height=0.66, color=KIND_COLORS.get(kind, "#7A7A7A"))
         ax.text(n + 0.01 * max(parts.values()), y, f"{n:,} ({n / total:.1%})", va="center", fontsize=9.5, color=INK)
-    ax.set(yticks=range(len(parts)), yticklabels=list(map(label_text, parts)), xticks=[], xlim=(0, 1.3 * max(*parts.values(), 1)), ylim=(len(parts) - 0.4, -0.6))
+    ax.set(yticks=range(len(parts)), yticklabels=list(map(label_text, parts)), xticks=[],
+           xlim=(0, 1.3 * max(*parts.values(), 1)), ylim=(len(parts) - 0.4, -0.6))
     ax.spines["bottom"].set_visible(False)
     return fig

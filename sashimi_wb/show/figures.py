@@ -45,8 +45,10 @@ class Picture(Figure):
     "A matplotlib figure outside pyplot, in which text is text, and which a notebook shows sharp, at 96 pixels per inch."
     def draw(self, renderer):
         "Draw it: a dollar sign in the name of a file or of an arm starts no formula; only the powers of ten of logarithmic axes are any."
-        axes = (axis for ax in self.axes for axis in (ax.xaxis, ax.yaxis) if isinstance(axis.get_major_formatter(), LogFormatter))
-        powers = {id(label) for axis in axes for tick in (*axis.majorTicks, *axis.minorTicks) for label in (tick.label1, tick.label2)}
+        axes = (axis for ax in self.axes for axis in (ax.xaxis, ax.yaxis)
+                if isinstance(axis.get_major_formatter(), LogFormatter))
+        powers = {id(label) for axis in axes for tick in (*axis.majorTicks, *axis.minorTicks)
+                  for label in (tick.label1, tick.label2)}
         for text in self.findobj(Text):
             if id(text) in powers: continue
             text.set_parse_math(False)
@@ -270,7 +272,8 @@ def plot_clips(
         top, low = axes[:, i]
         for c, name in enumerate(("left", "right")[:x.shape[1]]):
             draw_wave(top, x[:, c], rate, INK if x.shape[1] == 1 else arm_color(name), alpha=1 if c == 0 else 0.7)
-        tidy(top, textwrap.fill(title, 34), "", "full scale" if i == 0 else "").set(ylim=(-max(peak, 1e-6), max(peak, 1e-6)))
+        tidy(top, textwrap.fill(title, 34), "",
+             "full scale" if i == 0 else "").set(ylim=(-max(peak, 1e-6), max(peak, 1e-6)))
         shown = draw_mel(low, power[title], rate, len(x) / rate, loudest)
         tidy(low, "", "time (s)", "frequency (Hz)" if i == 0 else "", grid="")
         if title in (boundary_s or {}): _mark_boundary(top, low, boundary_s[title])

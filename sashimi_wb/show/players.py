@@ -25,7 +25,9 @@ def markup(
     *parts,       # `HTML` as it is, a list one piece after the other, anything else as text
 )->HTML:
     """HTML from a template, in which text stays text; what no file in UTF-8 can hold is written as its escape, such as `\\udcff`."""
-    def safe(part): return Markup().join(map(safe, part)) if isinstance(part, list) else Markup(part.data) if isinstance(part, HTML) else part
+    def safe(part):
+        return Markup().join(map(safe, part)) if isinstance(part,
+                                                            list) else Markup(part.data) if isinstance(part, HTML) else part
     made = Markup(template).format(*map(safe, parts))
     return HTML(printable(str(made)))
 
@@ -88,7 +90,8 @@ def _player(wave, rate, title):
     data = base64.b64encode(sound_bytes(wave, rate, "wav")).decode()
     about = f"{len(wave) / rate:.2f} s, {int(rate):,} Hz, {('mono', 'stereo')[n_channels - 1]}"
     return markup('<figure class="swb-player"><figcaption>{}<small>{}</small></figcaption><audio controls preload="metadata" '
-                  'aria-label="{}" src="data:audio/wav;base64,{}"></audio></figure>', title, about, title or "audio", data)
+                  'aria-label="{}" src="data:audio/wav;base64,{}"></audio></figure>', title, about, title or "audio",
+                  data)
 
 def player(
     wave:np.ndarray,     # samples (t,) or (t, c) float in [-1, 1], c = 1 or 2
@@ -137,7 +140,8 @@ def _cell(value, spec):
     if callable(spec): return str(spec(value)), not isinstance(value, str)
     if value is None or (isinstance(value, (float, np.floating)) and math.isnan(value)): return "–", True
     if isinstance(value, (bool, np.bool_)): return "yes" if value else "no", False
-    if isinstance(value, (list, tuple, np.ndarray)) and all(isinstance(v, (int, float, np.number, type(None))) for v in value):
+    if isinstance(value,
+                  (list, tuple, np.ndarray)) and all(isinstance(v, (int, float, np.number, type(None))) for v in value):
         return mean_spread(value), True
     if isinstance(value, (int, np.integer)): return format(int(value), spec or ","), True
     if isinstance(value, (float, np.floating)): return format(float(value), spec or ",.4g"), True
@@ -192,7 +196,8 @@ def table(
     numeric = {key for row in cells for key, _, text, number in row if number and text != "–"}
     kind = lambda key, is_best=False: " ".join(["n"] * (key in numeric) + ["best"] * is_best)
     head = [markup('<th scope="col" class="{}">{}</th>', kind(k), v) for k, v in columns.items()]
-    body = [markup("<tr>{}</tr>", [markup('<td class="{}">{}</td>', kind(k, b), text) for k, b, text, _ in row]) for row in cells]
+    body = [markup("<tr>{}</tr>", [markup('<td class="{}">{}</td>', kind(k, b), text) for k, b, text, _ in row])
+            for row in cells]
     return markup('{}<div class="swb-scroll" tabindex="0" role="region" aria-label="{}"><table class="swb-table">{}'
                   "<thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>{}", _TABLE_CSS, caption or "table",
                   markup("<caption>{}</caption>", caption) if caption else "", head, body,

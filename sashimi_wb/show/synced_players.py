@@ -71,7 +71,8 @@ def _steps_clip(number, title, wave, rate, color):
     data = base64.b64encode(sound_bytes(wave, rate, "wav")).decode()
     about = f"{len(wave)/rate:.2f} s, {int(rate):,} Hz, {'stereo' if np.ndim(wave) == 2 and np.shape(wave)[1] == 2 else 'mono'}"
     key = markup("<kbd>{}</kbd>", number) if number <= 9 else ""
-    pick = markup('<label style="--swb-arm:{}"><input type="radio" name="clip"{}>{} {}</label>', color, " checked"*(number == 1), key, title)
+    pick = markup('<label style="--swb-arm:{}"><input type="radio" name="clip"{}>{} {}</label>', color,
+                  " checked"*(number == 1), key, title)
     sound = markup('<figure><figcaption>{}, {}</figcaption><audio controls preload="auto" aria-label="{}" src="data:audio/wav;base64,{}"></audio>'
                    "</figure>", title, about, title, data)
     return pick, sound
@@ -89,10 +90,13 @@ def players_in_step(
     if not clips: raise ValueError("expected at least one clip {title: samples}, got none")
     parts = []
     for number, (title, wave) in enumerate(clips.items(), 1):
-        try: parts.append(_steps_clip(number, title, wave, rate[title] if isinstance(rate, dict) else rate, (colors or {}).get(title, "#7A7A7A")))
+        try:
+            parts.append(_steps_clip(number, title, wave, rate[title] if isinstance(rate, dict) else rate,
+                                     (colors or {}).get(title, "#7A7A7A")))
         except ValueError as e: raise ValueError(f"clip {title!r}: {e}") from None
     picks, sounds = map(list, zip(*parts))
     keys = "1" if len(clips) == 1 else f"1 to {min(len(clips), 9)}"
     return markup('{}<form class="swb-steps" role="group" aria-label="{}"><div class="swb-picks" role="radiogroup" aria-label="{}">{}</div>{}'
                   '<small><label><input type="checkbox"> repeat</label><span>{}: clip &nbsp; space: play, pause</span></small>'
-                  '<img alt="" hidden src="data:," onerror="{}"></form>', _CSS, label, label, picks, sounds, keys, _SCRIPT)
+                  '<img alt="" hidden src="data:," onerror="{}"></form>', _CSS, label, label, picks, sounds, keys,
+                  _SCRIPT)

@@ -48,7 +48,8 @@ def _legt_low_rank(n): return np.sqrt(np.arange(n) + 0.5)*(np.arange(n) % 2 == [
 def _fout_low_rank(n): return hippo_fout(n)[1][None]
 
 
-MEASURES = {"legs": (hippo_legs, _legs_low_rank), "legt": (hippo_legt, _legt_low_rank), "fout": (hippo_fout, _fout_low_rank)}
+MEASURES = {"legs": (hippo_legs, _legs_low_rank), "legt": (hippo_legt, _legt_low_rank),
+            "fout": (hippo_fout, _fout_low_rank)}
 
 
 def nplr(

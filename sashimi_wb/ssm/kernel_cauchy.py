@@ -148,7 +148,8 @@ def _formula(kind, m):
     square, cross = f"(Square({r})-Square({i}))", f"(IntCst(2)*{r}*{i})"
     X = f"Concat(Square({c})*({Qr}*{square}+{Qi}*{cross}),{c}*{s}*({Qr}*{cross}-{Qi}*{square}))"
     formula = f"Concat(Concat({c}*({r}*g+{i}*f),{s}*({r}*f-{i}*g)),{X})"
-    return Genred(formula, ["w=Vi(2)", f"p=Vi({m})", f"q=Vi({m})", "x=Vj(2)", f"g=Vj({m})", f"f=Vj({m})"], "Sum", axis=1)
+    return Genred(formula, ["w=Vi(2)", f"p=Vi({m})", f"q=Vi({m})", "x=Vj(2)", f"g=Vj({m})", f"f=Vj({m})"], "Sum",
+                  axis=1)
 
 
 class KeopsSum:
@@ -229,7 +230,8 @@ def cauchy(
     sums = choose(backend, BACKENDS, "Cauchy backend")(v.device)
     if sums is KeopsSum:
         kinds = [False, True] if torch.is_grad_enabled() and (v.requires_grad or w.requires_grad) else [False]
-        if not all(keops_works(tiny_sum, len(v), gradient, v.real.dtype, v.device) for gradient in kinds): sums = TorchSum
+        if not all(keops_works(tiny_sum, len(v), gradient, v.real.dtype, v.device) for gradient in kinds):
+            sums = TorchSum
     return _cauchy_sum(v, nodes, w, sums)
 
 

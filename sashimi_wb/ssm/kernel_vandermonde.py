@@ -25,7 +25,8 @@ def vandermonde_ref(
     length:int, # l, at least 1
 )->Float[Tensor, "c h l"]:
     """`2 Re sum v step^j` by the whole matrix of powers: the slow reference."""
-    powers = torch.cat([torch.ones_like(step)[..., None], step[..., None].expand(*step.shape, length - 1)], -1).cumprod(-1)
+    powers = torch.cat([torch.ones_like(step)[..., None], step[..., None].expand(*step.shape, length - 1)],
+                       -1).cumprod(-1)
     return 2*torch.einsum("chn,hnl->chl", v, powers).real
 
 # %% ../../nbs/ssm/04_kernel_vandermonde.ipynb #01a546df
@@ -35,7 +36,8 @@ def _formula(kind, m):
     os.environ["PYKEOPS_VERBOSE"] = os.environ["KEOPS_VERBOSE"] = "0"     # read once, at import
     from pykeops.torch import Genred
     cos, sin = (f"(Exp(Elem(w,0)*x)*{wave}(Elem(w,1)*x))" for wave in ("Cos", "Sin"))
-    if kind == "values": return Genred(f"{cos}*p-{sin}*q", ["x=Vi(1)", "w=Vj(2)", f"p=Vj({m})", f"q=Vj({m})"], "Sum", axis=1)
+    if kind == "values":
+        return Genred(f"{cos}*p-{sin}*q", ["x=Vi(1)", "w=Vj(2)", f"p=Vj({m})", f"q=Vj({m})"], "Sum", axis=1)
     sums = f"Concat(Concat({cos}*g,{sin}*g),Concat(x*{cos}*g,x*{sin}*g))"
     return Genred(sums, ["w=Vi(2)", "x=Vj(1)", f"g=Vj({m})"], "Sum", axis=1)
 
@@ -66,13 +68,15 @@ def vandermonde_keops(
     """`vandermonde_ref` by pykeops, in float64."""
     v, step = v.to(torch.complex128), step.to(torch.complex128)
     w = torch.stack([step.abs().clamp_min(1e-300).log(), step.angle()], -1)
-    p, q = (2*part.permute(1, 2, 0).contiguous() for part in (v.real, v.imag))                                  # (h n c)
+    # (h n c)
+    p, q = (2*part.permute(1, 2, 0).contiguous() for part in (v.real, v.imag))
     return _KeopsVandermonde.apply(w, p, q, length).transpose(0, 1)
 
 
 def tiny_product(outputs, gradient, device):
     "One term of one lag by pykeops, and its gradient: whatever has to be compiled for so many outputs."
-    v, step = (torch.ones(*shape, dtype=torch.complex128, device=device).requires_grad_(gradient) for shape in ((outputs, 1, 1), (1, 1)))
+    v, step = (torch.ones(*shape, dtype=torch.complex128, device=device).requires_grad_(gradient)
+               for shape in ((outputs, 1, 1), (1, 1)))
     with torch.set_grad_enabled(gradient): found = vandermonde_keops(v, step, 1)
     return torch.autograd.grad(found.sum(), v)[0] if gradient else found
 

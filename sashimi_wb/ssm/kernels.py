@@ -97,7 +97,8 @@ def _row(c): return 2*torch.cat([c.real, -c.imag], -1)    # 2 Re(c x) == _row(c)
 def _complex(x): return torch.complex(*x.chunk(2, -1))
 def _complex_of(dtype): return torch.complex64 if dtype == torch.float32 else torch.complex128
 def _square(power): return power*power if power.is_complex() else power @ power
-def _columns(V, power): return V*power[:, None] if power.is_complex() else V @ power.mT   # (h, any, m): step each column
+def _columns(V, power):
+    return V*power[:, None] if power.is_complex() else V @ power.mT   # (h, any, m): step each column
 def _rows(W, power): return W*power[:, None] if power.is_complex() else W @ power         # (h, any, m): the other side
 
 
@@ -143,7 +144,8 @@ def kernel_by_doubling(
 def _gradients_of_factors(grad, V, W):
     "From the gradient of the kernel to those of V and W."
     rows, t = W.shape[1], V.shape[1]
-    grad = F.pad(grad, (0, rows*t - grad.shape[-1])).unflatten(-1, (rows, t)).permute(1, 2, 0, 3).flatten(1, 2)   # (h kc t)
+    # (h kc t)
+    grad = F.pad(grad, (0, rows*t - grad.shape[-1])).unflatten(-1, (rows, t)).permute(1, 2, 0, 3).flatten(1, 2)
     return grad.mT @ W.flatten(1, 2), (grad @ V).view_as(W)
 
 

@@ -25,7 +25,8 @@ from .kernel_vandermonde import diagonal_kernel
 # %% ../../nbs/ssm/06_learned.ipynb #4de754e6
 SSM_PARAMETERS = ("inv_dt", "A_real", "A_imag", "B", "P")   # own learning rate, no weight decay
 METHODS = ("auto", "torch", "keops")
-FORMS = {"dplr": (MEASURES, ("bilinear",)), "diag": (S4D_INITS, tuple(DISCRETIZATIONS))}   # initialisations and discretizations
+# initialisations and discretizations
+FORMS = {"dplr": (MEASURES, ("bilinear",)), "diag": (S4D_INITS, tuple(DISCRETIZATIONS))}
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,11 @@ class KernelConfig:
         if self.dt_min > self.dt_max:
             raise ValueError(f"dt: expected 0 < dt_min <= dt_max, got {self.dt_min} and {self.dt_max}")
         if self.form == "diag":
-            if self.rank is not None: raise ValueError(f"rank: a diagonal state matrix has no low-rank part; expected None, got {self.rank}")
+            if self.rank is not None:
+                raise ValueError(f"rank: a diagonal state matrix has no low-rank part; expected None, got {self.rank}")
             return
-        if not self.dt_tie: raise ValueError("dt_tie=False is for diag: the low-rank part of dplr couples the states, so they share a step")
+        if not self.dt_tie:
+            raise ValueError("dt_tie=False is for diag: the low-rank part of dplr couples the states, so they share a step")
         if self.rank is not None and self.rank < (least := len(nplr(2, self.init)[1])):
             raise ValueError(f"rank: {self.init} is normal but for a matrix of rank {least}; expected at least that, got {self.rank}")
 
@@ -65,13 +68,15 @@ def initial_parameters(
 )->dict[str, Tensor]: # float32; complex ones as pairs of reals
     """The parameters of an `SSMKernel`. Raises: ValueError if `n_ssm` does not divide `d_model`."""
     groups = d_model if config.n_ssm is None else config.n_ssm
-    if groups < 1 or d_model % groups: raise ValueError(f"n_ssm: expected a divisor of d_model = {d_model}, got {groups}")
+    if groups < 1 or d_model % groups:
+        raise ValueError(f"n_ssm: expected a divisor of d_model = {d_model}, got {groups}")
     n = config.d_state//2
     if config.form == "diag": A, P, B = s4d(config.d_state, config.init), None, [1.]*n
     else: A, P, B, _ = nplr(config.d_state, config.init)
     A, B = torch.as_tensor(A), torch.as_tensor(B, dtype=torch.complex128)
     def real(z): return torch.view_as_real(z.to(torch.complex64).contiguous())
-    values = {"A_real": (-A.real).clamp(min=1e-4).log().float().repeat(groups, 1), "A_imag": (-A.imag).float().repeat(groups, 1),
+    values = {"A_real": (-A.real).clamp(min=1e-4).log().float().repeat(groups, 1),
+              "A_imag": (-A.imag).float().repeat(groups, 1),
               "B": real(B.repeat(1, groups, 1))}
     if P is not None:
         noise = 0.01*torch.randn((config.rank or len(P)) - len(P), n, dtype=torch.complex128)
@@ -91,7 +96,8 @@ class SSMKernel(nn.Module):
     def __init__(self, d_model: int, config: KernelConfig = KernelConfig(), channels: int = 1):
         super().__init__()
         self.d_model, self.config, self.channels = d_model, config, channels
-        for name, value in initial_parameters(d_model, config, channels).items(): self.register_parameter(name, nn.Parameter(value))
+        for name, value in initial_parameters(d_model, config, channels).items():
+            self.register_parameter(name, nn.Parameter(value))
         self._cache = {}
 
     def _spread(self, z):
@@ -117,7 +123,8 @@ class SSMKernel(nn.Module):
 
     def window(self, length: int, rate: float = 1.0) -> Window:
         """Kernel and factors for windows of `length` samples, for when states are wanted."""
-        return self._kept("window", (length, rate), lambda: kernel_by_doubling(*self.discrete(rate), length, self.C.dtype))
+        return self._kept("window", (length, rate),
+                          lambda: kernel_by_doubling(*self.discrete(rate), length, self.C.dtype))
 
     def forward(self, length: int, rate: float = 1.0) -> Float[Tensor, "c h l"]:
         """Kernel of `length` samples, without what states need."""

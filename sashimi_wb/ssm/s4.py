@@ -50,8 +50,10 @@ class S4(nn.Module):
         "A state that fits the input. Raises: ValueError for one of another batch or layer."
         if state is None: return None
         state = as_tensor(state, "state of S4", self.D.device)
-        if not state.is_complex(): raise ValueError(f"state of S4: expected complex numbers, got {state.dtype}; take it from initial_state, forward or step")
-        return check_shape(state, f"{batch} {self.d_model} {self.kernel.config.d_state//2}", "state of S4", "take it from initial_state, forward or step for the same batch")
+        if not state.is_complex():
+            raise ValueError(f"state of S4: expected complex numbers, got {state.dtype}; take it from initial_state, forward or step")
+        return check_shape(state, f"{batch} {self.d_model} {self.kernel.config.d_state//2}", "state of S4",
+                           "take it from initial_state, forward or step for the same batch")
 
     def initial_state(self, batch: int) -> Complex[Tensor, "b h n"]:
         """The zero state."""

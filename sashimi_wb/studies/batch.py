@@ -31,7 +31,8 @@ def notebook_path(
 )->Path:
     """Where an experiment notebook lies. Raises: FileNotFoundError if there is none of that name."""
     path = bundled(f"nbs/experiments/{name}.ipynb")
-    if not path.exists(): raise FileNotFoundError(f"no notebook {path}: it comes with the project; install or clone it anew")
+    if not path.exists():
+        raise FileNotFoundError(f"no notebook {path}: it comes with the project; install or clone it anew")
     return path
 
 
@@ -60,7 +61,8 @@ def shell_command(
     """The command that executes a notebook by papermill with these parameters."""
     words = papermill_words(name, output, near)
     for key, value in parameters.items():
-        words += ["-r" if isinstance(value, str | Path) else "-p", key, near(value) if isinstance(value, Path) else str(value)]
+        words += ["-r" if isinstance(value, str | Path) else "-p", key,
+                  near(value) if isinstance(value, Path) else str(value)]
     return shlex.join(words)
 
 
@@ -91,10 +93,12 @@ def run_notebook(
     given = {k: v for k, v in parameters.items() if v is not None}
     check_names(output, *given.values())
     write_atomic(output.with_suffix(".parameters.json"), json.dumps(given))
-    command = [*following(*papermill_words(name, output)), "-y", yaml.safe_dump(given), "--cwd", str(output.parent), "--no-progress-bar"]
+    command = [*following(*papermill_words(name, output)), "-y", yaml.safe_dump(given), "--cwd", str(output.parent),
+               "--no-progress-bar"]
     env = os.environ | ({k: str(threads) for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")} if threads else {})
     with open(output.with_suffix(".log"), "w+", encoding="utf-8") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=env, start_new_session=True)   # an interrupt of the terminal is not for it
+        # an interrupt of the terminal is not for it
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=env, start_new_session=True)
         try:
             while process.poll() is None:
                 if stop is not None and stop.is_set(): raise KeyboardInterrupt("stopped")
@@ -103,7 +107,8 @@ def run_notebook(
             if process.poll() is None: end_tree(process.pid, GRACE_S)
             process.wait()
         out.seek(0)
-        if process.returncode: raise RuntimeError(f"{name} failed; its notebook is {output}\n" + out.read()[-3000:].strip())
+        if process.returncode:
+            raise RuntimeError(f"{name} failed; its notebook is {output}\n" + out.read()[-3000:].strip())
 
 # %% ../../nbs/studies/03_batch.ipynb #47a00292
 Job = Experiment | tuple[Experiment, str | Path]   # an experiment; its folder, where it has one of its own
@@ -137,7 +142,8 @@ def run_all(
     check_names(runs_folder(runs), *(run.data.config.path for run in waiting))
     workers = min(workers or min(os.cpu_count() or 1, 8), max(len(waiting), 1))
     threads, stop = max(1, (os.cpu_count() or 1)//workers), threading.Event()
-    if len(waiting) < len(all_runs): log.info("%d of %d runs are done already", len(all_runs) - len(waiting), len(all_runs))
+    if len(waiting) < len(all_runs):
+        log.info("%d of %d runs are done already", len(all_runs) - len(waiting), len(all_runs))
 
     def one(run):
         parameters = {"audio": run.data.config.path, "runs": str(runs_folder(runs)), "preset": "",
@@ -166,7 +172,8 @@ def run_all(
     finally:
         if executor is None: pool.shutdown(wait=True, cancel_futures=True)
     failures = {run: f.exception() for f, run in futures.items() if f.exception() or not run.done}
-    if failures: raise RuntimeError("\n\n".join(f"run {r.hash} failed: {e or 'it left no record'}" for r, e in failures.items()))
+    if failures:
+        raise RuntimeError("\n\n".join(f"run {r.hash} failed: {e or 'it left no record'}" for r, e in failures.items()))
     return all_runs
 
 # %% ../../nbs/studies/03_batch.ipynb #89c61d82

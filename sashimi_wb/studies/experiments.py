@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from ..core.checks import (Count, NonNegative, OneOf, Positive, Range, Seconds, Seed, Share, Temperature, check_names,
+from ..core.checks import (Count, NonNegative, OneOf, Positive, Range, Seconds, Seed, Share, Temperature,
+                                    check_names,
                                field_types, read_values)
 from ..core.system import bundled, check_fields, check_int, check_value, choose
 from ..audio.windows import DataConfig
@@ -88,7 +89,8 @@ class Experiment:
 
     def data_config(self, path) -> DataConfig:
         """How the audio of a folder becomes batches."""
-        return DataConfig(str(path), self.bits, self.quantization, self.scaling, self.input, self.sample_len, self.channels,
+        return DataConfig(str(path), self.bits, self.quantization, self.scaling, self.input, self.sample_len,
+                          self.channels,
                           self.interleaving_strategy, self.target_sr, self.train_percentage, self.drop_last,
                           self.batch_size, self.train_chunk_size, self.val_chunk_size, self.split_seed,
                           dataset=self.dataset, stem=self.stem, tokens="bytes" if self.head == "bytes" else "codes",
@@ -97,7 +99,8 @@ class Experiment:
     def model_config(self) -> ModelConfig:
         """The model's sizes."""
         kernel = KernelConfig(self.kernel, self.d_state, disc="zoh" if self.kernel == "diag" else "bilinear")
-        backbone = SaShiMiConfig(self.d_model, self.n_layers, self.pool, self.expand, self.ff, kernel, dropout=self.dropout)
+        backbone = SaShiMiConfig(self.d_model, self.n_layers, self.pool, self.expand, self.ff, kernel,
+                                 dropout=self.dropout)
         return ModelConfig(self.bits, self.encoder, self.head, self.n_mixtures, self.tie_weights, backbone)
 
     def train_config(self, max_steps: int | None = None) -> TrainConfig:
@@ -111,14 +114,19 @@ _DML = {"head": "dml", "lr": 0.01}
 _STEREO = {"channels": "stereo"}
 _SC09 = {"dataset": "sc09", "quantization": "mu_law", "sample_len": 16000, "target_sr": 16000, "batch_size": 32}
 _YOUTUBEMIX = {"dataset": "youtubemix", "quantization": "mu_law", "sample_len": 960512, "target_sr": 16000}
-_SMALL = {"quantization": "mu_law", "target_sr": 16000, "train_percentage": 0.78, "d_model": 32, "n_layers": 1, "pool": (2, 4),
-          "kernel": "diag", "d_state": 32, "sample_len": 1024, "batch_size": 4, "train_chunk_size": 60, "val_chunk_size": 4,
-          "steps": (240,), "warmup_steps": 20, "scheduler": "constant", "drop_last": False, "prompt_s": 0.4, "continuation_s": 1.0}
-_DEMO = _SMALL | {"target_sr": 8000, "train_percentage": 0.84, "train_chunk_size": None, "val_chunk_size": None, "warmup_steps": 100,
+_SMALL = {"quantization": "mu_law", "target_sr": 16000, "train_percentage": 0.78, "d_model": 32, "n_layers": 1,
+          "pool": (2, 4),
+          "kernel": "diag", "d_state": 32, "sample_len": 1024, "batch_size": 4, "train_chunk_size": 60,
+          "val_chunk_size": 4,
+          "steps": (240,), "warmup_steps": 20, "scheduler": "constant", "drop_last": False, "prompt_s": 0.4,
+          "continuation_s": 1.0}
+_DEMO = _SMALL | {"target_sr": 8000, "train_percentage": 0.84, "train_chunk_size": None, "val_chunk_size": None,
+                  "warmup_steps": 100,
                   "scheduler": "cosine", "temperature": 0.7}
 _MUSDB = {"dataset": "musdb18hq"}
 _SMOKE = {"d_model": 8, "d_state": 8, "sample_len": 512, "batch_size": 1, "train_chunk_size": 2,
-          "val_chunk_size": 1, "steps": (4,), "prompt_s": 0.02, "continuation_s": 0.02, "target_sr": 4000, "test_s": 0.5}
+          "val_chunk_size": 1, "steps": (4,), "prompt_s": 0.02, "continuation_s": 0.02, "target_sr": 4000,
+          "test_s": 0.5}
 
 PRESETS = {
     "sashimi-musdb18mono": _MUSDB,
@@ -134,8 +142,10 @@ PRESETS = {
     "sashimi-sc09": _SC09,
     "small": _SMALL,
     "smoke": _SMALL | _SMOKE,
-    "demo-music": _DEMO | {"quantization": "linear", "sample_len": 2048, "batch_size": 2, "steps": (9000,), "prompt_s": 1.0, "continuation_s": 1.0},
-    "demo-digits": _DEMO | {"sample_len": 4000, "batch_size": 1, "steps": (2400,), "dropout": 0.1, "prompt_s": 0.45, "continuation_s": 0.55},
+    "demo-music": _DEMO | {"quantization": "linear", "sample_len": 2048, "batch_size": 2, "steps": (9000,),
+                           "prompt_s": 1.0, "continuation_s": 1.0},
+    "demo-digits": _DEMO | {"sample_len": 4000, "batch_size": 1, "steps": (2400,), "dropout": 0.1, "prompt_s": 0.45,
+                            "continuation_s": 0.55},
 }
 
 
@@ -160,7 +170,8 @@ def _as_stereo(base, strategy):
 
 def _at_depth(base, bits, head):
     if (bits, head) == (8, "bytes"): head = "categorical"             # one byte a sample: the same model, trained once
-    return replace(base, quantization="linear", bits=bits, head=head, batch_size=-(-base.batch_size//2), steps=tuple(-(-s//2) for s in base.steps))
+    return replace(base, quantization="linear", bits=bits, head=head, batch_size=-(-base.batch_size//2),
+                   steps=tuple(-(-s//2) for s in base.steps))
 
 
 ABLATIONS = {
@@ -179,7 +190,8 @@ ABLATIONS = {
     },
     "bit_depth": {
         f"{bits} bit {head}": lambda base, bits=bits, head=head: _at_depth(base, bits, head)
-        for bits, heads in ((8, ("categorical", "dml", "bytes")), (16, ("categorical", "dml", "bytes")), (24, ("bytes",)))
+        for bits, heads in ((8, ("categorical", "dml", "bytes")), (16, ("categorical", "dml", "bytes")),
+                            (24, ("bytes",)))
         for head in heads
     },
 }
@@ -206,7 +218,8 @@ def ablation_arms(
     check_int("n_seeds", n_seeds, 1, 1000)
     arms = choose(ablation, ABLATIONS, "ablation")
     def seeded(e, i): return replace(e, seed=base.seed + i, continuation_s=base.continuation_s if i == 0 else 0.0)
-    return {name: [seeded(arm(base), i) for i in range(n_seeds)] for name, arm in arms.items()}   # the first seed is heard
+    # the first seed is heard
+    return {name: [seeded(arm(base), i) for i in range(n_seeds)] for name, arm in arms.items()}
 
 # %% ../../nbs/studies/01_experiments.ipynb #1f13060e
 @dataclass(frozen=True)

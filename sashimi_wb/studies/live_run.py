@@ -42,10 +42,14 @@ class Training:
         self.here[run.folder] = self
         self.errors, self.queue, self.last = tempfile.TemporaryFile(), queue.Queue(), {}
         path = os.pathsep.join(filter(None, [str(package_folder().parent), os.environ.get("PYTHONPATH")]))
-        self.process = subprocess.Popen([sys.executable, "-P", "-c", "from sashimi_wb.studies.live_worker import main; main()"], text=True, encoding="utf-8",
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, env=os.environ | {"PYTHONPATH": path},
+        self.process = subprocess.Popen([sys.executable, "-P", "-c",
+                                         "from sashimi_wb.studies.live_worker import main; main()"], text=True,
+                                         encoding="utf-8",
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
+                                        env=os.environ | {"PYTHONPATH": path},
                                         start_new_session=True)          # an interrupt of the kernel is not for it
-        wish = {"experiment": to_json(run.experiment), "audio": run.data.config.path, "runs": str(run.folder.parent), "every": every}
+        wish = {"experiment": to_json(run.experiment), "audio": run.data.config.path, "runs": str(run.folder.parent),
+                "every": every}
         self.process.stdin.write(json.dumps(wish) + "\n")
         self.process.stdin.flush()
         threading.Thread(target=self._listen, daemon=True).start()
@@ -136,7 +140,8 @@ class Progress:
         per_nat = self.run.data.config.tokens_per_sample/np.log(2)
         edges = np.unique(np.linspace(0, self.step, min(200, self.step) + 1).astype(int))
         means = np.add.reduceat(self.nats, edges[:-1])/np.diff(edges)*per_nat if self.step else []
-        found = {"training": (edges[1:], means), "validation": ([v["step"] for v in self.epochs], [v["val"]["bits_per_sample"] for v in self.epochs])}
+        found = {"training": (edges[1:], means),
+                 "validation": ([v["step"] for v in self.epochs], [v["val"]["bits_per_sample"] for v in self.epochs])}
         return {name: curve for name, curve in found.items() if len(curve[0])}
 
     @classmethod
@@ -145,7 +150,8 @@ class Progress:
         record = run.record
         curve = record["curve"]
         nats = np.repeat(np.multiply(curve["bits"], np.log(2)), np.diff([0, *curve["steps"]])).tolist()
-        return cls(run, len(nats), nats=nats, epochs=record["validation"], baselines=record["baselines"], parameters=record["parameter_count"], doing="")
+        return cls(run, len(nats), nats=nats, epochs=record["validation"], baselines=record["baselines"],
+                   parameters=record["parameter_count"], doing="")
 
     def said(self) -> str:
         """How it goes, in a line."""
@@ -154,7 +160,8 @@ class Progress:
         at = f"step {self.step:,} of {self.total:,}, epoch {self.step//self.epoch_steps + 1:,} of {-(-self.total//self.epoch_steps):,}" if self.total else ""
         if self.total and self.step >= self.total: at, left = f"all {self.total:,} steps done", ""
         bits = f"bits: {', '.join(bits)}" if bits else ""
-        parts = [at, bits, f"{self.speed:,.0f} tokens/s" if self.speed else "", left, f"{self.parameters:,} parameters" if self.parameters else "", self.device, self.doing]
+        parts = [at, bits, f"{self.speed:,.0f} tokens/s" if self.speed else "", left,
+                 f"{self.parameters:,} parameters" if self.parameters else "", self.device, self.doing]
         return "; ".join(filter(None, parts))
 
 # %% ../../nbs/studies/07_live_run.ipynb #eb9e8f87
@@ -163,12 +170,16 @@ def curves_figure(
 )->Picture: # bits per sample over steps, with order-0 entropy and FLAC as levels, loss on the right
     """How a run learns."""
     e, found, levels = progress.run.experiment, progress.curves, progress.baselines
-    fig = plot_curves(found, {name: levels[key] for key, name in {"order0": "order-0 entropy", "flac8": "FLAC level 8"}.items() if key in levels})
+    fig = plot_curves(found,
+                      {name: levels[key] for key, name in {"order0": "order-0 entropy", "flac8": "FLAC level 8"}.items()
+                       if key in levels})
     ax, nats = fig.axes[0], np.log(2)/progress.run.data.config.tokens_per_sample
     for line in (*ax.lines, *fig.legends[0].legend_handles):
         if line.get_label() == "training": line.set(linewidth=1.1, alpha=0.8)
-        if line.get_label() == "validation": line.set(marker="o", markersize=7, markeredgecolor="white", linewidth=2.4, zorder=5)
-    total, step, top = max(progress.total, 1), progress.step, max((max(values) for _, values in found.values()), default=0)
+        if line.get_label() == "validation":
+            line.set(marker="o", markersize=7, markeredgecolor="white", linewidth=2.4, zorder=5)
+    total, step, top = max(progress.total, 1), progress.step, max((max(values) for _, values in found.values()),
+                                                                  default=0)
     ax.set_xlim(0, total if 4*step > total else min(total, 8*2**max(0, int(np.ceil(np.log2(max(step, 1)/7))))))
     if top > 1.5*e.bits: ax.set_ylim(top=1.5*e.bits)        # where a run begins need not be seen whole
     right = ax.secondary_yaxis("right", functions=(lambda bits: bits*nats, lambda loss: loss/nats))
@@ -223,8 +234,10 @@ def clips_html(
     rate, waves = next(iter(waves.values()))[1], {name: wave for name, (wave, _) in waves.items()}
     few = {name: waves[name] for name in spread(list(waves), drawn) if len(waves[name]) >= 64}
     prompt_s = min([run.experiment.prompt_s, *(len(w)/rate for w in few.values())])
-    note = markup("<small>{} of {} clips; all are in {}</small>", len(waves), len(files), run.folder/"clips") if len(waves) < len(files) else ""
-    seen = figure_html(plot_clips(few, rate, dict.fromkeys(few, prompt_s)), f"Waveforms and mel spectrograms: {', '.join(few)}", 96) if few else ""
+    note = markup("<small>{} of {} clips; all are in {}</small>", len(waves), len(files),
+                  run.folder/"clips") if len(waves) < len(files) else ""
+    seen = figure_html(plot_clips(few, rate, dict.fromkeys(few, prompt_s)),
+                       f"Waveforms and mel spectrograms: {', '.join(few)}", 96) if few else ""
     return markup("{}{}{}{}", player_row(waves, rate), note, said, seen).data
 
 # %% ../../nbs/studies/07_live_run.ipynb #e32e9604

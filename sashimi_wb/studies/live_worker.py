@@ -62,13 +62,15 @@ class TellingKeeper(Keeper):
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         super().on_train_batch_end(trainer, module, outputs, batch, batch_idx)
         due = self.every and trainer.global_step % self.every == 0
-        if due and self.batch < self.n_batches and not trainer.should_stop:    # at the end of an epoch its validation comes first
+        # at the end of an epoch its validation comes first
+        if due and self.batch < self.n_batches and not trainer.should_stop:
             self.save(trainer)
             self.clip(trainer, module)
 
     def on_train_epoch_start(self, trainer, module):
         super().on_train_epoch_start(trainer, module)
-        if self.batch == 0 and self.epoch and (not self.every or trainer.global_step % self.every == 0): self.clip(trainer, module)
+        if self.batch == 0 and self.epoch and (not self.every or trainer.global_step % self.every == 0):
+            self.clip(trainer, module)
 
     def on_validation_start(self, trainer, module): self.tell(doing="validating")
 
@@ -108,7 +110,9 @@ def carry_out(
     def show(what, value):
         if what == "stages":
             device, n = pick_device(), torch.get_num_threads()
-            tell(parameters=sum(s["params"] or 0 for s in value), device=torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {n} thread{'s'*(n > 1)}")
+            tell(parameters=sum(s["params"] or 0 for s in value),
+                 device=torch.cuda.get_device_name(device) if device.type == "cuda"
+                 else f"CPU, {n} thread{'s'*(n > 1)}")
             threading.Thread(target=lambda: tell(baselines=baselines(run.data)), daemon=True).start()
         if what == "history": tell(history=value.train_nats, epochs=value.epochs, doing="generating the final clip")
         if what == "clips": tell(doing="writing the record")
@@ -122,12 +126,14 @@ def main()->None:
     lines, sys.stdout = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8"), sys.stderr
     speaking = threading.Lock()
     def tell(**news):
-        with speaking, suppress(BrokenPipeError): print(json.dumps(news), file=lines)     # nobody may be listening any more
+        with speaking, suppress(BrokenPipeError):
+            print(json.dumps(news), file=lines)     # nobody may be listening any more
     def watch():
         sys.stdin.read()
         _thread.interrupt_main()
     end_with_parent(os.getppid(), 10.0)                          # asked to stop first, by the end of its input
-    signal.signal(signal.SIGINT, signal.default_int_handler)     # also where it was ignored, as in the background of a shell
+    # also where it was ignored, as in the background of a shell
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         wish = json.loads(sys.stdin.readline())
         threading.Thread(target=watch, daemon=True).start()
@@ -135,4 +141,5 @@ def main()->None:
         tell(ended="done")
     except KeyboardInterrupt as e: tell(ended="stopped", why=str(e))
     except (ValueError, OSError) as e: tell(ended="failed", why=str(e))
-    os._exit(0)     # everything is written; Python would take seconds to leave, and falls over a thread that still counts baselines
+    # everything is written; Python would take seconds to leave, and falls over a thread that still counts baselines
+    os._exit(0)

@@ -33,16 +33,20 @@ def bits_figure(ablation, records):
     """Final bits of every arm with its baselines; layouts as matched by seconds. Depths are compared by their ratio to FLAC."""
     rows = [r for r in result_rows(records) if r["matched"] in ("", "seconds")]
     if ablation == "bit_depth":
-        return plot_bits([{"arm": r["arm"], "bits": r["of_flac"], "baselines": {name: r[k]/r["flac8"] for k, name in BASELINES.items() if k != "order0"}}
-                          for r in rows], x="bits per sample over whole files, as a multiple of FLAC level 8 (fewer is better)")
-    return plot_bits([{"arm": r["arm"], "bits": r["realisable"], "baselines": {name: r[k] for k, name in BASELINES.items() if k != "flac5"}}
+        return plot_bits([{"arm": r["arm"], "bits": r["of_flac"],
+                           "baselines": {name: r[k]/r["flac8"] for k, name in BASELINES.items() if k != "order0"}}
+                          for r in rows],
+                          x="bits per sample over whole files, as a multiple of FLAC level 8 (fewer is better)")
+    return plot_bits([{"arm": r["arm"], "bits": r["realisable"],
+                       "baselines": {name: r[k] for k, name in BASELINES.items() if k != "flac5"}}
                       for r in rows])
 
 
 def curves_figure(ablation, records):
     """Training loss of every arm and seed; none for arms whose tokens differ."""
     if ablation == "bit_depth": return None
-    return plot_curves({arm: [(r["curve"]["steps"], r["curve"]["bits"]) for r in seeds] for arm, seeds in records.items()},
+    return plot_curves({arm: [(r["curve"]["steps"], r["curve"]["bits"]) for r in seeds]
+                        for arm, seeds in records.items()},
                        y="training bits per token", x="step")
 
 
@@ -51,10 +55,12 @@ def clip(
     name:str,    # "original", "quantized" or "continuation"
 )->np.ndarray:   # (t,) or (t, c)
     """A clip of a run. Raises: FileNotFoundError if the run's audio is gone."""
-    if name == "continuation" and "no_continuation" in record: raise FileNotFoundError(f"no continuation: {record['no_continuation']}")
+    if name == "continuation" and "no_continuation" in record:
+        raise FileNotFoundError(f"no continuation: {record['no_continuation']}")
     path = Path(record["folder"])/f"{name}.flac"
     if not path.exists(): raise FileNotFoundError(f"no {path}; delete that run's folder and run it again")
-    with reading(path, "a clip of a run", "delete that run's folder and run it again"): return soundfile.read(file_name(path), dtype="float32")[0]
+    with reading(path, "a clip of a run", "delete that run's folder and run it again"):
+        return soundfile.read(file_name(path), dtype="float32")[0]
 
 
 def heard(
@@ -91,7 +97,8 @@ def in_step(
                 lost.append(f"{arm}: {e}")
                 continue
             rate = record["sample_rate"]
-            same.setdefault((arm if kind == "continuation" else "", rate, wave.tobytes()), (wave, rate, []))[2].append(arm)
+            same.setdefault((arm if kind == "continuation" else "", rate, wave.tobytes()),
+                            (wave, rate, []))[2].append(arm)
         for wave, rate, arms in same.values():
             title = kind if len(same) == 1 and kind != "continuation" else f"{' and '.join(arms)}: {kind}"
             clips[title], rates[title] = wave, rate
@@ -115,7 +122,8 @@ def clips_figure(ablation, records):
     """Waveforms and mel spectrograms: the original and every arm's continuation of its beginning; of depths one arm each."""
     first = next(iter(records.values()))[0]
     if ablation == "bit_depth":
-        records = {arm: seeds for arm, seeds in records.items() if arm.endswith(_ONE_EACH) and seeds[0]["data"] == first["data"]}
+        records = {arm: seeds for arm, seeds in records.items() if arm.endswith(_ONE_EACH)
+                   and seeds[0]["data"] == first["data"]}
     clips = heard(records)
     made = {arm: c["continuation"] for arm, c in clips.items() if "continuation" in c}
     shown = {"original": next(iter(clips.values()))["original"]} | made
@@ -130,7 +138,8 @@ def quantized_figure(ablation, records):
     p, wave = first["parameters"], clip(first, "original")
     wave = wave[:, None] if wave.ndim == 1 else wave
     if p["bits"] > 16: return None
-    return noise_figure(Quantized(wave, first["sample_rate"], Quantizer(p["quantization"], p["bits"], p["scaling"])), sweep(wave, p["scaling"]))
+    return noise_figure(Quantized(wave, first["sample_rate"], Quantizer(p["quantization"], p["bits"], p["scaling"])),
+                        sweep(wave, p["scaling"]))
 
 
 def channels_figure(ablation, records):
@@ -147,7 +156,8 @@ def unet_figure(ablation, records):
 
 def layouts_figure(ablation, records):
     """How the layouts of an ablation order the samples of two channels."""
-    names = dict.fromkeys(r["parameters"]["interleaving_strategy"] for s in records.values() for r in s if r["n_channels"] == 2)
+    names = dict.fromkeys(r["parameters"]["interleaving_strategy"] for s in records.values() for r in s
+                          if r["n_channels"] == 2)
     return plot_layout({name: token_order(64, 2, name) for name in names}, n_tokens=40) if names else None
 
 # %% ../../nbs/studies/05_report.ipynb #305507cd
@@ -159,9 +169,11 @@ SECTIONS: list[tuple[str, Callable, str]] = [
     ("", bits_figure, "Bits per sample of every arm with the spread of its seeds, beside order-0 entropy and FLAC"),
     ("Listen", players, ""),
     ("", clips_figure, "Waveforms and mel spectrograms of the original and of every arm's continuation"),
-    ("As quantized", quantized_figure, "Spectra of the test audio and of its quantization error; signal-to-noise ratio over 1 to 16 bits"),
+    ("As quantized", quantized_figure,
+     "Spectra of the test audio and of its quantization error; signal-to-noise ratio over 1 to 16 bits"),
     ("Learning", curves_figure, "Training loss of every arm and seed over steps"),
-    ("The channels", channels_figure, "Left, right, mid and side over time; correlation of left and right over lags; right against left"),
+    ("The channels", channels_figure,
+     "Left, right, mid and side over time; correlation of left and right over lags; right against left"),
     ("The layouts", layouts_figure, "Tokens of both channels in the order of every layout"),
     ("The forward pass", unet_figure, "The U-shape of the model with shape, parameters and memory of every stage"),
 ]
@@ -182,7 +194,8 @@ def report_html(
         parts.append(markup('<h2 id="{}">{}</h2>', ablation, QUESTIONS[ablation]))
         for heading, build, alt in SECTIONS:
             try: made = build(ablation, records)
-            except (OSError, ValueError, LookupError, TypeError) as e:     # of one damaged or missing file; the others are there to be seen
+            # of one damaged or missing file; the others are there to be seen
+            except (OSError, ValueError, LookupError, TypeError) as e:
                 log.warning("left out of the report: %s", e)
                 made = markup("<p>Left out: {}</p>", e)
             if made is None: continue
@@ -206,7 +219,8 @@ def _provenance(records):
                f"{p['device']}. Test files: {', '.join(first['test_files'])}. Audio ")
     return markup("<details><summary>Provenance: {} runs, {:.1f} process minutes, at most {:.2f} GB each</summary>"
                   "<p>Package {}, revision <code>{}</code>{}<code>{}</code>.</p><p>Shared parameters: <code>{}</code></p><p>Runs: {}</p></details>",
-                  len(every), minutes, peak, p["package"], p["revision"] or "unknown", machine, first["data"][:16], json.dumps(same), names)
+                  len(every), minutes, peak, p["package"], p["revision"] or "unknown", machine, first["data"][:16],
+                  json.dumps(same), names)
 
 
 def write_report(

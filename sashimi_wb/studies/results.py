@@ -15,9 +15,12 @@ from ..training.metrics import bits_per_byte, compression_ratio
 from ..show.players import markup, table
 
 # %% ../../nbs/studies/04_results.ipynb #78dca2f0
-METRICS = {"bits_per_sample": "bits per sample", "realisable": "bits, dequantized input", "whole": "whole file", "bits_per_byte": "bits per byte",
-           "compression_ratio": "compression ratio", "accuracy": "accuracy", "accuracy@3": "@3", "accuracy@5": "@5", "accuracy@10": "@10"}
-BASELINES = {"order0": "order-0 entropy", "flac5": "FLAC level 5", "flac8": "FLAC level 8", "lpc_rice": "linear prediction, Rice"}
+METRICS = {"bits_per_sample": "bits per sample", "realisable": "bits, dequantized input", "whole": "whole file",
+           "bits_per_byte": "bits per byte",
+           "compression_ratio": "compression ratio", "accuracy": "accuracy", "accuracy@3": "@3", "accuracy@5": "@5",
+           "accuracy@10": "@10"}
+BASELINES = {"order0": "order-0 entropy", "flac5": "FLAC level 5", "flac8": "FLAC level 8",
+             "lpc_rice": "linear prediction, Rice"}
 
 
 def result_rows(
@@ -29,7 +32,8 @@ def result_rows(
         n = len(seeds[0]["results"])
         for i, first in enumerate(seeds[0]["results"]):
             tests = [r["results"][i]["test"] for r in seeds]
-            rows.append({"arm": arm, "matched": "" if n == 1 else ("tokens", "seconds")[i] if n == 2 else f"{first['steps']} steps",
+            rows.append({"arm": arm,
+                         "matched": "" if n == 1 else ("tokens", "seconds")[i] if n == 2 else f"{first['steps']} steps",
                          "steps": first["steps"], "tokens": first["tokens"], "audio_s": first["audio_s"]}
                         | {k: [t[k] for t in tests] for k in METRICS} | {k: seeds[0]["baselines"][k] for k in BASELINES}
                         | {"of_flac": [t["whole"]/seeds[0]["baselines"]["flac8"] for t in tests],
@@ -58,8 +62,13 @@ def _both(left, right, record):
             | {"of_flac": [w/((left["flac8"] + right["flac8"])/2) for w in row["whole"]]})
 
 # %% ../../nbs/studies/04_results.ipynb #f3da9100
-COLUMNS = ({"arm": "arm", "matched": "matched by"} | {k: METRICS[k] for k in ("bits_per_sample", "realisable", "whole")} | {"of_flac": "whole file / FLAC 8"}
-           | {k: BASELINES[k] for k in ("flac8", "lpc_rice", "flac5", "order0")} | {k: v for k, v in METRICS.items() if k not in ("bits_per_sample", "realisable", "whole")}
+COLUMNS = ({"arm": "arm",
+            "matched": "matched by"} | {k: METRICS[k]
+                                        for k in ("bits_per_sample", "realisable",
+                                                  "whole")} | {"of_flac": "whole file / FLAC 8"}
+           | {k: BASELINES[k]
+              for k in ("flac8", "lpc_rice", "flac5", "order0")} | {k: v for k, v in METRICS.items()
+                                                                    if k not in ("bits_per_sample", "realisable", "whole")}
            | {"tokens": "tokens seen", "audio_s": "seconds of audio", "params": "parameters", "coded": "bits of"})
 
 
@@ -75,9 +84,11 @@ def rows_table(
     if {r["coded"] for r in rows} in ({"the file"}, {"a reduced signal"}): empty.add("coded")      # a sentence says it
     shown = {k: COLUMNS[k] for k in columns if k not in empty}
     plain = [{k: r[k][0] if isinstance(r[k], list) and len(r[k]) == 1 else r[k] for k in shown} for r in rows]
-    formats = dict.fromkeys((*BASELINES, "of_flac", *(METRICS if len(rows[0]["whole"]) == 1 else ())), ".3f") | {"audio_s": ",.1f"}
+    formats = dict.fromkeys((*BASELINES, "of_flac", *(METRICS if len(rows[0]["whole"]) == 1 else ())),
+                            ".3f") | {"audio_s": ",.1f"}
     made = table(plain, shown, {k: v for k, v in formats.items() if k in shown}, {"of_flac": "min"}, caption)
-    return markup('{}<ul style="max-width:50rem;font-size:.9em">{}</ul>', made, [markup("<li>{}</li>", line) for line in said])
+    return markup('{}<ul style="max-width:50rem;font-size:.9em">{}</ul>', made,
+                  [markup("<li>{}</li>", line) for line in said])
 
 
 def result_table(
@@ -99,17 +110,20 @@ def sentences(
     p = first["parameters"]
     out = ([] if ablation == "bit_depth" else _ahead(rows)) + _SPECIFIC[ablation](records)
     longer = [r["arm"] for r in rows if np.mean(r["whole"]) > np.mean(r["realisable"]) + 0.05]
-    if longer: out.append(f"Whole files cost {', '.join(longer)} more than windows: trained on windows that begin without a past, "
+    if longer:
+        out.append(f"Whole files cost {', '.join(longer)} more than windows: trained on windows that begin without a past, "
                           "these models have not met the states that a long past leaves.")
     above = [r["arm"] for r in rows if np.mean(r["whole"]) >= r["flac8"]]
-    if above: out.append(f"FLAC needs fewer bits than {', '.join(above)}: these models have seen {rows[0]['audio_s']:.0f} s of audio, "
+    if above:
+        out.append(f"FLAC needs fewer bits than {', '.join(above)}: these models have seen {rows[0]['audio_s']:.0f} s of audio, "
                          "while linear prediction, which FLAC starts from, has nothing to learn but its coefficients.")
     else: out.append("Every arm lies below FLAC at the same depth on the same samples.")
     if p["quantization"] != "linear" and ablation != "bit_depth":
         out.append(f"FLAC codes the same {p['bits']}-bit mu-law codes here, and companding spoils its linear prediction: for linear codes of "
                    f"the same samples it needs {first['baselines']['flac8_linear']:.3f} bits, at another signal-to-noise ratio.")
     said = dict.fromkeys(why for seeds in records.values() for why in seeds[0]["reductions"])
-    out.append(f"The bits are not those of the files: {'; '.join(said)}." if said else "The bits are those of the files, sample for sample.")
+    out.append(f"The bits are not those of the files: {'; '.join(said)}." if said
+               else "The bits are those of the files, sample for sample.")
     besides = dict.fromkeys(remark for seeds in records.values() for remark in seeds[0]["remarks"])
     if besides: out.append(f"Besides: {'; '.join(besides)}.")
     out.append(f"These are small models after short trainings, {n} seed{'s' if n > 1 else ''} and one split of one corpus; test windows of "

@@ -26,7 +26,8 @@ import torch
 from .. import __version__
 from ..training.baselines import all_baselines, flac_bits_per_sample
 from ..training.checkpoints import load_tree, save_tree, save_weights
-from ..core.system import (audio_folder, check_plain, check_value, in_clone, log, package_folder, pick_device, read_json, reading,
+from ..core.system import (audio_folder, check_plain, check_value, in_clone, log, package_folder, pick_device,
+                                    read_json, reading,
                              runs_folder, seed_everything, to_json, write_atomic)
 from ..audio.windows import AudioData
 from ..training.evaluation import evaluate, evaluate_whole
@@ -53,7 +54,8 @@ def code_sources(
         module = waiting.pop()
         if module in sources or (path := file(module)) is None: continue
         sources[module] = path.read_text(encoding="utf-8")        # line ends of any system become the same
-        waiting += [name for name in _imports(sources[module], module, path.name == "__init__.py") if name.split(".")[0] == package.name]
+        waiting += [name for name in _imports(sources[module], module, path.name == "__init__.py")
+                    if name.split(".")[0] == package.name]
     return dict(sorted(sources.items()))
 
 
@@ -115,14 +117,19 @@ class Run:
     def progress(self) -> float:
         """Share of the training that is done, from 0 to 1."""
         if self.done: return 1.0
-        try: return min(1.0, max(0.0, read_json(self.folder/"progress.json", "the progress of a run", {"share": float})["share"]))
+        try:
+            return min(1.0,
+                       max(0.0, read_json(self.folder/"progress.json", "the progress of a run",
+                                          {"share": float})["share"]))
         except (OSError, ValueError): return 0.0
 
 
 RECORD = {                  # what `execute` writes; "?": missing in records of earlier versions
-    "hash": str, "parameters": dict, "code": str, "data": str, "results": [{"steps": int, "tokens": int, "audio_s": float, "test": {str: (float, list)}}],
+    "hash": str, "parameters": dict, "code": str, "data": str,
+    "results": [{"steps": int, "tokens": int, "audio_s": float, "test": {str: (float, list)}}],
     "baselines": {str: float}, "stages": [dict], "curve": {"steps": [int], "bits": [float]},
-    "validation": [{"step": int, "val?": {str: (float, list)}}], "sample_rate": int, "n_channels?": int, "reductions?": [str], "remarks?": [str],
+    "validation": [{"step": int, "val?": {str: (float, list)}}], "sample_rate": int, "n_channels?": int,
+    "reductions?": [str], "remarks?": [str],
     "test_files": [str], "parameter_count": int, "seconds": {"training": float, "all": float}, "peak_bytes?": int,
     "provenance": {"finished": str}, "no_continuation?": str}
 REMEDY = "it is made again when the run is carried out; or delete it"
@@ -144,7 +151,8 @@ def check_record(
     """Return a record that holds what the record of a run must hold. Raises: ValueError that names the place."""
     check_plain(record, RECORD)
     if not record["results"]: raise ValueError("results: expected at least one, got none")
-    if len(record["curve"]["steps"]) != len(record["curve"]["bits"]): raise ValueError("curve: expected as many steps as bits")
+    if len(record["curve"]["steps"]) != len(record["curve"]["bits"]):
+        raise ValueError("curve: expected as many steps as bits")
     return record
 
 # %% ../../nbs/studies/02_run.ipynb #08054be3
@@ -176,7 +184,8 @@ def listen(
     if model is None: return clips
     made = quantized[:n_prompt]
     if n_prompt < len(original):
-        made = generate(model.eval(), len(original) - n_prompt, original[None, :n_prompt] if n_prompt else None, temperature=e.temperature,
+        made = generate(model.eval(), len(original) - n_prompt, original[None, :n_prompt] if n_prompt else None,
+                        temperature=e.temperature,
                         seed=e.seed, quantizer=q, n_channels=run.data.n_channels, strategy=e.interleaving_strategy,
                         progress=progress, sample_rate=run.data.sample_rate, keep_prompt=True)[0]
     return clips | {"continuation": made.clamp(-1, 1).numpy()}
@@ -207,7 +216,8 @@ def score(
     if run.experiment.input == "raw":
         data = AudioData(replace(run.data.config, input="dequantized"))
         realisable = evaluate(model, data.test_loader(), device=device, ks=())["bits_per_sample"]
-    return figures | {"realisable": realisable, "whole": evaluate_whole(model, data, device=device, ks=(), progress=progress)["bits_per_sample"]}
+    return figures | {"realisable": realisable,
+                      "whole": evaluate_whole(model, data, device=device, ks=(), progress=progress)["bits_per_sample"]}
 
 # %% ../../nbs/studies/02_run.ipynb #83f79dac
 def execute(
@@ -220,7 +230,8 @@ def execute(
 
     Raises: OSError if the folder cannot be written; ValueError as training does, or if another process has the run and is not waited for."""
     if run.done: return run.record
-    with holding(run.folder, "run", wait): return run.record if run.done else _carry_out(run, progress, show or (lambda what, value: None))
+    with holding(run.folder, "run", wait):
+        return run.record if run.done else _carry_out(run, progress, show or (lambda what, value: None))
 
 
 def _score_at(run, steps, progress, tick):
@@ -235,11 +246,13 @@ def _score_at(run, steps, progress, tick):
         log.warning("the score after %d steps is gone, and the training has gone on to step %d: training again up to it", steps, done)
         training = run.folder/f"training-{steps}"
     history = fit(model, run.data, e.train_config(steps), training, progress=progress, on_epoch=tick)
-    if steps and history.steps != steps: raise ValueError(f"{training}: expected {steps} steps, got {history.steps}; delete it, to train again")
+    if steps and history.steps != steps:
+        raise ValueError(f"{training}: expected {steps} steps, got {history.steps}; delete it, to train again")
     if not kept:
         windows = history.steps*e.batch_size
         kept = {"steps": history.steps, "tokens": windows*run.data.config.n_tokens,
-                "audio_s": windows*(e.sample_len - e.context_len)/run.data.sample_rate, "test": score(run, model, device, progress)}
+                "audio_s": windows*(e.sample_len - e.context_len)/run.data.sample_rate,
+                "test": score(run, model, device, progress)}
         save_tree(path, {"hash": run.hash, "result": kept})
     return history, model, kept
 
@@ -251,7 +264,8 @@ def _kept(path, run, steps):
         with reading(path, "a score of this run", "it is made again"):
             check_plain(saved, {"hash": str, "result": RECORD["results"][0]})
             if saved["hash"] != run.hash: raise ValueError("it is another run's")
-            if steps and saved["result"]["steps"] != steps: raise ValueError(f"it is of step {saved['result']['steps']}")
+            if steps and saved["result"]["steps"] != steps:
+                raise ValueError(f"it is of step {saved['result']['steps']}")
             return saved["result"]
     except FileNotFoundError: return None
     except ValueError as e: log.warning("%s", e)
@@ -276,18 +290,21 @@ def _carry_out(run, progress, show):
         results.append(result)
     show("history", history)
     try: clips, unheard = listen(run, model.to("cpu"), progress), {}
-    except (ValueError, RuntimeError, MemoryError) as error:       # a trained run keeps its record, also where it cannot be heard
+    # a trained run keeps its record, also where it cannot be heard
+    except (ValueError, RuntimeError, MemoryError) as error:
         log.warning("run %s has no continuation: %s", run.hash, error)
         clips, unheard = listen(run, None), {"no_continuation": str(error)}
     show("clips", clips)
-    for name, wave in clips.items(): write_atomic(run.folder/f"{name}.flac", sound_bytes(wave, run.data.sample_rate, "flac"))
+    for name, wave in clips.items():
+        write_atomic(run.folder/f"{name}.flac", sound_bytes(wave, run.data.sample_rate, "flac"))
     save_weights(run.folder/"model.safetensors", model, to_json(e.model_config()),
                  {"experiment": to_json(e), "sample_rate": run.data.sample_rate})
     record = {
         "hash": run.hash, **run.identity, "results": results, "baselines": baselines(run.data), "stages": rows,
         "curve": _curve(history), "validation": history.epochs, "sample_rate": run.data.sample_rate,
         "n_channels": run.data.n_channels, "reductions": run.data.reductions(), "remarks": run.data.remarks(),
-        "test_files": [f.name for f in run.data.test.files], "parameter_count": sum(p.numel() for p in model.parameters()),
+        "test_files": [f.name for f in run.data.test.files],
+        "parameter_count": sum(p.numel() for p in model.parameters()),
         "seconds": {"training": history.seconds, "all": time.time() - started}, "peak_bytes": peak_bytes(),
         "provenance": provenance(), **unheard,
     }
@@ -304,12 +321,16 @@ def _curve(history, points=200):
 
 def revision()->dict[str, str|bool]: # "revision", a commit, and "changed", whether the package differs from it
     """The git revision of the clone that the package stands in; empty where it stands in none."""
-    own = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}     # those of a hook name another repository
+    # those of a hook name another repository
+    own = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
     def git(*args):
-        try: return subprocess.run(["git", "-C", str(package_folder()), *args], capture_output=True, text=True, errors="replace",
+        try:
+            return subprocess.run(["git", "-C", str(package_folder()), *args], capture_output=True, text=True,
+                                  errors="replace",
                                    timeout=10, env=own).stdout.strip()
         except (OSError, subprocess.TimeoutExpired): return ""
-    if not in_clone() or git("rev-parse", "--show-prefix") != f"{package_folder().name}/": return {"revision": "", "changed": False}
+    if not in_clone() or git("rev-parse", "--show-prefix") != f"{package_folder().name}/":
+        return {"revision": "", "changed": False}
     return {"revision": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "--", "."))}
 
 

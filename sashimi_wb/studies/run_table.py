@@ -29,7 +29,9 @@ from ..show.figures import arm_color
 
 # %% ../../nbs/studies/09_run_table.ipynb #bc3cde1d
 PARAMETERS = tuple(f.name for f in fields(Experiment))
-FIGURES = {k: COLUMNS[k] for k in ("bits_per_sample", "realisable", "whole", "flac8", "of_flac", "coded", "params")} | {"minutes": "minutes", "finished": "finished"}
+FIGURES = {k: COLUMNS[k]
+           for k in ("bits_per_sample", "realisable", "whole", "flac8", "of_flac", "coded",
+                     "params")} | {"minutes": "minutes", "finished": "finished"}
 
 
 @lru_cache(maxsize=8)
@@ -43,7 +45,8 @@ def bundled_folder(
 )->str: # "music" or "digits", the folder of `data` that a run was made on; empty for other audio
     """Which of the bundled audio a run knows."""
     names = set(record["test_files"])
-    return next((name for name in ("music", "digits") if names and names <= _bundled_names(bundled(f"data/{name}"))), "")
+    return next((name for name in ("music", "digits") if names and names <= _bundled_names(bundled(f"data/{name}"))),
+                "")
 
 
 class Finished(NamedTuple):
@@ -64,7 +67,8 @@ def _completed(record):
     old, gaps = record["baselines"], dict.fromkeys(METRICS, math.nan)
     named = {"flac8": old.get("flac", math.nan), "flac8_linear": old.get("flac_linear", math.nan)}
     return ({"remarks": [], "reductions": ["its version did not record how"]} | record
-            | {"baselines": dict.fromkeys(BASELINES, math.nan) | named | old, "results": [r | {"test": gaps | r["test"]} for r in record["results"]]})
+            | {"baselines": dict.fromkeys(BASELINES, math.nan) | named | old,
+               "results": [r | {"test": gaps | r["test"]} for r in record["results"]]})
 
 
 def as_finished(
@@ -76,9 +80,12 @@ def as_finished(
     test, flac = r["results"][-1]["test"], r["baselines"]["flac8"]
     audio = {"digits": "speech"}.get(name := bundled_folder(r), name) or f"audio {r['data'][:6]}"
     return Finished(folder, e, r, {"run": r["hash"][:6], "audio": audio} | {k: getattr(e, k) for k in PARAMETERS}
-        | {k: test[k] for k in ("bits_per_sample", "realisable", "whole")} | {"flac8": flac, "of_flac": test["whole"]/flac}
-        | {"params": r["parameter_count"], "coded": coded_signal(r) if "reductions" in record else "not recorded", "minutes": r["seconds"]["all"]/60,
-           "finished": r["provenance"]["finished"][:16].replace("T", " "), "code": r["code"][:6], "data": r["data"][:6]})
+        | {k: test[k]
+           for k in ("bits_per_sample", "realisable", "whole")} | {"flac8": flac, "of_flac": test["whole"]/flac}
+        | {"params": r["parameter_count"], "coded": coded_signal(r) if "reductions" in record else "not recorded",
+           "minutes": r["seconds"]["all"]/60,
+           "finished": r["provenance"]["finished"][:16].replace("T", " "), "code": r["code"][:6],
+           "data": r["data"][:6]})
 
 
 def as_text(
@@ -102,7 +109,8 @@ def differing(
 def _read(path, changed):
     "One record as it was at a time of change. Raises: ValueError for what is none, in words."
     try: record = read_json(path, "the record of a run", {"parameters": dict})
-    except (OSError, ValueError) as e: raise ValueError(f"the record cannot be read ({str(e).removeprefix(f'{path}: ')})") from None
+    except (OSError, ValueError) as e:
+        raise ValueError(f"the record cannot be read ({str(e).removeprefix(f'{path}: ')})") from None
     try: _ = from_json(Experiment, record["parameters"])
     except ValueError as e: raise ValueError(f"the record is of another version ({str(e).split(';')[0]})") from None
     try: return as_finished(Path(path).parent, check_record(record))
@@ -114,8 +122,10 @@ def read_runs(
 )->tuple[list[Finished], list[str]]: # the finished runs, the last first; what else lies there, a sentence each
     """Every run of a folder. Raises: FileNotFoundError if a folder is named that is not there."""
     root, found, notes = runs_folder(runs), [], {}
-    if str(runs) and not root.is_dir(): raise FileNotFoundError(f"no folder of runs {root}; give one that holds runs, or none for the usual one")
-    for path in sorted(p for p in (root.iterdir() if root.is_dir() else ()) if p.is_dir() and not p.name.startswith(".")):
+    if str(runs) and not root.is_dir():
+        raise FileNotFoundError(f"no folder of runs {root}; give one that holds runs, or none for the usual one")
+    for path in sorted(p for p in (root.iterdir() if root.is_dir() else ()) if p.is_dir()
+                       and not p.name.startswith(".")):
         records = [path/"result.json"] if (path/"result.json").exists() else sorted(path.glob("*/result.json"))
         if not records:
             begun = (path/"identity.json").exists() or (path/"notebook.ipynb").exists()
@@ -141,7 +151,8 @@ def _holds(name, value, sign, wanted):
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         try: return _SIGNS[sign](value, float(wanted))
         except ValueError:
-            if sign not in ("=", "!="): raise ValueError(f"filter: {name}{sign}{wanted}: expected a number, got {wanted!r}") from None
+            if sign not in ("=", "!="):
+                raise ValueError(f"filter: {name}{sign}{wanted}: expected a number, got {wanted!r}") from None
     if value is None and sign not in ("=", "!="): return False
     return _SIGNS[sign](_plain(as_text(value)), _plain(wanted))
 
@@ -174,7 +185,8 @@ def in_order(
 )->list[Finished]:      # those that lack it come last
     """Sort runs by a fact. Raises: ValueError for an unknown one."""
     def value(run): return v.casefold() if isinstance(v := run.facts[name], str) else v
-    if runs and name not in runs[0].facts: raise ValueError(f"sort: unknown name {name!r}; known: {', '.join(runs[0].facts)}")
+    if runs and name not in runs[0].facts:
+        raise ValueError(f"sort: unknown name {name!r}; known: {', '.join(runs[0].facts)}")
     have = [r for r in runs if value(r) is not None and value(r) == value(r)]
     return sorted(have, key=value, reverse=falling) + [r for r in runs if r not in have]
 
@@ -190,7 +202,8 @@ def _telling(group, keys):
     "Few of the keys that set all apart that the keys can: the one that tells most first."
     def classes(some): return len({tuple(as_text(r.facts[k]) for k in some) for r in group})
     told = []
-    while classes(told) < classes(keys): told.append(max((k for k in keys if k not in told), key=lambda k: classes([*told, k])))
+    while classes(told) < classes(keys):
+        told.append(max((k for k in keys if k not in told), key=lambda k: classes([*told, k])))
     return [k for k in keys if k in told]
 
 
@@ -199,7 +212,8 @@ def _apart(groups, keys):
     out = {}
     for name, group in groups.items():
         told = _telling(group, keys)
-        for r in group: out.setdefault(", ".join(filter(None, [name, *(f"{k} {as_text(r.facts[k])}" for k in told)])), []).append(r)
+        for r in group:
+            out.setdefault(", ".join(filter(None, [name, *(f"{k} {as_text(r.facts[k])}" for k in told)])), []).append(r)
     return out
 
 
@@ -214,7 +228,8 @@ def arms(
         name = ", ".join(a[k] for k in told)
         groups.setdefault(": ".join(filter(None, [a["audio"]*several, name])), []).append(run)
     fine = _apart(_apart(groups, tuple(k for k in PARAMETERS if k not in ("seed", "continuation_s"))), ("code", "data"))
-    return {name or describe(group[0].experiment, group[0].record["sample_rate"]): group for name, group in fine.items()}
+    return {name or describe(group[0].experiment, group[0].record["sample_rate"]): group
+            for name, group in fine.items()}
 
 # %% ../../nbs/studies/09_run_table.ipynb #f5ce7c09
 _CSS = HTML("<style>.swb-rows .swb-scroll{max-height:25em;overflow:auto}.swb-rows .swb-scroll table.swb-table thead th{position:sticky;top:0;z-index:1;min-width:4.4em;"
@@ -238,8 +253,11 @@ def runs_table(
     """Runs, by what came out and what differs among them; a line below says what all have in common."""
     if not runs: return HTML("")
     marked, differ = marks(chosen), differing(runs, ("audio", *PARAMETERS, "code"))
-    every, formats = [r.facts for r in runs], dict.fromkeys(("bits_per_sample", "realisable", "whole", "flac8", "of_flac"), ".3f") | {"minutes": ".1f"}
-    shown = {"run": "run"} | {k: v for k, v in FIGURES.items() if k in formats and k != "minutes"} | {k: k for k in differ}
+    every, formats = [r.facts
+                      for r in runs], dict.fromkeys(("bits_per_sample", "realisable", "whole", "flac8", "of_flac"),
+                                                    ".3f") | {"minutes": ".1f"}
+    shown = {"run": "run"} | {k: v for k, v in FIGURES.items() if k in formats
+                              and k != "minutes"} | {k: k for k in differ}
     shown |= {k: FIGURES[k] for k in ("params", "minutes", "finished")}
     if all(as_text(f["realisable"]) == as_text(f["bits_per_sample"]) for f in every): del shown["realisable"]
     coded, lines = list(dict.fromkeys(f["coded"] for f in every)), []
@@ -250,6 +268,7 @@ def runs_table(
     for run, f in zip(runs[:most], every):
         name, color = marked.get(run.folder, ("", ""))
         mark = markup(' <span style="color:{}" title="{}">●</span> {}', color, name, name) if name else ""
-        rows.append({k: as_text(v) if isinstance(v, (tuple, bool, type(None))) else v for k, v in f.items()} | {"run": markup("<code>{}</code>{}", run.name, mark)})
+        rows.append({k: as_text(v) if isinstance(v, (tuple, bool, type(None))) else v
+                     for k, v in f.items()} | {"run": markup("<code>{}</code>{}", run.name, mark)})
     made = table(rows, shown, {k: v for k, v in formats.items() if k in shown}, note=" ".join(lines))
     return markup('{}<div class="swb-rows">{}</div>', _CSS, made)

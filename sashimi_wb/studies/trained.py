@@ -57,8 +57,10 @@ class Trained(NamedTuple):
 
         Raises: FileNotFoundError; ValueError for a file that is no audio or lacks channels, or a part that is not in it."""
         path, rate = Path(path).expanduser(), self.sample_rate
-        start_s, seconds = check_value("start of the prompt", start_s, Place), check_value("seconds of the prompt", seconds, Place | None)
-        if not path.is_file(): raise FileNotFoundError(f"no audio file {path} (looked for {path.absolute()}): give the path of a wav, flac, ogg, mp3 or mp4 file")
+        start_s, seconds = check_value("start of the prompt", start_s,
+                                       Place), check_value("seconds of the prompt", seconds, Place | None)
+        if not path.is_file():
+            raise FileNotFoundError(f"no audio file {path} (looked for {path.absolute()}): give the path of a wav, flac, ogg, mp3 or mp4 file")
         info = probe(path)
         total, start = info.frames_at(rate), round(start_s*rate)
         n = min(round(self.experiment.prompt_s*rate), total - start) if seconds is None else round(seconds*rate)
@@ -78,12 +80,14 @@ class Trained(NamedTuple):
         """Generate in the layout of the training. Raises: ValueError as `generate_stream`, or for no time at all."""
         n_samples = max(1, round(min(check_value("seconds", seconds, Positive)*self.sample_rate, 2.0**63)))
         blocks = generate_stream(self.model, n_samples, prompt, 1, temperature, top_k, top_p, seed,
-                                 self.quantizer, self.n_channels, self.experiment.interleaving_strategy, progress, block,
+                                 self.quantizer, self.n_channels, self.experiment.interleaving_strategy, progress,
+                                 block,
                                  self.sample_rate, keep_prompt=True)
         return (b[0].clamp(-1, 1) for b in blocks)
 
 # %% ../../nbs/studies/06_trained.ipynb #5a5938ad
-EXTRA = {"experiment": dict, "sample_rate": int}   # what a run's model.safetensors holds besides weights and configuration
+# what a run's model.safetensors holds besides weights and configuration
+EXTRA = {"experiment": dict, "sample_rate": int}
 
 
 def load_model(
@@ -93,7 +97,8 @@ def load_model(
     path = Path(path).expanduser()
     if path.is_dir(): path = path/"model.safetensors"
     weights = read_weights(path)
-    if "experiment" not in weights.extra: raise ValueError(f"{path}: expected a run's model.safetensors, got a file without its experiment")
+    if "experiment" not in weights.extra:
+        raise ValueError(f"{path}: expected a run's model.safetensors, got a file without its experiment")
     with reading(path, "a run's model.safetensors"):
         experiment, rate = _experiment(weights.extra)
         model = WaveModel(_possible(from_json(ModelConfig, weights.config), weights.state))
@@ -113,8 +118,10 @@ def _experiment(extra):
 def _possible(config, state):
     "The configuration, if tensors like these can be its weights; asked before memory is taken for it."
     b, most = config.backbone, max([0, *(n for t in state.values() for n in t.shape)])
-    for name, size, limit in (("n_layers", b.n_layers, len(state)), ("d_state", b.kernel.d_state, 2*most), ("n_mixtures", config.n_mixtures, most + 10),
-                              ("pool", max(b.pool, default=1), most), ("the widest stage", b.d_model*b.expand**min(len(b.pool), 99)*b.ff, 2*most)):
+    for name, size, limit in (("n_layers", b.n_layers, len(state)), ("d_state", b.kernel.d_state, 2*most),
+                              ("n_mixtures", config.n_mixtures, most + 10),
+                              ("pool", max(b.pool, default=1), most),
+                              ("the widest stage", b.d_model*b.expand**min(len(b.pool), 99)*b.ff, 2*most)):
         if size > limit: raise ValueError(f"{name}: {size} in the configuration, and tensors with at most {limit}")
     return config
 
@@ -154,7 +161,8 @@ def find_models(
 )->list[Saved]:              # the checkpoints by file name, then the runs by name; none where there are no folders
     """Every trained model on the disk, each under a name of its own."""
     shipped = Path(checkpoints).expanduser() if str(checkpoints) else bundled("data/checkpoints")
-    found = [s._replace(name=f"{p.stem.replace('_', ' ')}: {s.name}") for p in sorted(shipped.glob("*.safetensors")) if (s := _header(p))]
+    found = [s._replace(name=f"{p.stem.replace('_', ' ')}: {s.name}") for p in sorted(shipped.glob("*.safetensors"))
+             if (s := _header(p))]
     own = [s for p in runs_folder(runs).glob("*/model.safetensors") if (s := _header(p))]
     return found + sorted(_apart(own), key=lambda s: (s.experiment.bits, s.name))
 

@@ -19,7 +19,9 @@ F = np.float32
 START = np.int64(0)   # a plain 0 would make numba compile a function for it alone
 
 # %% ../../nbs/synthesis/04_compiled_step.ipynb #e34bdcba
-_P0, _P1, _P2, _P3, _P4, _P5 = (F(c) for c in (1.12837903, 0.195169791, 0.0533216814, 0.00395601352, 0.000286729337, 1.98026396e-06))
+_P0, _P1, _P2, _P3, _P4, _P5 = (F(c)
+                                for c in (1.12837903, 0.195169791, 0.0533216814, 0.00395601352, 0.000286729337,
+                                          1.98026396e-06))
 _Q1, _Q2, _Q3, _Q4, _Q5 = (F(c) for c in (0.506296374, 0.116027151, 0.0153500151, 0.00120431556, 3.74678934e-05))
 
 
@@ -81,7 +83,8 @@ def affine(y, to, sy, x, at, sx, w, o, R, n_in, n_out):
         for i in range(to + j, to + j + R*sy, sy):
             for h in range(0, 64, 16): store(y, i + h, load(w, o + h))
         o += 64
-        for first in range(0, n_in, 64):                # 64 inputs at a time: their weights stay in the first cache for all rows
+        # 64 inputs at a time: their weights stay in the first cache for all rows
+        for first in range(0, n_in, 64):
             n = min(64, n_in - first)
             for r in range(0, R - 1, 2):
                 i, k = to + r*sy + j, at + r*sx + first

@@ -34,15 +34,18 @@ def _compiled():
     try:
         from sashimi_wb.synthesis import compiled_step as compiled
         tokens, floats = np.zeros((1, 0), np.int64), np.zeros((1, 0, 0), np.float32)
-        compiled.run(np.zeros((1, 10), np.int64), (0,)*12, *(compiled.zeros(1) for _ in "abc"), np.zeros(1, np.int64), 0,
+        compiled.run(np.zeros((1, 10), np.int64), (0,)*12, *(compiled.zeros(1) for _ in "abc"), np.zeros(1, np.int64),
+                     0,
                      tokens, True, np.zeros((1, 0, 2)), 1.0, 0, 1.0, floats)
-    except Exception as e:                             # whatever a library that is missing, broken or of another version may raise
+    # whatever a library that is missing, broken or of another version may raise
+    except Exception as e:
         raise Unsupported(f"numba does not work here ({type(e).__name__}: {next(iter(str(e).splitlines()), '')})") from e
     if not hasattr(compiled.run, "signatures"): raise Unsupported("numba is told not to compile (NUMBA_DISABLE_JIT)")
     return compiled
 
 
-LANES = 16                                             # as simd.LANES: that module waits, since numba takes half a second to import
+# as simd.LANES: that module waits, since numba takes half a second to import
+LANES = 16
 
 
 def _filled(n): return -(-n//LANES)*LANES
@@ -71,7 +74,8 @@ def _linear(weight, bias, groups_in=1, groups_out=1):
     n_in, n_out = weight.shape[1]//groups_in, weight.shape[0]//groups_out
     W = _real(weight).T.reshape(groups_in, n_in, groups_out, n_out)
     W = _fill(W, groups_in, _filled(n_in), groups_out, _filled(n_out))
-    return _compiled().tiles(W.reshape(groups_in*_filled(n_in), -1), _fill(_real(bias).reshape(groups_out, n_out), groups_out, _filled(n_out)).ravel())
+    return _compiled().tiles(W.reshape(groups_in*_filled(n_in), -1),
+                             _fill(_real(bias).reshape(groups_out, n_out), groups_out, _filled(n_out)).ravel())
 
 
 def _norm(module):
@@ -142,7 +146,9 @@ def lay_out(
                 numbers, *scale = _state_space(block.layer.s4)
                 scales[-1].append(scale)
                 put(numbers, _linear(block.layer.mix.weight, block.layer.mix.bias, 1, 2))
-            else: put(_linear(block.layer.up.weight, block.layer.up.bias), _linear(block.layer.down.weight, block.layer.down.bias))
+            else:
+                put(_linear(block.layer.up.weight, block.layer.up.bias),
+                    _linear(block.layer.down.weight, block.layer.down.bias))
         return start
 
     if model.config.input == "float":
@@ -160,16 +166,20 @@ def lay_out(
         plan[i, [0, 1, 8, 9]] = H, pool, h, _filled(c.ff*h)
         if i < deepest:
             down, up = b.down[i].linear, b.up[deepest - 1 - i].linear
-            columns, rows = down.matrix.unflatten(1, (h, pool)).mT.flatten(1), up.matrix.unflatten(0, (h, pool)).transpose(0, 1).flatten(0, 1)
-            plan[i, 2:4] = put(_linear(columns, down.bias, pool)), put(_linear(rows, up.bias.unflatten(0, (h, pool)).T.flatten(), 1, pool))
+            columns, rows = down.matrix.unflatten(1,
+                                                  (h, pool)).mT.flatten(1), up.matrix.unflatten(0, (h, pool)).transpose(0, 1).flatten(0, 1)
+            plan[i, 2:4] = put(_linear(columns, down.bias,
+                                       pool)), put(_linear(rows, up.bias.unflatten(0, (h, pool)).T.flatten(), 1, pool))
             plan[i, 5:7] = n_state, n_state + pool*H
             n_state += 2*pool*H
         plan[i, 4], plan[i, 7] = put_stage(b.center if i == deepest else b.stages[deepest - 1 - i]), n_state
         n_state += c.n_layers*H*(2*N + low_rank)
     ends = put(_norm(b.norm)), put(_linear(model.head.decoder.output.weight, model.head.decoder.output.bias))
-    config = (c.n_layers, N, low_rank, c.pool_activation, model.head.tokens_per_sample, model.config.input == "float", model.config.head == "dml",
+    config = (c.n_layers, N, low_rank, c.pool_activation, model.head.tokens_per_sample, model.config.input == "float",
+              model.config.head == "dml",
               model.config.bits, model.head.n_params, *ends, max(2*plan[:, 0].max(), plan[:, 9].max()))
-    return Layout(plan, tuple(int(v) for v in config), _aligned(np.concatenate(tape)), _aligned(table), first, n_state, scales)
+    return Layout(plan, tuple(int(v) for v in config), _aligned(np.concatenate(tape)), _aligned(table), first, n_state,
+                  scales)
 
 # %% ../../nbs/synthesis/05_engine.ipynb #d3d063e3
 def place_state(layout:Layout, tape:np.ndarray, n_rows:int, row:int, state:tuple)->None:
@@ -180,11 +190,15 @@ def place_state(layout:Layout, tape:np.ndarray, n_rows:int, row:int, state:tuple
     for i, (H, pool, *_, group, queue, states, h, _) in enumerate(layout.plan.tolist()):
         if i < deepest:
             for at, values in ((group, downs[i]), (queue, ups[deepest - 1 - i])):
-                values = _real(values)[0]                                      # a group fills from its start, a queue empties
+                # a group fills from its start, a queue empties
+                values = _real(values)[0]
                 begin = 0 if at == group else pool - len(values)
-                tape[n_rows*at:n_rows*(at + pool*H)].reshape(n_rows, pool, H)[row, begin:begin + len(values), :h] = values
+                tape[n_rows*at:n_rows*(at + pool*H)].reshape(n_rows, pool,
+                                                             H)[row, begin:begin + len(values), :h] = values
         size = H*(2*N + low_rank)
-        for layer, (x, (scale, s)) in enumerate(zip(centre if i == deepest else stages[deepest - 1 - i], layout.scales[i])):
+        for layer, (x,
+                    (scale, s)) in enumerate(zip(centre if i == deepest else stages[deepest - 1 - i],
+                                                 layout.scales[i])):
             start = n_rows*(states + layer*size)
             x = _complex(x)[0]/scale
             parts = _fill(np.stack([x.real, x.imag], -1), H, N, 2).reshape(H//LANES, LANES, N, 2).transpose(0, 2, 3, 1)
@@ -255,7 +269,8 @@ class CompiledStepper:
         else: dice = np.stack([d.random((n, 2)) for d in self.dice])
         if out is None: out = np.empty((len(tokens), 0, self.layout.config[8]), np.float32)
         def work(group, state):
-            return _compiled().run(self.layout.plan, self.layout.config, self.layout.tape, self.layout.table, state, self.ids[group], self.count, tokens[group],
+            return _compiled().run(self.layout.plan, self.layout.config, self.layout.tape, self.layout.table, state,
+                                   self.ids[group], self.count, tokens[group],
                        known, dice[group], float(s.temperature), s.top_k or 0, float(s.top_p or 1), out[group])
         found = list((self.pool.map if self.pool else map)(work, self.groups, self.states))
         bad = [(t, group.start + r) for group, (t, r) in zip(self.groups, found) if t >= 0]
@@ -284,6 +299,7 @@ def make_engine(
         name = {"cpu": "compiled", "cuda": "graphs"}.get(device, "plain")
         if name == "compiled":
             try: return CompiledStepper(model, batch, sampling, quantizer, where)
-            except Unsupported as reason: log.info("steps are not compiled but made by torch, which is slower: %s", reason)
+            except Unsupported as reason:
+                log.info("steps are not compiled but made by torch, which is slower: %s", reason)
             name = "traced"
     return choose(name, ENGINES, "engine")(model, batch, sampling, quantizer, where)

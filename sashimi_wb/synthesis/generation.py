@@ -149,7 +149,8 @@ def generate_stream(
         units, token = divmod(token//n, unit*n_channels)
         sample, channel = divmod(int(token_order(unit, n_channels, strategy)[token]), n_channels)
         return f"sample {units*unit + sample}, channel {channel}, counted from the start of the prompt"
-    return _stream(make_engine(engine, model, batch, sampling, quantizer, where), quantizer, known, n_samples, unit, block, strategy, keep_prompt,
+    return _stream(make_engine(engine, model, batch, sampling, quantizer, where), quantizer, known, n_samples, unit,
+                   block, strategy, keep_prompt,
                    _Bar(n_samples, sample_rate, progress))
 
 
@@ -174,5 +175,6 @@ def generate(
     Raises: ValueError for a wrong prompt, count or setting, and where the model's output is not finite.
     Source: SaShiMi (arXiv 2202.09729), section 3.3."""
     if n_samples is None: raise ValueError("n_samples: expected a number; endless audio comes from generate_stream")
-    return torch.cat(list(generate_stream(model, n_samples, prompt, batch, temperature, top_k, top_p, seed, quantizer, n_channels,
+    return torch.cat(list(generate_stream(model, n_samples, prompt, batch, temperature, top_k, top_p, seed, quantizer,
+                                          n_channels,
                                           strategy, progress, block, sample_rate, keep_prompt, engine)), 1)

@@ -82,7 +82,8 @@ def spread(typing, x):
 @intrinsic
 def spread_at(typing, array, index):
     """Sixteen times the float at a place of an array."""
-    def code(context, builder, signature, args): return _spread(builder, builder.load(_place(context, builder, signature.args[0], *args)))
+    def code(context, builder, signature, args):
+        return _spread(builder, builder.load(_place(context, builder, signature.args[0], *args)))
     return lanes(array, types.intp), code
 
 # %% ../../nbs/synthesis/02_simd.ipynb #a590d1c7
@@ -97,7 +98,8 @@ def _operation(symbol, name):
         if a is lanes and b is lanes: return lambda a, b: instruction(a, b)
 
 
-for _symbol, _name in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul"), (operator.truediv, "fdiv")):
+for _symbol, _name in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul"),
+                       (operator.truediv, "fdiv")):
     _operation(_symbol, _name)
 
 # %% ../../nbs/synthesis/02_simd.ipynb #51cac353
@@ -157,7 +159,8 @@ def total(typing, v):
         v, n = args[0], LANES
         while n > 1:
             n //= 2
-            low, high = (builder.shuffle_vector(v, v, ir.Constant(ir.VectorType(_INT, n), list(range(s, s + n)))) for s in (0, n))
+            low, high = (builder.shuffle_vector(v, v, ir.Constant(ir.VectorType(_INT, n), list(range(s, s + n))))
+                         for s in (0, n))
             v = builder.fadd(low, high)
         return builder.extract_element(v, ir.Constant(_INT, 0))
     return types.float32(lanes), code
@@ -175,7 +178,8 @@ _told = []
 
 def _tell(what, error):
     "One line in the log for a process; there are many functions, and one cause."
-    if not _told: log.info("%s, which costs some 12 s once for every process: %s: %s", what, type(error).__name__, error)
+    if not _told:
+        log.info("%s, which costs some 12 s once for every process: %s: %s", what, type(error).__name__, error)
     _told.append(error)
 
 
@@ -186,7 +190,8 @@ class _Sealed(IndexDataCacheFile):
     def _open_for_write(self, path):
         content = io.BytesIO()
         yield content
-        with super()._open_for_write(path) as f: f.write(content.getvalue() + hashlib.sha256(content.getvalue()).digest())
+        with super()._open_for_write(path) as f:
+            f.write(content.getvalue() + hashlib.sha256(content.getvalue()).digest())
 
     def _check(self, path):
         content = Path(path).read_bytes()

@@ -77,7 +77,8 @@ class Stepper:
     def _inputs(self, tokens):
         "What the model is fed for the tokens from `count` on."
         if self.levels is not None: return self.levels[tokens]
-        return tokens if self.places == 1 else place_bytes(tokens[..., None], self.places, self.count % self.places)[..., 0]
+        return tokens if self.places == 1 else place_bytes(tokens[..., None], self.places,
+                                                           self.count % self.places)[..., 0]
 
     @torch.inference_mode()
     def feed(self, tokens: Int[Tensor, "b l"], window: int = 8192) -> None:
@@ -112,7 +113,8 @@ class Stepper:
 
 # %% ../../nbs/synthesis/01_stepping.ipynb #d35e354b
 def _leaves(state): return [leaf for part in state for leaf in _leaves(part)] if isinstance(state, tuple) else [state]
-def _like(state, leaves): return tuple(_like(part, leaves) for part in state) if isinstance(state, tuple) else next(leaves)
+def _like(state, leaves):
+    return tuple(_like(part, leaves) for part in state) if isinstance(state, tuple) else next(leaves)
 
 
 class TracedStepper(Stepper):
@@ -162,13 +164,15 @@ class GraphStepper(TracedStepper):
     def __init__(self, model: WaveModel, batch: int, sampling: Sampling, quantizer: Quantizer,
                  where: Callable[[int], str] = "token {}".format):
         super().__init__(model, batch, sampling, quantizer, where)
-        if self.x.device.type != "cuda": raise ValueError(f"CUDA graphs: expected a model on a CUDA device, got one on {self.x.device}; use the engine compiled")
+        if self.x.device.type != "cuda":
+            raise ValueError(f"CUDA graphs: expected a model on a CUDA device, got one on {self.x.device}; use the engine compiled")
 
     def _record(self):
         inputs = [self.x.clone(), *(leaf.clone() for leaf in self.leaves)]
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside): self._run(*inputs)               # libraries and cached matrices come to life outside the graph
+        with torch.cuda.stream(aside):
+            self._run(*inputs)               # libraries and cached matrices come to life outside the graph
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph): outputs = self._run(*inputs)

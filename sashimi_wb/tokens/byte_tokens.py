@@ -60,8 +60,10 @@ def from_bytes(
 
 def _stream(tokens, n, who):
     tokens = as_tensor(tokens, who)
-    if tokens.ndim != 3 or tokens.shape[2] != 1: raise ValueError(f"{who}: expected (b l 1), got the shape {tuple(tokens.shape)}")
-    if tokens.shape[1] % n: raise ValueError(f"{who}: expected {n} bytes for every sample, got {tokens.shape[1]} bytes; is one missing?")
+    if tokens.ndim != 3 or tokens.shape[2] != 1:
+        raise ValueError(f"{who}: expected (b l 1), got the shape {tuple(tokens.shape)}")
+    if tokens.shape[1] % n:
+        raise ValueError(f"{who}: expected {n} bytes for every sample, got {tokens.shape[1]} bytes; is one missing?")
     return tokens
 
 # %% ../../nbs/tokens/04_byte_tokens.ipynb #16bf9448

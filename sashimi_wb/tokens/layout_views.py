@@ -30,7 +30,8 @@ class Moment:
 
     def __post_init__(self):
         n = len(self.order)
-        if not 0 <= self.position < n: raise ValueError(f"token: expected a position from 0 to {n - 1}, got {self.position}")
+        if not 0 <= self.position < n:
+            raise ValueError(f"token: expected a position from 0 to {n - 1}, got {self.position}")
 
     @cached_property
     def order(self) -> np.ndarray:
@@ -66,7 +67,8 @@ def moment_words(
 )->str:
     """What the model sees at a moment and what it predicts."""
     total = f"Token {m.position:,} of {len(m.order):,} comes next: sample {m.sample:,}"
-    if m.n_channels == 1: return f"{total}. The model has seen the {_count(m.seen[0])} before it, {m.seen[0]/rate*1e3:.2f} ms, and predicts this one."
+    if m.n_channels == 1:
+        return f"{total}. The model has seen the {_count(m.seen[0])} before it, {m.seen[0]/rate*1e3:.2f} ms, and predicts this one."
     own, other = NAMES[m.channel], NAMES[1 - m.channel]
     a, b = m.seen
     lag = f"{NAMES[a < b]} is {_count(abs(a - b))} ({abs(a - b)/rate*1e3:.2f} ms) ahead" if a != b else "both channels are equally far"
@@ -92,13 +94,17 @@ def moment_figure(
     place = lambda bottom, tall: fig.add_axes((0.115, bottom/height, 0.87, tall/height))
     stream = 0.95*(c == 2) + 0.45
     axes = [place(stream + 1.05 + 1.1*(c - 1 - i), 1.0) for i in range(c)]
-    ms, peak = np.arange(len(window))/rate*1e3, max(np.abs(window).max(), np.abs(window if behind is None else behind).max(), 1e-6)*1.15
+    ms, peak = np.arange(len(window))/rate*1e3, max(np.abs(window).max(),
+                                                    np.abs(window if behind is None else behind).max(), 1e-6)*1.15
     for i, ax in enumerate(axes):
         if behind is not None:
             for j, name in enumerate(NAMES): _draw(ax, ms, behind[:, j], arm_color(name), rate, 0.6)
         _draw_channel(ax, ms, window[:, i], m.seen[i], arm_color(names[i]), rate)
-        if i == m.channel: ax.plot(ms[m.sample], window[m.sample, i], "o", markersize=13, markerfacecolor="none", markeredgecolor=MARK, markeredgewidth=2)
-        tidy(ax, "", "", f"{names[i]}\n(full scale)").set(xlim=(-ms[-1]*0.01, max(ms[-1]*1.01, 1e-6)), ylim=(-peak, peak))
+        if i == m.channel:
+            ax.plot(ms[m.sample], window[m.sample, i], "o", markersize=13, markerfacecolor="none", markeredgecolor=MARK,
+                    markeredgewidth=2)
+        tidy(ax, "", "", f"{names[i]}\n(full scale)").set(xlim=(-ms[-1]*0.01, max(ms[-1]*1.01, 1e-6)),
+                                                          ylim=(-peak, peak))
         ax.tick_params(labelbottom=i == c - 1)
         ax.yaxis.set_label_coords(-0.075, 0.5)
     axes[-1].set_xlabel("time in the window (ms)", labelpad=1)
@@ -118,7 +124,9 @@ def _draw_channel(ax, ms, x, seen, color, rate):
     for part, look in ((slice(max(seen - 1, 0), None), "#AEB6BD"), (slice(0, seen), color)):
         if not len(x[part]): continue
         _draw(ax, ms[part], x[part], look, rate, 1)
-        if len(x) <= 128: ax.plot(ms[part][look != color and seen > 0:], x[part][look != color and seen > 0:], "s", color=look, markersize=5 if len(x) <= 64 else 3.5)
+        if len(x) <= 128:
+            ax.plot(ms[part][look != color and seen > 0:], x[part][look != color and seen > 0:], "s", color=look,
+                    markersize=5 if len(x) <= 64 else 3.5)
 
 
 def _draw_stream(ax, m, colors):
@@ -129,11 +137,14 @@ def _draw_stream(ax, m, colors):
     flat = m.order[at]
     faces = [colors[i] if p < m.position else "white" for p, i in zip(at, flat % m.n_channels)]
     box = lambda p: (p - 0.44, 0.88)
-    ax.broken_barh([box(p) for p in at], (0, 1), facecolors=faces, edgecolors=[colors[i] for i in flat % m.n_channels], linewidth=1.2)
+    ax.broken_barh([box(p) for p in at], (0, 1), facecolors=faces, edgecolors=[colors[i] for i in flat % m.n_channels],
+                   linewidth=1.2)
     ax.broken_barh([box(m.position)], (0, 1), facecolors="none", edgecolors=MARK, linewidth=3)
     for p, i in zip(at, flat//m.n_channels):
-        ax.text(p, 0.5, str(i), ha="center", va="center", fontsize=9, color="white" if p < m.position and m.n_channels == 1 else INK)
-    tidy(ax, "", "token (number: sample of its channel; framed: predicted; white: not seen)", "", grid="").set(xlim=(first - 0.7, first + n_shown - 0.3), ylim=(-0.05, 1.05), yticks=[])
+        ax.text(p, 0.5, str(i), ha="center", va="center", fontsize=9,
+                color="white" if p < m.position and m.n_channels == 1 else INK)
+    tidy(ax, "", "token (number: sample of its channel; framed: predicted; white: not seen)", "",
+         grid="").set(xlim=(first - 0.7, first + n_shown - 0.3), ylim=(-0.05, 1.05), yticks=[])
     ax.set_xlabel(ax.get_xlabel(), labelpad=1)
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     ax.spines[["left", "bottom"]].set_visible(False)
@@ -145,7 +156,10 @@ def _draw_lag(ax, m):
     at = np.arange(len(lags)) if len(lags) <= 4000 else np.linspace(0, len(lags) - 1, 4000).astype(int)
     ax.step(at, lags[at], where="post", color=INK, linewidth=1)
     ax.plot([m.position], [lags[m.position]], "o", markersize=8, color=MARK)
-    tidy(ax, "", "token of the window", "left ahead\n(samples)").set(xlim=(-0.5, len(lags) - 0.5), ylim=(-0.15*max(lags.max(), 1), 1.15*max(lags.max(), 1)), yticks=[0, int(lags.max())])
+    tidy(ax, "", "token of the window", "left ahead\n(samples)").set(xlim=(-0.5, len(lags) - 0.5),
+                                                                     ylim=(-0.15*max(lags.max(), 1),
+                                                                           1.15*max(lags.max(), 1)),
+                                                                           yticks=[0, int(lags.max())])
     ax.set_xlabel(ax.get_xlabel(), labelpad=1)
     ax.yaxis.set_label_coords(-0.07, 0.5)
 
@@ -209,21 +223,25 @@ def stereo_figure(
 )->Picture:          # left, right, mid and side over time; correlation over lags; left against right
     """What two channels have in common."""
     fig = new_figure(8.7, 3.9, None)
-    grid = fig.add_gridspec(4, 2, width_ratios=(1.25, 1), left=0.105, right=0.985, bottom=0.125, top=0.965, wspace=0.22, hspace=0.1)
+    grid = fig.add_gridspec(4, 2, width_ratios=(1.25, 1), left=0.105, right=0.985, bottom=0.125, top=0.965, wspace=0.22,
+                            hspace=0.1)
     peak = max(np.abs(wave).max(), 1e-6)*1.05
     for i, (name, x) in enumerate(zip((*NAMES, "mid", "side"), np.hstack([wave, mid_side(wave)]).T)):
         ax = fig.add_subplot(grid[i, 0])
         draw_wave(ax, x, rate, arm_color(name))
-        tidy(ax, "", "time (s)" if i == 3 else "", "", grid="").set(ylim=(-peak, peak), xlim=(0, len(x)/rate), yticks=[])
+        tidy(ax, "", "time (s)" if i == 3 else "", "", grid="").set(ylim=(-peak, peak), xlim=(0, len(x)/rate),
+                                                                    yticks=[])
         ax.tick_params(labelbottom=i == 3)
         ax.set_ylabel(f"{name}\n{decibels(x)}", fontsize=9.5, rotation=0, ha="center", va="center")
         ax.yaxis.set_label_coords(-0.125, 0.5)
     lags, r = correlation(wave, max(round(most_s*rate), 2))
     best, top, low = int(np.abs(r).argmax()), fig.add_subplot(grid[:2, 1]), fig.add_subplot(grid[2:, 1])
-    tidy(top, "", "right later by (ms)", "correlation").set(ylim=(-1.25, 1.1), xlim=(lags[0]/rate*1e3, max(lags[-1], 1)/rate*1e3))
+    tidy(top, "", "right later by (ms)", "correlation").set(ylim=(-1.25, 1.1),
+                                                            xlim=(lags[0]/rate*1e3, max(lags[-1], 1)/rate*1e3))
     top.plot(lags/rate*1e3, r, color=INK, linewidth=1.2)
     top.plot([0, lags[best]/rate*1e3], [r[len(lags)//2], r[best]], "o", color=MARK, markersize=5)
-    top.text(0.02, 0.06, f"{r[len(lags)//2]:.2f} at 0 ms; strongest {r[best]:.2f} at {lags[best]/rate*1e3:.2f} ms", transform=top.transAxes, fontsize=9.5, color=INK)
+    top.text(0.02, 0.06, f"{r[len(lags)//2]:.2f} at 0 ms; strongest {r[best]:.2f} at {lags[best]/rate*1e3:.2f} ms",
+             transform=top.transAxes, fontsize=9.5, color=INK)
     dots = wave[::math.ceil(len(wave)/n_dots)]
     low.scatter(dots[:, 0], dots[:, 1], s=3, color=INK, alpha=0.35, linewidth=0)
     low.plot([-peak, peak], [-peak, peak], color=FAINT, linewidth=1)
@@ -243,10 +261,13 @@ def round_trip(
     """Lay out and undo, and compare every value. Raises: ValueError for an unknown layout or samples outside [-1, 1]."""
     x = torch.tensor(wave)[None]
     rows = []
-    for what, values in (("samples, floats", x), (f"codes, {bits} bit{'s'*(bits > 1)}", Quantizer("linear", bits).encode(x))):
+    for what, values in (("samples, floats", x),
+                         (f"codes, {bits} bit{'s'*(bits > 1)}", Quantizer("linear", bits).encode(x))):
         tokens = interleave(values, strategy)
         back = deinterleave(tokens, strategy, values.shape[2])
         same = int((back == values).sum()) if back.shape == values.shape else 0
-        rows.append({"what": what, "shape": str(tuple(values.shape)), "laid_out": str(tuple(tokens.shape)), "back": str(tuple(back.shape)),
-                     "equal": f"{same:,} of {values.numel():,}: " + ("all" if torch.equal(back, values) else "NOT ALL")})
+        rows.append({"what": what, "shape": str(tuple(values.shape)), "laid_out": str(tuple(tokens.shape)),
+                     "back": str(tuple(back.shape)),
+                     "equal": f"{same:,} of {values.numel():,}: " + ("all" if torch.equal(back, values)
+                                                                     else "NOT ALL")})
     return rows

@@ -57,7 +57,8 @@ def interleave(
     Raises: ValueError for an unknown strategy or another number of dimensions than three."""
     x = as_tensor(x, "interleave")
     if x.ndim != 3: raise ValueError(f"interleave: expected (b t c), got the shape {tuple(x.shape)}")
-    if x.shape[2] == 1 and parse_strategy(strategy, x.shape[1]): return x                      # one channel is its own layout
+    if x.shape[2] == 1 and parse_strategy(strategy, x.shape[1]):
+        return x                      # one channel is its own layout
     order = token_order(x.shape[1], x.shape[2], strategy).to(x.device)
     return x.reshape(x.shape[0], len(order))[:, order, None]
 

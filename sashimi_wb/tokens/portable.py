@@ -17,7 +17,8 @@ LN_2, LOG2_E = 0.6931471805599453, 1.4426950408889634   # the doubles nearest to
 
 
 def _wide(x):
-    if not x.is_floating_point(): raise ValueError(f"x: expected floats, whose precision the result has too, got {x.dtype}")
+    if not x.is_floating_point():
+        raise ValueError(f"x: expected floats, whose precision the result has too, got {x.dtype}")
     return (x.cpu() if x.device.type == "mps" else x).double()   # that device has no double precision
 
 

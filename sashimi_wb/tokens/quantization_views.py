@@ -28,7 +28,8 @@ def snr_db(
 )->float:                                     # dB; infinite if they are equal, minus infinity for a silent signal
     """Energy of a signal over that of the difference. Raises: ValueError for shapes that differ."""
     wave, estimate = (as_array(v, "wave").astype(np.float64) for v in (wave, estimate))
-    if wave.shape != estimate.shape: raise ValueError(f"estimate: expected the shape of the wave {wave.shape}, got {estimate.shape}")
+    if wave.shape != estimate.shape:
+        raise ValueError(f"estimate: expected the shape of the wave {wave.shape}, got {estimate.shape}")
     signal, noise = (wave**2).sum(), ((wave - estimate) ** 2).sum()
     if noise == 0: return math.inf
     return float(10 * np.log10(signal / noise)) if signal > 0 else -math.inf
@@ -103,7 +104,8 @@ def sweep(
             share = share[share > 0]
             signal, noise = (counts*x**2).sum(), (counts*error**2).sum()
             snr = math.inf if noise == 0 else 10*math.log10(signal/noise) if signal else -math.inf
-            found.append({"bits": bits, "snr_db": snr, "entropy": float(-(share*np.log2(share)).sum()) + 0.0, "used": len(share), "largest": float(np.abs(error).max())})
+            found.append({"bits": bits, "snr_db": snr, "entropy": float(-(share*np.log2(share)).sum()) + 0.0,
+                          "used": len(share), "largest": float(np.abs(error).max())})
     return rows
 
 # %% ../../nbs/tokens/05_quantization_views.ipynb #b555fccc
@@ -120,11 +122,13 @@ def why(
         said += f"Stretched to full scale, the clip lies {-level:.1f} dB below such a sine; and the decoder of the public code answers with the edge of a step, not its middle, which costs up to 6.0 dB. How loud the clip was is lost. "
     elif z.quantization == "linear":
         said += f"This clip lies {-level:.1f} dB below such a sine, and the steps are as large: {line + level:.1f} dB are left. "
-    if z.quantization == "mu_law" and b == 1: return said + "One bit of mu-law knows two levels, -1 and +1: far louder than the sound."
+    if z.quantization == "mu_law" and b == 1:
+        return said + "One bit of mu-law knows two levels, -1 and +1: far louder than the sound."
     if z.quantization == "mu_law":
         return said + "Mu-law has small steps for small samples and large ones for large samples, so that the ratio hardly depends on how loud the sound is."
     gap = q.snr_db - line - level
-    if b <= 6 and abs(gap) > 1: said += "So few levels are in use that the error is no noise any more: it follows the sound."
+    if b <= 6 and abs(gap) > 1:
+        said += "So few levels are in use that the error is no noise any more: it follows the sound."
     elif z.scaling == "full_scale" and gap > 1: said += "It is better than that: some samples lie on the grid already."
     return said
 
@@ -189,7 +193,9 @@ def spectrum(
     frames = np.lib.stride_tricks.sliding_window_view(x, n, axis=0)[::max(n//2, len(x)//400)]
     hann = 0.5 - 0.5*np.cos(2*np.pi*np.arange(n)/n)
     power = (np.abs(np.fft.rfft(frames*hann))**2).mean((0, 1))/(hann.sum()/2)**2
-    return np.fft.rfftfreq(n, 1/rate), 10*np.log10(np.maximum(power, 1e-20)), 10*math.log10((hann**2).sum()/(hann.sum()/2)**2)
+    return np.fft.rfftfreq(n,
+                           1/rate), 10*np.log10(np.maximum(power,
+                                                           1e-20)), 10*math.log10((hann**2).sum()/(hann.sum()/2)**2)
 
 
 def noise_figure(
@@ -204,7 +210,8 @@ def noise_figure(
     if not math.isinf(q.snr_db):
         left.plot(hz[1:], spectrum(q.error, q.rate)[1][1:], color=MARK, linewidth=1, label="error")
         if q.quantizer.lossless:
-            left.axhline(white + 10*math.log10(4.0**(1 - q.quantizer.bits)/12), color=MARK, linestyle=(0, (4, 3)), linewidth=1, label="noise of Δ²/12")
+            left.axhline(white + 10*math.log10(4.0**(1 - q.quantizer.bits)/12), color=MARK, linestyle=(0, (4, 3)),
+                         linewidth=1, label="noise of Δ²/12")
     tidy(left, "", "frequency (Hz)", "dB (full-scale sine: 0)").set(xscale="log", xlim=(hz[1], hz[-1]), ylim=(-140, 0))
     left.set_xticks([f for f in (20, 100, 1000, 10_000) if hz[1] <= f <= hz[-1]])
     left.set_xticks([], minor=True)
@@ -214,24 +221,30 @@ def noise_figure(
     return fixed(fig, left=0.085, right=0.985, bottom=0.15, top=0.82, wspace=0.2)
 
 
-_LEGEND = {"fontsize": 9.5, "ncols": 2, "frameon": False, "loc": "lower left", "bbox_to_anchor": (-0.02, 0.99), "borderaxespad": 0.2, "columnspacing": 1.2, "handlelength": 1.8}
+_LEGEND = {"fontsize": 9.5, "ncols": 2, "frameon": False, "loc": "lower left", "bbox_to_anchor": (-0.02, 0.99),
+           "borderaxespad": 0.2, "columnspacing": 1.2, "handlelength": 1.8}
 
 
 def _draw_snr(ax, q, rows):
     bits, level = np.arange(1, 17), level_db(q.wave)
     ax.plot(bits, [sine_snr_db(b) for b in bits], color=INK, linewidth=1.2, label="6.02 bits + 1.76 dB")
-    if level > -100: ax.plot(bits, [sine_snr_db(b) + level for b in bits], color=INK, linestyle=":", linewidth=1.4, label=f"at this level ({level:.1f} dB)")
+    if level > -100:
+        ax.plot(bits, [sine_snr_db(b) + level for b in bits], color=INK, linestyle=":", linewidth=1.4,
+                label=f"at this level ({level:.1f} dB)")
     for law, found in rows.items():
         y = np.array([r["snr_db"] for r in found])
         style, marker = LOOKS[law]
-        ax.plot(bits[np.isfinite(y)], y[np.isfinite(y)], color=arm_color(law), linestyle=style, marker=marker, markersize=4, linewidth=1.4, label=f"{LAWS[law]}, this sound")
+        ax.plot(bits[np.isfinite(y)], y[np.isfinite(y)], color=arm_color(law), linestyle=style, marker=marker,
+                markersize=4, linewidth=1.4, label=f"{LAWS[law]}, this sound")
     b, y = q.quantizer.bits, rows[q.quantizer.quantization][q.quantizer.bits - 1]["snr_db"]
     shown = y if math.isfinite(y) else 96.0 if y > 0 else 0.0
     ax.plot([b], [shown], "o", markersize=12, markerfacecolor="none", markeredgecolor=MARK, markeredgewidth=2)
-    ax.annotate(f"{y:.1f} dB" if math.isfinite(y) else "exact" if y > 0 else "silence", (b, shown), (-11 if b > 12 else 10, 4 if b > 12 else -12), textcoords="offset points",
+    ax.annotate(f"{y:.1f} dB" if math.isfinite(y) else "exact" if y > 0 else "silence", (b, shown),
+                (-11 if b > 12 else 10, 4 if b > 12 else -12), textcoords="offset points",
                 ha="right" if b > 12 else "left", va="center", fontsize=10, color=MARK, fontweight="bold")
     low = min([0, *(r["snr_db"] for found in rows.values() for r in found if math.isfinite(r["snr_db"]))])
-    tidy(ax, "", "bits", "signal to noise (dB)").set(xlim=(0.5, 16.5), ylim=(max(low, -40) - 14, 106), xticks=(1, 2, 4, 6, 8, 10, 12, 14, 16))
+    tidy(ax, "", "bits", "signal to noise (dB)").set(xlim=(0.5, 16.5), ylim=(max(low, -40) - 14, 106),
+                                                     xticks=(1, 2, 4, 6, 8, 10, 12, 14, 16))
     ax.legend(**_LEGEND)
 
 # %% ../../nbs/tokens/05_quantization_views.ipynb #b8e6b55d
@@ -253,7 +266,8 @@ def clips(
     rms, z = float(q.original.std()), q.quantizer
     found = {"original": q.original.clip(-1, 1)}
     decoded, gain = (q.decoded, 0.0) if z.scaling == "full_scale" else matched(q.decoded, rms)
-    found[f"{z.bits} bit{'s'*(z.bits > 1)}, {LAWS[z.quantization]}" + (f", stretched; played {gain:+.1f} dB" if gain else "")] = decoded
+    found[f"{z.bits} bit{'s'*(z.bits > 1)}, {LAWS[z.quantization]}" + (f", stretched; played {gain:+.1f} dB" if gain
+                                                                       else "")] = decoded
     if np.ptp(q.error) > 0:
         error, gain = matched(q.error, rms)
         found[f"error, {gain:+.1f} dB"] = error

@@ -60,7 +60,8 @@ def flac_bytes(
     container = "PCM_S8" if bits <= 8 else "PCM_16" if bits <= 16 else "PCM_24"
     signed = ((codes - 2 ** (bits - 1)) << (32 - bits)).astype(np.int32) # libsndfile keeps the top bits of an int32
     file = io.BytesIO()
-    with soundfile.SoundFile(file, "w", int(sample_rate), signed.shape[1], container, format="FLAC", compression_level=level / 8) as f:
+    with soundfile.SoundFile(file, "w", int(sample_rate), signed.shape[1], container, format="FLAC",
+                             compression_level=level / 8) as f:
         for block in np.array_split(signed, -(-len(signed) // 65536)): f.write(block)
     return file.getvalue()
 
@@ -139,7 +140,8 @@ def rice_bits(
         cost = cost[:, ::2] + cost[:, 1::2]
 
 # %% ../../nbs/training/02_baselines.ipynb #7e7b6b0b
-PREDICTORS = (12, 10), (12, 15), (32, 12), (32, 15)   # largest order, precision of the weights: the best of each is tried
+# largest order, precision of the weights: the best of each is tried
+PREDICTORS = (12, 10), (12, 15), (32, 12), (32, 15)
 MAX_ORDER = 32
 STRETCHES = (0, 1), (0, 1/2), (1/2, 1)               # parts of a block under which weights are found
 
@@ -154,7 +156,8 @@ def block_bits(
     for m in range(min(5, n)):
         rest = np.concatenate([np.zeros((len(x), m), np.int64), np.diff(x, m, axis=1)], 1)
         costs.append(m * depth + rice_bits(rest, np.full(len(x), m), largest_k))
-    if n > 2 * MAX_ORDER: costs += [cost for stretch in STRETCHES for cost in _linear_costs(x, depth, largest_k, stretch)]
+    if n > 2 * MAX_ORDER:
+        costs += [cost for stretch in STRETCHES for cost in _linear_costs(x, depth, largest_k, stretch)]
     return np.where(same, depth, np.min(costs, 0)) + wasted + 8
 
 def _linear_costs(x, depth, largest_k, stretch): # of predictors found under a window over a stretch of the block

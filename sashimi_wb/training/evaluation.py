@@ -85,7 +85,8 @@ def whole_files(
     cut = replace(c, sample_len=size, interleaving_strategy=layout, context_len=0, pad_len=0, drop_last=False)
     windows = WindowDataset(data.test.files, cut, seconds=data.test.seconds)
     first, silence = [0, *windows.ends], windows[0]["x"][None, :1]
-    for length, same in groupby(sorted(range(len(windows.files)), key=lambda k: windows.lengths[k]), lambda k: windows.lengths[k]):
+    for length, same in groupby(sorted(range(len(windows.files)), key=lambda k: windows.lengths[k]),
+                                lambda k: windows.lengths[k]):
         same = list(same)
         for rows in (same[i:i + c.batch_size] for i in range(0, len(same), c.batch_size)):
             last = [silence]*len(rows)
@@ -105,9 +106,11 @@ def evaluate_whole(
 )->dict:                 # as of `evaluate`
     """Exact mean figures over every sample of the test files, each file in one go with its state carried on."""
     device, tally, state = pick_device(device), Tally(model.head.sample_bits, ks, model.head.tokens_per_sample), None
-    with _judging(model, device), tqdm(total=sum(data.test.lengths), desc="whole files", unit="sample", unit_scale=True, disable=not progress,
+    with _judging(model, device), tqdm(total=sum(data.test.lengths), desc="whole files", unit="sample", unit_scale=True,
+                                       disable=not progress,
                                        leave=False) as bar:
         for batch, begins in whole_files(data, window):
-            state = add_batch(tally, model, {k: v.to(device) for k, v in batch.items()}, None if begins else state, True)
+            state = add_batch(tally, model, {k: v.to(device) for k, v in batch.items()}, None if begins else state,
+                              True)
             bar.update(batch["y"].numel()//data.n_channels//model.head.tokens_per_sample)
     return tally.result()

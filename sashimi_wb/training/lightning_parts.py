@@ -46,24 +46,29 @@ class LitWave(LightningModule):
         if self.trainer.world_size > 1:
             nats, counted = self.trainer.strategy.reduce(torch.stack([nats*tokens, tokens.float()]), reduce_op="sum")
             weight, tokens, nats = self.trainer.world_size*tokens/counted.clamp(min=1), counted.long(), nats/counted.clamp(min=1)
-        self.log_dict({"train/loss": nats, "train/bits": bits_per_sample(nats, self.model.head.tokens_per_sample)}, batch_size=len(batch["x"]))
+        self.log_dict({"train/loss": nats, "train/bits": bits_per_sample(nats, self.model.head.tokens_per_sample)},
+                      batch_size=len(batch["x"]))
         return {"loss": loss*weight, "nats": nats, "tokens": tokens}
 
     def on_validation_epoch_start(self):
         c, head = self.train_config, self.model.head
-        self.tally = Tally(head.sample_bits, ((1,) if head.n_codes <= 4096 else ()) if c.val_ks is None else c.val_ks, head.tokens_per_sample)
+        self.tally = Tally(head.sample_bits, ((1,) if head.n_codes <= 4096 else ()) if c.val_ks is None else c.val_ks,
+                           head.tokens_per_sample)
 
     def validation_step(self, batch, batch_idx): add_batch(self.tally, self.model, batch)
 
     def on_validation_epoch_end(self):
         t = self.tally
         if self.trainer.world_size > 1:
-            sums = torch.cat([t.by_place.flatten(), torch.tensor([t.ranked, *t.hits.values()], dtype=torch.float64)]).to(self.device)
+            sums = torch.cat([t.by_place.flatten(),
+                              torch.tensor([t.ranked, *t.hits.values()], dtype=torch.float64)]).to(self.device)
             sums = self.trainer.strategy.reduce(sums, reduce_op="sum").cpu()
-            t.by_place, (t.ranked, *hits) = sums[:t.by_place.numel()].view_as(t.by_place), map(int, sums[t.by_place.numel():].tolist())
+            t.by_place, (t.ranked,
+                         *hits) = sums[:t.by_place.numel()].view_as(t.by_place), map(int, sums[t.by_place.numel():].tolist())
             t.hits = dict(zip(t.hits, hits))
         self.figures = t.result()
-        names = {"nats_per_token": "val/loss", "bits_per_sample": "val/bits"} | {k: f"val/{k}" for k in self.figures if k.startswith("accuracy")}
+        names = {"nats_per_token": "val/loss",
+                 "bits_per_sample": "val/bits"} | {k: f"val/{k}" for k in self.figures if k.startswith("accuracy")}
         self.log_dict({name: torch.tensor(self.figures[k], dtype=torch.float32) for k, name in names.items()})
 
     def on_train_batch_start(self, batch, batch_idx):
@@ -77,7 +82,8 @@ class LitWave(LightningModule):
         optimizer = torch.optim.AdamW([g | {"base_lr": g["lr"]} for g in groups], lr=c.lr)
         if c.scheduler != "plateau": return optimizer
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=c.factor, patience=c.patience)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val/loss", "interval": "epoch"}}
+        return {"optimizer": optimizer,
+                "lr_scheduler": {"scheduler": plateau, "monitor": "val/loss", "interval": "epoch"}}
 
 # %% ../../nbs/training/06_lightning_parts.ipynb #910c6304
 class AudioDataModule(LightningDataModule):
@@ -93,7 +99,8 @@ class AudioDataModule(LightningDataModule):
     ):
         super().__init__()
         self.data, self.epoch, self.skip, self.at = data, epoch, skip, None
-        for name, loader in (("training", self._loader("train", 0, 0, world)), ("validation", self._loader("val", 0, world - 1, world))):
+        for name, loader in (("training", self._loader("train", 0, 0, world)),
+                             ("validation", self._loader("val", 0, world - 1, world))):
             if not len(loader): raise ValueError(f"expected at least one {name} batch for each of {world} processes: "
                                                  "use fewer processes, a smaller batch_size, or a larger chunk")
         self.n_batches = len(self._loader("train", 0, 0, world))
@@ -107,7 +114,8 @@ class AudioDataModule(LightningDataModule):
         t, epoch = self.trainer, self.trainer.current_epoch
         return self._loader("train", epoch, t.global_rank, t.world_size, self.skip if epoch == self.epoch else 0)
 
-    def val_dataloader(self): return self._loader("val", self.trainer.current_epoch, self.trainer.global_rank, self.trainer.world_size)
+    def val_dataloader(self):
+        return self._loader("val", self.trainer.current_epoch, self.trainer.global_rank, self.trainer.world_size)
 
 # %% ../../nbs/training/06_lightning_parts.ipynb #686c3a6f
 class SafeCheckpointIO(CheckpointIO):
@@ -129,7 +137,8 @@ def _set_generators(states):
     torch.set_rng_state(states["torch"])
     np.random.set_state(states["numpy"])
     random.setstate(states["python"])
-    if states["cuda"] and torch.cuda.is_initialized() and len(states["cuda"]) == torch.cuda.device_count(): torch.cuda.set_rng_state_all(states["cuda"])
+    if states["cuda"] and torch.cuda.is_initialized() and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])
 
 # %% ../../nbs/training/06_lightning_parts.ipynb #109b96be
 LAST, BEST, HISTORY = "last.ckpt", "best.safetensors", "history.json"
@@ -141,7 +150,8 @@ def _counters(epoch, step):
     at = dict.fromkeys(("ready", "started", "processed", "completed"), epoch)
     count = {"total": {"ready": step, "completed": step}, "current": {"ready": 0, "completed": 0}}
     zero = {k: v | {"started": v["ready"]} for k, v in count.items()}
-    return {"fit_loop": {"epoch_progress": {"total": at, "current": dict(at)}, "epoch_loop.state_dict": {"_batches_that_stepped": step},
+    return {"fit_loop": {"epoch_progress": {"total": at, "current": dict(at)},
+                         "epoch_loop.state_dict": {"_batches_that_stepped": step},
                          "epoch_loop.automatic_optimization.optim_progress": {"optimizer": {"step": count, "zero_grad": zero}}}}
 
 # %% ../../nbs/training/06_lightning_parts.ipynb #64db2159
@@ -176,7 +186,8 @@ class Keeper(Callback):
         log.warning("stopping after this step, or after the validation that follows it; a second signal stops at once")
 
     def on_train_start(self, trainer, module):
-        if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGTERM, self.ask)  # in place of Lightning's
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self.ask)  # in place of Lightning's
         self.began, self.before, self.saved_at = time.perf_counter(), self.history.seconds, time.perf_counter()
 
     def on_train_epoch_start(self, trainer, module):
@@ -224,11 +235,13 @@ class Keeper(Callback):
     def save(self, trainer):
         "Write `last.ckpt` and `history.json`: all processes call it, the first one writes."
         self.read(trainer)
-        with torch.no_grad(): finite = torch.stack([p.isfinite().all() for p in trainer.lightning_module.parameters()]).all()
+        with torch.no_grad():
+            finite = torch.stack([p.isfinite().all() for p in trainer.lightning_module.parameters()]).all()
         if not finite: self.diverged(f"the weights after step {self.history.steps} are not finite")
         self.clock(trainer)
         trainer.save_checkpoint(self.folder/LAST, weights_only=False)
-        if trainer.is_global_zero: write_atomic(self.folder/HISTORY, json.dumps(to_json(self.history), indent=1, allow_nan=False))
+        if trainer.is_global_zero:
+            write_atomic(self.folder/HISTORY, json.dumps(to_json(self.history), indent=1, allow_nan=False))
         self.saved_at = time.perf_counter()
 
     def clock(self, trainer):
@@ -248,8 +261,10 @@ class Keeper(Callback):
     def on_train_epoch_end(self, trainer, module):
         self.clock(trainer)
         h, val, step = self.history, module.figures, trainer.global_step
-        if not math.isfinite(val["nats_per_token"]): self.diverged(f"the validation loss after step {step} is {val['nats_per_token']}")
-        h.epochs.append({"epoch": self.epoch, "step": step, "train_nats": float(np.mean(h.train_nats[step - self.batch:])), "val": dict(val),
+        if not math.isfinite(val["nats_per_token"]):
+            self.diverged(f"the validation loss after step {step} is {val['nats_per_token']}")
+        h.epochs.append({"epoch": self.epoch, "step": step,
+                         "train_nats": float(np.mean(h.train_nats[step - self.batch:])), "val": dict(val),
                          "lr": trainer.optimizers[0].param_groups[0]["lr"], "seconds": h.seconds, "tokens": h.tokens})
         if h.best is None or val["nats_per_token"] < h.best["nats_per_token"]:
             h.best = {"epoch": self.epoch, "step": step, "nats_per_token": val["nats_per_token"]}
@@ -266,7 +281,9 @@ class Bar(Callback):
 
     def on_train_start(self, trainer, module):
         h = self.keeper.history
-        if trainer.is_global_zero: self.bar = tqdm(total=self.total, initial=h.steps, desc="training", unit="step", dynamic_ncols=True, mininterval=0.5)
+        if trainer.is_global_zero:
+            self.bar = tqdm(total=self.total, initial=h.steps, desc="training", unit="step", dynamic_ncols=True,
+                            mininterval=0.5)
         self.began, self.before = time.perf_counter(), h.tokens
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):

@@ -75,7 +75,8 @@ def accuracy_at(
 
 def _masked(codes, mask): # codes that are valid everywhere, and a mask that always exists
     mask = torch.ones_like(codes, dtype=torch.bool) if mask is None else mask.bool()
-    if mask.shape != codes.shape: raise ValueError(f"mask: expected the shape of the codes {tuple(codes.shape)}, got {tuple(mask.shape)}")
+    if mask.shape != codes.shape:
+        raise ValueError(f"mask: expected the shape of the codes {tuple(codes.shape)}, got {tuple(mask.shape)}")
     return codes.masked_fill(~mask, 0), mask
 
 # %% ../../nbs/training/01_metrics.ipynb #3e65bb0c
@@ -109,7 +110,8 @@ class Tally:
     )->"Tally":                                     # itself
         "Add a batch; batches without `ranks` count for the bits and not for the accuracies."
         mask = torch.ones_like(nats, dtype=torch.bool) if mask is None else mask.bool()
-        if mask.numel() != nats.numel(): raise ValueError(f"mask: expected shape {tuple(nats.shape)}, got {tuple(mask.shape)}")
+        if mask.numel() != nats.numel():
+            raise ValueError(f"mask: expected shape {tuple(nats.shape)}, got {tuple(mask.shape)}")
         mask, nats, n = mask.reshape(nats.shape), nats.detach(), self.tokens_per_sample
         for i in range(n):
             at = slice((i - first) % n, None, n)
@@ -140,7 +142,8 @@ def tally_result(
     if not tally.tokens: raise ValueError("tally: expected at least one token that counts, got none")
     nats = tally.nats / tally.tokens
     bps = bits_per_sample(nats, tally.tokens_per_sample)
-    figures = {"tokens": tally.tokens, "nats_per_token": nats, "bits_per_sample": bps, "bits_per_byte": bits_per_byte(bps, tally.bits),
+    figures = {"tokens": tally.tokens, "nats_per_token": nats, "bits_per_sample": bps,
+               "bits_per_byte": bits_per_byte(bps, tally.bits),
                "compression_ratio": compression_ratio(bps, tally.bits), "perplexity": perplexity(nats)}
     names = {k: "accuracy" if k == 1 else f"accuracy@{k}" for k in tally.ks}
     if tally.ranked: figures |= {names[k]: tally.hits[k] / tally.ranked for k in tally.ks}

@@ -40,7 +40,8 @@ class TrainConfig:
     device:str = "auto"           # "auto", "cpu", "cuda", "cuda:1", "mps"
     precision:Annotated[str, OneOf(PRECISIONS)] = "32-true" # or "bf16-mixed"
     n_processes:Annotated[int, Range(1, 4096)] = 1 # processes, each with batches of its own: CPU cores or GPUs
-    val_ks:tuple[Count, ...]|None = None # accuracies at validation; None: (1,), none above 4,096 codes, where they cost most
+    val_ks:tuple[Count,
+                 ...]|None = None # accuracies at validation; None: (1,), none above 4,096 codes, where they cost most
     save_every:Count|None = None  # steps between checkpoints; None: by time only
     save_every_s:NonNegative = 60.0 # seconds between checkpoints
     log_every:Count = 10          # steps between lines of the logs
@@ -56,7 +57,8 @@ class TrainConfig:
 
     def length(self, n_batches:int)->tuple[int, int]:
         """Steps and epochs of a run with `n_batches` per epoch."""
-        epochs = min(self.max_epochs or math.inf, math.ceil((self.max_steps or math.inf)/n_batches) if self.max_steps else math.inf)
+        epochs = min(self.max_epochs or math.inf,
+                     math.ceil((self.max_steps or math.inf)/n_batches) if self.max_steps else math.inf)
         return min(self.max_steps or math.inf, epochs*n_batches), epochs
 
 # %% ../../nbs/training/05_recipe.ipynb #d21e836e

@@ -38,11 +38,16 @@ from .recipe import History, TrainConfig, reuse_memory
 FREE = {"train": ("max_steps", "max_epochs", "device", "val_ks", "save_every", "save_every_s", "log_every"),
         "data": ("path", "num_workers", "skip_bad")}  # may change between a run and its continuation
 FULL = errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG  # the loggers' errors do not name the file
-EPOCH = {"epoch": int, "step": int, "train_nats": float, "val": {str: (float, list)}, "lr": float, "seconds": float, "tokens": int}
-SAVED = {"state_dict": {str: torch.Tensor}, "optimizer_states": [{"state": dict, "param_groups": [dict]}], "lr_schedulers": [dict], "sashimi_wb": {  # what a run's checkpoint must hold
-    "epoch": int, "batch": int, "step": int, "threads": int, "generators": [{"torch": torch.Tensor, "numpy": tuple, "python": tuple, "cuda": [torch.Tensor]}],
+EPOCH = {"epoch": int, "step": int, "train_nats": float, "val": {str: (float, list)}, "lr": float, "seconds": float,
+         "tokens": int}
+# what a run's checkpoint must hold
+SAVED = {"state_dict": {str: torch.Tensor}, "optimizer_states": [{"state": dict, "param_groups": [dict]}],
+         "lr_schedulers": [dict], "sashimi_wb": {
+    "epoch": int, "batch": int, "step": int, "threads": int,
+    "generators": [{"torch": torch.Tensor, "numpy": tuple, "python": tuple, "cuda": [torch.Tensor]}],
     "identity": {"model": dict, "data": dict, "train": dict, "windows": dict},
-    "history": {"train_nats": torch.Tensor, "epochs": [EPOCH], "best": (dict, type(None)), "seconds": float, "tokens": int, "peak_bytes": int,
+    "history": {"train_nats": torch.Tensor, "epochs": [EPOCH], "best": (dict, type(None)), "seconds": float,
+                "tokens": int, "peak_bytes": int,
                 "device_bytes": int, "restarts": int}}}
 
 def _identity(model, data, config):
@@ -52,9 +57,11 @@ def _identity(model, data, config):
 
 def _check_identity(now, then, path):
     free = FREE | ({} if now["train"]["scheduler"] != "cosine" else {"train": FREE["train"][2:]})
-    changed = [f"{part}.{k}: was {then[part].get(k)!r}, is {now[part].get(k)!r}" for part in now for k in {**then[part], **now[part]}
+    changed = [f"{part}.{k}: was {then[part].get(k)!r}, is {now[part].get(k)!r}" for part in now
+               for k in {**then[part], **now[part]}
                if k not in free.get(part, ()) and then[part].get(k) != now[part].get(k)]
-    if changed: raise ValueError(f"{path} belongs to another run ({'; '.join(changed)}): expected the same settings, or choose another folder, "
+    if changed:
+        raise ValueError(f"{path} belongs to another run ({'; '.join(changed)}): expected the same settings, or choose another folder, "
                                  "or resume=False to delete it and start again")
 
 @contextlib.contextmanager
@@ -90,8 +97,10 @@ def _rows(path):
     "The whole lines of a log: a kill may cut the last one, a power cut may leave zeros."
     def number(text):
         with contextlib.suppress(ValueError): return float(text) == float(text)
-    table = csv.DictReader(path.read_text(encoding="utf-8", errors="replace").replace("\0", "").splitlines()) if path.exists() else []
-    return [r for r in table if None not in r and None not in r.values() and r.get("step", "").isdecimal() and all(v == "" or number(v) for v in r.values())]
+    table = csv.DictReader(path.read_text(encoding="utf-8",
+                                          errors="replace").replace("\0", "").splitlines()) if path.exists() else []
+    return [r for r in table if None not in r and None not in r.values() and r.get("step", "").isdecimal()
+            and all(v == "" or number(v) for v in r.values())]
 
 def _loggers(folder, step):
     "CSV and TensorBoard; whole lines of an earlier part of the run up to `step` stay."
@@ -130,16 +139,19 @@ def fit(
         return saved, step == total
     saved, done = kept()
     if done: return _finished(model, saved)
-    if "LOCAL_RANK" in os.environ: return _fit(model, data, config, folder, saved, progress, on_epoch, identity, n_batches, device)
+    if "LOCAL_RANK" in os.environ:
+        return _fit(model, data, config, folder, saved, progress, on_epoch, identity, n_batches, device)
     with holding(folder, "training"):
         saved, done = kept()                    # another process may have had the folder until now
-        return _finished(model, saved) if done else _fit(model, data, config, folder, saved, progress, on_epoch, identity, n_batches, device)
+        return _finished(model, saved) if done else _fit(model, data, config, folder, saved, progress, on_epoch,
+                                                         identity, n_batches, device)
 
 def _fit(model, data, config, folder, saved, progress, on_epoch, identity, n_batches, device):
     "Train in a folder that nobody else writes in."
     last, rank, (total, epochs) = folder/LAST, int(os.environ.get("LOCAL_RANK", 0)), config.length(n_batches)
     if rank == 0:
-        write_atomic(folder/"settings.json", json.dumps(identity, indent=1))  # the first sign of a folder that cannot be written
+        # the first sign of a folder that cannot be written
+        write_atomic(folder/"settings.json", json.dumps(identity, indent=1))
         if saved is None:
             for name in (LAST, BEST, HISTORY): (folder/name).unlink(missing_ok=True)
             shutil.rmtree(folder/"logs", ignore_errors=True)
@@ -155,14 +167,18 @@ def _fit(model, data, config, folder, saved, progress, on_epoch, identity, n_bat
     if device.type == "cpu": reuse_memory()
     with _quiet(), _signals(keeper.ask), _restoring(last, keeper):
         try:
-            trainer = _trainer(config, device, folder, epochs, here["step"] if here else 0, [keeper] + ([Bar(keeper, total)] if progress else []))
-            trainer.fit(LitWave(model.train(), config, total), module, ckpt_path=last if here else None, weights_only=False if here else None)
+            trainer = _trainer(config, device, folder, epochs, here["step"] if here else 0,
+                               [keeper] + ([Bar(keeper, total)] if progress else []))
+            trainer.fit(LitWave(model.train(), config, total), module, ckpt_path=last if here else None,
+                        weights_only=False if here else None)
         except OSError as e:
             if e.errno not in FULL or str(folder) in str(e): raise
-            raise OSError(e.errno, f"cannot write in {folder} ({e.strerror}): free some space or choose another folder; the same call goes on from {last}") from e
+            raise OSError(e.errno,
+                          f"cannot write in {folder} ({e.strerror}): free some space or choose another folder; the same call goes on from {last}") from e
         except (Interrupted, SystemExit):  # Lightning makes a SystemExit of a KeyboardInterrupt
             if not keeper.stop: raise
-    if keeper.stop: _end(keeper.stop, f"stopped after step {keeper.history.steps} of {total}; the same call goes on from {last}")
+    if keeper.stop:
+        _end(keeper.stop, f"stopped after step {keeper.history.steps} of {total}; the same call goes on from {last}")
     return keeper.history
 
 @contextlib.contextmanager
@@ -179,11 +195,16 @@ def _saved(last, model):
     saved = load_tree(last)
     with reading(last, "the checkpoint of a run", "delete it, to train again from the beginning"):
         check_plain(saved, SAVED)
-        found, plateau = {k: len(saved[k]) for k in ("optimizer_states", "lr_schedulers")}, saved["sashimi_wb"]["identity"]["train"]["scheduler"] == "plateau"
-        if found != {"optimizer_states": 1, "lr_schedulers": plateau}: raise ValueError(f"expected one optimizer and {int(plateau)} schedules, got {found}")
+        found, plateau = {k: len(saved[k])
+                          for k in ("optimizer_states",
+                                    "lr_schedulers")}, saved["sashimi_wb"]["identity"]["train"]["scheduler"] == "plateau"
+        if found != {"optimizer_states": 1, "lr_schedulers": plateau}:
+            raise ValueError(f"expected one optimizer and {int(plateau)} schedules, got {found}")
         own, kept = model.state_dict(), {k.removeprefix("model."): v for k, v in saved["state_dict"].items()}
-        other = [k for k in {**own, **kept} if k not in own or k not in kept or (own[k].shape, own[k].dtype) != (kept[k].shape, kept[k].dtype)]
-        if other and saved["sashimi_wb"]["identity"]["model"] == to_json(model.config): raise ValueError(f"other weights than this model's: {other[0]}")
+        other = [k for k in {**own, **kept} if k not in own or k not in kept
+                 or (own[k].shape, own[k].dtype) != (kept[k].shape, kept[k].dtype)]
+        if other and saved["sashimi_wb"]["identity"]["model"] == to_json(model.config):
+            raise ValueError(f"other weights than this model's: {other[0]}")
     return saved
 
 def trained_steps(
@@ -193,16 +214,21 @@ def trained_steps(
     last = Path(folder)/LAST
     if not last.exists(): return 0
     saved = load_tree(last)
-    with reading(last, "the checkpoint of a run"): return check_plain(saved, {"sashimi_wb": {"step": int}})["sashimi_wb"]["step"]
+    with reading(last, "the checkpoint of a run"):
+        return check_plain(saved, {"sashimi_wb": {"step": int}})["sashimi_wb"]["step"]
 
 def _trainer(config, device, folder, epochs, step, callbacks):
     one = [device.index] if device.index is not None else 1
     environment = [] if TorchElasticEnvironment.detect() else [LightningEnvironment()]  # never guess a cluster
     return Trainer(
-        accelerator={"cuda": "gpu"}.get(device.type, device.type), devices=config.n_processes if config.n_processes > 1 else one,
-        strategy="ddp" if config.n_processes > 1 else "auto", precision=config.precision, max_epochs=epochs, callbacks=callbacks,
-        logger=_loggers(folder, step), plugins=[SafeCheckpointIO(), *environment], gradient_clip_val=config.grad_clip, log_every_n_steps=config.log_every,
-        default_root_dir=folder, reload_dataloaders_every_n_epochs=1, num_sanity_val_steps=0, use_distributed_sampler=False, inference_mode=False,
+        accelerator={"cuda": "gpu"}.get(device.type, device.type),
+        devices=config.n_processes if config.n_processes > 1 else one,
+        strategy="ddp" if config.n_processes > 1 else "auto", precision=config.precision, max_epochs=epochs,
+        callbacks=callbacks,
+        logger=_loggers(folder, step), plugins=[SafeCheckpointIO(), *environment], gradient_clip_val=config.grad_clip,
+        log_every_n_steps=config.log_every,
+        default_root_dir=folder, reload_dataloaders_every_n_epochs=1, num_sanity_val_steps=0,
+        use_distributed_sampler=False, inference_mode=False,
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False)
 
 def _finished(model, saved):
@@ -222,7 +248,8 @@ def _launch(n, arguments):
         raise ValueError(f"several processes: expected a model, data and on_epoch that can be pickled, defined in a module, got {e}") from None
     errors = torch.multiprocessing.get_context("spawn").SimpleQueue()
     threads, asked = max(torch.get_num_threads()//n, 1), []
-    processes = torch.multiprocessing.start_processes(_worker, (payload, n, port, threads, errors, os.getpid()), n, join=False, start_method="spawn")
+    processes = torch.multiprocessing.start_processes(_worker, (payload, n, port, threads, errors, os.getpid()), n,
+                                                      join=False, start_method="spawn")
     def ask(signum, frame):
         "Pass a signal on: they save and end."
         asked.append(signum)

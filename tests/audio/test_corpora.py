@@ -47,12 +47,16 @@ def test_split_values():
 def test_folder_is_the_default_and_unchanged(tmp_path):
     grow(tmp_path, [f"a/{i}.wav" for i in range(9)])
     data = AudioData(DataConfig(tmp_path, sample_len=50, seed=3))
-    assert [d.files for d in (data.train, data.val, data.test)] == list(split_files(data.files, 0.88, 3)) == list(find_parts("folder", tmp_path, seed=3))
+    assert [d.files
+            for d in (data.train, data.val,
+                      data.test)] == list(split_files(data.files, 0.88,
+                                                      3)) == list(find_parts("folder", tmp_path, seed=3))
 
 
 # ---- small trees of the true layouts
 
-TRACKS = ("train/A Classic Education - NightOwl", "train/Music Delta - Rock", "train/Leaf - Summerghost", "train/Actions - One Minute Smile",
+TRACKS = ("train/A Classic Education - NightOwl", "train/Music Delta - Rock", "train/Leaf - Summerghost",
+          "train/Actions - One Minute Smile",
           "test/AM Contra - Heart Peripheral", "test/Al James - Schoolboy Facination")
 
 
@@ -62,11 +66,13 @@ def musdb18hq(root):
 
 
 def sc09(root):
-    clips = [f"{d}/{speaker}_nohash_{k}.wav" for d in DIGITS for speaker, k in (("0a7c2a8d", 0), ("c50f55b8", 0), ("c50f55b8", 1), ("1ecfb537", 0))]
+    clips = [f"{d}/{speaker}_nohash_{k}.wav" for d in DIGITS
+             for speaker, k in (("0a7c2a8d", 0), ("c50f55b8", 0), ("c50f55b8", 1), ("1ecfb537", 0))]
     grow(root, [*clips, "bed/0a7c2a8d_nohash_0.wav"])
     (root/"_background_noise_").mkdir()
     valid, test = ([c for c in clips if s in c] for s in ("c50f55b8", "1ecfb537"))
-    (root/"validation_list.txt").write_text("\n".join(["bed/c50f55b8_nohash_0.wav", *valid, "nine/ffffffff_nohash_0.wav"]) + "\n")
+    (root/"validation_list.txt").write_text("\n".join(["bed/c50f55b8_nohash_0.wav", *valid,
+                                                       "nine/ffffffff_nohash_0.wav"]) + "\n")
     (root/"testing_list.txt").write_text("\n".join(test) + "\n")
     return [[c for c in clips if "0a7c2a8d" in c], valid, test]
 
@@ -78,7 +84,8 @@ def numbered(root):
 
 
 def maestro(root, table="csv", version="3.0.0"):
-    rows = [dict(canonical_composer="Franz Liszt", canonical_title="Étude, \"La\", 3", split=s, year=y, midi_filename=f"{y}/{s}.midi", audio_filename=f"{y}/{s} {y}.wav", duration=1.5)
+    rows = [dict(canonical_composer="Franz Liszt", canonical_title="Étude, \"La\", 3", split=s, year=y,
+                 midi_filename=f"{y}/{s}.midi", audio_filename=f"{y}/{s} {y}.wav", duration=1.5)
             for y in (2004, 2018) for s in ("train", "test", "validation")]
     grow(root, [r["audio_filename"] for r in rows], channels=2, rate=48_000)
     path = root/f"maestro-v{version}.{table}"
@@ -86,7 +93,9 @@ def maestro(root, table="csv", version="3.0.0"):
         with open(path, "w", newline="", encoding="utf-8") as f:
             writer = csv.DictWriter(f, list(rows[0]))
             writer.writeheader(), writer.writerows(rows)
-    else: path.write_text(json.dumps({k: {str(i): r[k] for i, r in enumerate(rows)} for k in rows[0]} if version == "3.0.0" else rows))
+    else:
+        path.write_text(json.dumps({k: {str(i): r[k] for i, r in enumerate(rows)} for k in rows[0]}
+                                   if version == "3.0.0" else rows))
     return [[f"{y}/{s} {y}.wav" for y in (2004, 2018)] for s in ("train", "validation", "test")]
 
 
@@ -99,14 +108,17 @@ def ljspeech(root):
 
 
 def librispeech(root):
-    parts = [[f"train-clean-100/103/1240/103-1240-000{i}.flac" for i in range(3)] + ["train-other-500/20/205/20-205-0000.flac"],
-             ["dev-clean/84/121123/84-121123-0000.flac"], ["test-clean/61/70968/61-70968-0000.flac", "test-other/367/130732/367-130732-0000.flac"]]
+    parts = [[f"train-clean-100/103/1240/103-1240-000{i}.flac"
+              for i in range(3)] + ["train-other-500/20/205/20-205-0000.flac"],
+             ["dev-clean/84/121123/84-121123-0000.flac"],
+             ["test-clean/61/70968/61-70968-0000.flac", "test-other/367/130732/367-130732-0000.flac"]]
     grow(root, [n for p in parts for n in p])
     (root/"dev-clean/84/121123/84-121123.trans.txt").write_text("84-121123-0000 GO\n"), (root/"README.TXT").write_text("x")
     return parts
 
 
-TREES = dict(musdb18hq=musdb18hq, sc09=sc09, beethoven=numbered, youtubemix=numbered, maestro=maestro, ljspeech=ljspeech, librispeech=librispeech)
+TREES = dict(musdb18hq=musdb18hq, sc09=sc09, beethoven=numbered, youtubemix=numbered, maestro=maestro,
+             ljspeech=ljspeech, librispeech=librispeech)
 
 
 def test_every_data_set_is_tested():
@@ -129,9 +141,12 @@ def test_true_layout(tmp_path, name):
 def test_missing_folder_and_wrong_layout(tmp_path, name):
     data = DATASETS[name]
     with pytest.raises(FileNotFoundError) as e: find_parts(name, tmp_path/"none")
-    assert data.tree.splitlines()[-1].strip() in str(e.value) and data.where in str(e.value) and "no such folder" in str(e.value)
+    assert data.tree.splitlines()[-1].strip() in str(e.value) and data.where in str(e.value)
+    assert "no such folder" in str(e.value)
     TREES[name](tmp_path/"inner folder")
-    with pytest.raises(ValueError, match=f"(?s)is not the data set '{name}': .*Expected.*Found in it: inner folder/\nGet it from") as e: find_parts(name, tmp_path)
+    with pytest.raises(ValueError,
+                       match=f"(?s)is not the data set '{name}': .*Expected.*Found in it: inner folder/\nGet it from") as e:
+        find_parts(name, tmp_path)
     assert data.tree.splitlines()[0] in str(e.value) and data.where in str(e.value)
     (tmp_path/"file").write_text("x")
     with pytest.raises(ValueError, match="is not the data set"): find_parts(name, tmp_path/"file")
@@ -141,17 +156,22 @@ def test_missing_folder_and_wrong_layout(tmp_path, name):
 def test_stems_of_musdb18hq(tmp_path, stem):
     musdb18hq(tmp_path)
     parts = find_parts("musdb18hq", tmp_path, stem)
-    assert [[n.replace(stem, "mixture") for n in p] for p in names(parts)] == names(find_parts("musdb18hq", tmp_path)) and all(stem in i.path for p in parts for i in p)
-    with pytest.raises(ValueError, match="unknown stem of musdb18hq 'piano'; known: mixture, drums, bass, other, vocals"): find_parts("musdb18hq", tmp_path, "piano")
+    assert [[n.replace(stem, "mixture") for n in p] for p in names(parts)] == names(find_parts("musdb18hq", tmp_path))
+    assert all(stem in i.path for p in parts for i in p)
+    with pytest.raises(ValueError,
+                       match="unknown stem of musdb18hq 'piano'; known: mixture, drums, bass, other, vocals"):
+        find_parts("musdb18hq", tmp_path, "piano")
 
 
 def test_validation_tracks_are_named_as_the_package_does():
-    assert len(set(MUSDB_VALIDATION)) == 14 and "Johnny Lokke - Promises & Lies" in MUSDB_VALIDATION and "ANiMAL - Rockshow" in MUSDB_VALIDATION
+    assert len(set(MUSDB_VALIDATION)) == 14 and "Johnny Lokke - Promises & Lies" in MUSDB_VALIDATION
+    assert "ANiMAL - Rockshow" in MUSDB_VALIDATION
 
 
 def test_musdb_without_its_validation_tracks(tmp_path):
     grow(tmp_path, [f"{t}/{s}.wav" for t in (*TRACKS[:2], *TRACKS[4:]) for s in STEMS])
-    with pytest.raises(ValueError, match="none of the 14 validation tracks is in train"): find_parts("musdb18hq", tmp_path)
+    with pytest.raises(ValueError, match="none of the 14 validation tracks is in train"):
+        find_parts("musdb18hq", tmp_path)
 
 
 @pytest.mark.parametrize("name,lost,match", [
@@ -176,12 +196,16 @@ def test_missing_lists(tmp_path, name, lost, match):
 
 
 def test_empty_parts_are_named(tmp_path):
-    sc09(tmp_path/"sc09"), maestro(tmp_path/"maestro"), grow(tmp_path/"beethoven", ["1.wav", "2.wav", "3.wav"]), librispeech(tmp_path/"librispeech")
+    sc09(tmp_path/"sc09")
+    maestro(tmp_path/"maestro")
+    grow(tmp_path/"beethoven", ["1.wav", "2.wav", "3.wav"])
+    librispeech(tmp_path/"librispeech")
     (tmp_path/"sc09"/"testing_list.txt").write_text("")
     table = tmp_path/"maestro"/"maestro-v3.0.0.csv"
     table.write_text(table.read_text(encoding="utf-8").replace("validation", "valid"), encoding="utf-8")
     (tmp_path/"librispeech"/"dev-clean").rename(tmp_path/"librispeech"/"dev")
-    for name, match in dict(sc09="it has no test files", maestro="it has no validation files", beethoven="3 files at train_percentage=0.88 leave a part empty",
+    for name, match in dict(sc09="it has no test files", maestro="it has no validation files",
+                            beethoven="3 files at train_percentage=0.88 leave a part empty",
                             librispeech="nothing there is called dev-\\*").items():
         with pytest.raises(ValueError, match=match): find_parts(name, tmp_path/name)
     assert [len(p) for p in find_parts("beethoven", tmp_path/"beethoven", train_percentage=0.4)] == [1, 1, 1]
@@ -199,7 +223,9 @@ def test_tables_of_maestro(tmp_path, table, version):
     assert names(find_parts("maestro", tmp_path, train_percentage=0.5)) == want
     for content in ("{}", "[]", "x,y\n1,2\n", "{", "[1, 2]", '{"split": 3}'):
         (tmp_path/f"maestro-v{version}.{table}").write_text(content)
-        with pytest.raises(ValueError, match="is not the data set 'maestro': (it has no training files|.* has no columns split and audio_filename)"): find_parts("maestro", tmp_path)
+        with pytest.raises(ValueError,
+                           match="is not the data set 'maestro': (it has no training files|.* has no columns split and audio_filename)"):
+            find_parts("maestro", tmp_path)
 
 
 @given(st.integers(1, 400), st.floats(0.05, 0.98))
@@ -219,7 +245,8 @@ def test_damaged_files_of_a_data_set(tmp_path):
     want = librispeech(tmp_path)
     (tmp_path/want[0][1]).write_bytes(b"no audio")
     with pytest.raises(ValueError, match="103-1240-0001.flac"): find_parts("librispeech", tmp_path)
-    assert names(find_parts("librispeech", tmp_path, skip_bad=True)) == [[n for n in p if n != want[0][1]] for p in want]
+    assert names(find_parts("librispeech", tmp_path, skip_bad=True)) == [[n for n in p if n != want[0][1]]
+                                                                         for p in want]
 
 
 def test_only_the_files_of_the_data_set_are_looked_at(tmp_path):
@@ -227,14 +254,17 @@ def test_only_the_files_of_the_data_set_are_looked_at(tmp_path):
     sc09(tmp_path/"sc09"), musdb18hq(tmp_path/"hq")
     (tmp_path/"sc09"/"bed"/"0a7c2a8d_nohash_0.wav").write_bytes(b"no audio")
     (tmp_path/"hq"/TRACKS[0]/"vocals.wav").write_bytes(b"no audio")
-    assert len(find_parts("sc09", tmp_path/"sc09")[0]) == 10 and len(find_parts("musdb18hq", tmp_path/"hq", "bass")[0]) == 2
+    assert len(find_parts("sc09", tmp_path/"sc09")[0]) == 10
+    assert len(find_parts("musdb18hq", tmp_path/"hq", "bass")[0]) == 2
     with pytest.raises(ValueError, match="vocals.wav"): find_parts("musdb18hq", tmp_path/"hq", "vocals")
 
 
 def test_unknown_names(tmp_path):
-    with pytest.raises(ValueError, match="unknown dataset 'timit'; known: folder, musdb18hq, musdb18, sc09, beethoven, youtubemix, maestro, ljspeech, librispeech"):
+    with pytest.raises(ValueError,
+                       match="unknown dataset 'timit'; known: folder, musdb18hq, musdb18, sc09, beethoven, youtubemix, maestro, ljspeech, librispeech"):
         find_parts("timit", tmp_path)
-    with pytest.raises(ValueError, match="unknown stem of folder 'drums'; known: mixture"): find_parts("folder", tmp_path, "drums")
+    with pytest.raises(ValueError, match="unknown stem of folder 'drums'; known: mixture"):
+        find_parts("folder", tmp_path, "drums")
     with pytest.raises(ValueError, match="share between 0 and 1"): find_parts("sc09", tmp_path, train_percentage=88)
     assert PARTS == ("training", "validation", "test")
 
@@ -275,14 +305,18 @@ def test_streams_of_musdb18(stems, stem):
 
 
 def test_workers_read_the_same_stems(stems):
-    base = dict(path=stems, dataset="musdb18", stem="drums", sample_len=3000, channels="stereo", batch_size=2, target_sr=16_000)
+    base = dict(path=stems, dataset="musdb18", stem="drums", sample_len=3000, channels="stereo", batch_size=2,
+                target_sr=16_000)
     plain, spread = (AudioData(DataConfig(**base, num_workers=n)) for n in (0, 2))
-    for a, b in zip(plain.train_loader(), spread.train_loader(), strict=True): assert all((a[k] == b[k]).all() for k in a)
+    for a, b in zip(plain.train_loader(), spread.train_loader(), strict=True):
+        assert all((a[k] == b[k]).all() for k in a)
 
 
 def test_wrong_layout_of_musdb18(stems, tmp_path):
     musdb18hq(tmp_path)
-    with pytest.raises(ValueError, match="(?s)nothing there is called train/\\*.stem.mp4\nExpected.*Found in it: test/, train/"): find_parts("musdb18", tmp_path)
+    with pytest.raises(ValueError,
+                       match="(?s)nothing there is called train/\\*.stem.mp4\nExpected.*Found in it: test/, train/"):
+        find_parts("musdb18", tmp_path)
     with pytest.raises(ValueError, match="unknown stem of musdb18 'piano'"): find_parts("musdb18", stems, "piano")
     prints = {AudioData(DataConfig(stems, dataset="musdb18", stem=s, sample_len=1000)).fingerprint() for s in STEMS}
     assert len(prints) == len(STEMS)

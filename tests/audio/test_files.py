@@ -31,7 +31,9 @@ from sashimi_wb.tokens.quantization import Quantizer
 
 @pytest.fixture
 def corpus(tmp_path):
-    for i, (name, frames) in enumerate((("b.wav", 4000), ("a/x.flac", 3100), ("a/y.wav", 2500), ("c.ogg", 5000), ("d.flac", 2048), ("e.wav", 900))):
+    for i, (name,
+            frames) in enumerate((("b.wav", 4000), ("a/x.flac", 3100), ("a/y.wav", 2500), ("c.ogg", 5000),
+                                  ("d.flac", 2048), ("e.wav", 900))):
         write(tmp_path, name, frames, seed=i)
     return tmp_path
 
@@ -40,7 +42,8 @@ def corpus(tmp_path):
 
 def test_find_audio_is_sorted_and_sees_any_depth(corpus):
     write(corpus, "Z.WAV"), write(corpus, "._hidden.wav"), (corpus/"readme.txt").write_text("x")
-    assert [p.relative_to(corpus).as_posix() for p in find_audio(corpus)] == ["Z.WAV", "a/x.flac", "a/y.wav", "b.wav", "c.ogg", "d.flac", "e.wav"]
+    assert [p.relative_to(corpus).as_posix()
+            for p in find_audio(corpus)] == ["Z.WAV", "a/x.flac", "a/y.wav", "b.wav", "c.ogg", "d.flac", "e.wav"]
 
 
 def test_links_to_folders_are_followed_and_no_folder_is_searched_twice(tmp_path):
@@ -57,7 +60,10 @@ def test_links_to_folders_are_followed_and_no_folder_is_searched_twice(tmp_path)
 
 @pytest.mark.parametrize("name", (".git", ".Trash-1000", "$RECYCLE.BIN", "$Recycle.Bin", "__MACOSX", "@eaDir", "System Volume Information", "lost+found", "#recycle"))
 def test_folders_that_systems_made_are_left_alone(tmp_path, name):
-    write(tmp_path, "a.wav"), write(tmp_path, f"sub/{name}/deep/b.wav"), write(tmp_path, f"{name}/c.wav"), write(tmp_path, "#1 hits/@home/$money/d.wav")
+    write(tmp_path, "a.wav")
+    write(tmp_path, f"sub/{name}/deep/b.wav")
+    write(tmp_path, f"{name}/c.wav")
+    write(tmp_path, "#1 hits/@home/$money/d.wav")
     assert audio_names(tmp_path) == ["#1 hits/@home/$money/d.wav", "a.wav"]
     assert audio_names(tmp_path/name) == ["c.wav"]  # asked for by name
 
@@ -70,7 +76,8 @@ def test_a_folder_that_cannot_be_read_is_an_error(corpus, monkeypatch, error):
         return plain(path)
     monkeypatch.setattr(folders.os, "scandir", scandir)
     for call in (audio_names, index_audio, lambda p: index_audio(p, skip_bad=True)):
-        with pytest.raises(type(error), match=f"cannot read the folder {corpus}/a.*{error.strerror}.*allow reading it"): call(corpus)
+        with pytest.raises(type(error), match=f"cannot read the folder {corpus}/a.*{error.strerror}.*allow reading it"):
+            call(corpus)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes and sockets as on POSIX")
@@ -82,9 +89,12 @@ def test_what_is_no_regular_file_is_named_and_never_read(tmp_path, what, said, c
     if "pipe" in what: os.mkfifo("pipe")
     if what == "pipe": os.rename("pipe", "x.wav")
     elif what == "socket": socket.socket(socket.AF_UNIX).bind("x.wav")
-    else: os.symlink({"link to nothing": "nothing", "link to itself": "x.wav", "link to a pipe": "pipe", "device": "/dev/zero"}[what], "x.wav")
+    else:
+        os.symlink({"link to nothing": "nothing", "link to itself": "x.wav", "link to a pipe": "pipe",
+                    "device": "/dev/zero"}[what], "x.wav")
     with pytest.raises(ValueError, match=f"1 of 3 files.*x.wav.*{said}.*skip_bad=True"): index_audio(tmp_path)
-    with caplog.at_level(logging.WARNING, "sashimi_wb"): assert [i.name for i in index_audio(tmp_path, skip_bad=True)] == ["a.wav", "b.wav"]
+    with caplog.at_level(logging.WARNING, "sashimi_wb"):
+        assert [i.name for i in index_audio(tmp_path, skip_bad=True)] == ["a.wav", "b.wav"]
     assert "left out: x.wav" in caplog.text
 
 
@@ -96,13 +106,16 @@ def test_a_folder_with_the_name_of_a_file_is_searched(tmp_path):
 
 def test_files_of_other_kinds_are_counted_in_one_line(tmp_path, caplog):
     write(tmp_path, "a.wav")
-    for name in ("b.m4a", "c/d.m4a", "e.txt", "f", ".hidden.m4a"): (tmp_path/name).parent.mkdir(exist_ok=True), (tmp_path/name).write_text("x")
+    for name in ("b.m4a", "c/d.m4a", "e.txt", "f", ".hidden.m4a"):
+        (tmp_path/name).parent.mkdir(exist_ok=True), (tmp_path/name).write_text("x")
     (tmp_path/"disk").symlink_to(tmp_path/"nowhere")
     with caplog.at_level(logging.INFO, "sashimi_wb"): assert audio_names(tmp_path) == audio_names(tmp_path) == ["a.wav"]
-    assert [r.getMessage() for r in caplog.records] == [f"left out of {tmp_path}: 5 files of other kinds (.m4a 2, link to nothing 1, .txt 1, no suffix 1)"]
+    assert [r.getMessage()
+            for r in caplog.records] == [f"left out of {tmp_path}: 5 files of other kinds (.m4a 2, link to nothing 1, .txt 1, no suffix 1)"]
 
 
-ODD_NAMES = [b"caf\xe9.wav", b"new\nline.wav", b"\xf0\x9f\x98\x80.wav", b"\xff\xfe.wav", "\u00e9.wav".encode(), "e\u0301.wav".encode(), b"A.wav", b"a.wav", b"\xed\xb3\xa9.wav",
+ODD_NAMES = [b"caf\xe9.wav", b"new\nline.wav", b"\xf0\x9f\x98\x80.wav", b"\xff\xfe.wav", "\u00e9.wav".encode(),
+             "e\u0301.wav".encode(), b"A.wav", b"a.wav", b"\xed\xb3\xa9.wav",
              b"n" * 251 + b".wav", b"tab\t'\"<b>%{x}.wav", b" .wav", b"\xc3\x28/in.wav"]
 
 
@@ -117,11 +130,14 @@ def test_names_of_any_bytes_go_all_the_way(tmp_path):
     found = [os.fsencode(n) for n in audio_names(tmp_path)]
     assert found == sorted(ODD_NAMES)
     data = AudioData(DataConfig(tmp_path, sample_len=50))
-    assert [os.fsencode(f.name) for f in data.files] == found and len(data.fingerprint()) == 64 and len(data.train[0]["x"]) == 50
+    assert [os.fsencode(f.name) for f in data.files] == found and len(data.fingerprint()) == 64
+    assert len(data.train[0]["x"]) == 50
     code = ("import os, sys; from sashimi_wb.audio.windows import AudioData, DataConfig; d = AudioData(DataConfig(sys.argv[1], sample_len=50));"
             "sys.stdout.write(d.fingerprint() + str([os.fsencode(f.name) for f in d.test.files]))")
-    plain = os.environ | {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # names are ASCII with escapes
-    said = subprocess.run([sys.executable, "-c", code, tmp_path], env=plain, capture_output=True, text=True, check=True).stdout
+    # names are ASCII with escapes
+    plain = os.environ | {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    said = subprocess.run([sys.executable, "-c", code, tmp_path], env=plain, capture_output=True, text=True,
+                          check=True).stdout
     assert said == data.fingerprint() + str([os.fsencode(f.name) for f in data.test.files])
     odd = tmp_path.parent/os.fsdecode(b"folder \xe9")
     tmp_path.rename(odd)
@@ -133,7 +149,8 @@ def test_folders_without_audio(tmp_path):
     with pytest.raises(FileNotFoundError, match="no folder .*missing.*give a folder"): index_audio(tmp_path/"missing")
     with pytest.raises(ValueError, match="is empty: put .wav"): index_audio(tmp_path/"none")
     (tmp_path/"none"/"a.mid").write_text("x")
-    with pytest.raises(ValueError, match="no audio in .*expected .wav, .flac, .ogg, .mp3.*1 others \\(.mid\\)"): index_audio(tmp_path/"none")
+    with pytest.raises(ValueError, match="no audio in .*expected .wav, .flac, .ogg, .mp3.*1 others \\(.mid\\)"):
+        index_audio(tmp_path/"none")
     with pytest.raises(ValueError, match="give the folder it is in"): index_audio(tmp_path/"none"/"a.mid")
     with pytest.raises(FileNotFoundError): AudioData(DataConfig(str(tmp_path/"missing")))
 
@@ -144,7 +161,8 @@ def test_truncated_files_are_named(tmp_path, suffix, share):
     for i in range(3): write(tmp_path, f"good{i}.wav")
     cut = write(tmp_path, f"cut.{suffix}", 30_000)
     cut.write_bytes(cut.read_bytes()[:int(cut.stat().st_size*share)])
-    with pytest.raises(ValueError, match=f"1 of 4 files.*cut.{suffix}.*truncated.*skip_bad=True"): index_audio(tmp_path, decode_s=0)
+    with pytest.raises(ValueError, match=f"1 of 4 files.*cut.{suffix}.*truncated.*skip_bad=True"):
+        index_audio(tmp_path, decode_s=0)
     assert [i.name for i in index_audio(tmp_path, skip_bad=True, decode_s=0)] == ["good0.wav", "good1.wav", "good2.wav"]
 
 
@@ -153,7 +171,8 @@ def test_truncated_files_are_named(tmp_path, suffix, share):
 def test_files_that_are_no_audio(tmp_path, suffix, content, caplog):
     write(tmp_path, "good.wav"), (tmp_path/f"bad.{suffix}").write_bytes(content)
     with pytest.raises(ValueError, match=f"bad.{suffix}"): index_audio(tmp_path)
-    with caplog.at_level(logging.WARNING, "sashimi_wb"): assert [i.name for i in index_audio(tmp_path, skip_bad=True)] == ["good.wav"]
+    with caplog.at_level(logging.WARNING, "sashimi_wb"):
+        assert [i.name for i in index_audio(tmp_path, skip_bad=True)] == ["good.wav"]
     assert f"bad.{suffix}" in caplog.text
     os.remove(tmp_path/"good.wav")
     with pytest.raises(ValueError, match="1 of 1 files"): index_audio(tmp_path, skip_bad=True)
@@ -195,7 +214,8 @@ def test_out_of_range_float_files_are_named(tmp_path, value):
     wave[66_001, 1] = value
     sf.write(tmp_path/"hot.wav", wave, 16_000, subtype="FLOAT")
     write(tmp_path, "good.wav")
-    with pytest.raises(ValueError, match="sample 66001, channel 1 of hot.wav: expected a number in \\[-1, 1\\]"): index_audio(tmp_path)
+    with pytest.raises(ValueError, match="sample 66001, channel 1 of hot.wav: expected a number in \\[-1, 1\\]"):
+        index_audio(tmp_path)
     assert len(index_audio(tmp_path, skip_bad=True)) == 1
     info = index_audio(tmp_path, decode_s=0)[1]
     with pytest.raises(ValueError, match="sample 66001, channel 1 of hot.wav"): read_span(info, 66_000, 10)
@@ -216,7 +236,8 @@ def integers(bits, seed, frames, channels):
     """Random integers over the whole range, smooth in one half, with both ends of the range."""
     rng, half = np.random.default_rng(seed), 2**(bits - 1)
     k = rng.integers(-half, half, (frames, channels))
-    k[:frames//2] = np.clip(np.cumsum(rng.integers(-half//64, half//64 + 1, (frames//2, channels)), axis=0), -half, half - 1)
+    k[:frames//2] = np.clip(np.cumsum(rng.integers(-half//64, half//64 + 1, (frames//2, channels)), axis=0), -half,
+                            half - 1)
     k[rng.integers(frames)], k[rng.integers(frames)] = -half, half - 1
     return k
 
@@ -244,7 +265,8 @@ def test_integers_come_back_bit_for_bit(tmp_path, suffix, bits, seed, frames, ch
         assert np.array_equal(read_span(info, start, n, name), wave[start:start + n][side])
     if bits <= 24:
         assert np.array_equal(codes_of(wave, bits), k)
-        assert np.array_equal(codes_of(Quantizer("linear", bits).decode(torch.from_numpy(k + 2**(bits - 1))).numpy(), bits), k)
+        assert np.array_equal(codes_of(Quantizer("linear", bits).decode(torch.from_numpy(k + 2**(bits - 1))).numpy(),
+                                       bits), k)
 
 
 @pytest.mark.parametrize("suffix", ("wav", "flac"))
@@ -301,7 +323,8 @@ def stems(tmp_path_factory):
     noise = 0.15*np.random.default_rng(0).standard_normal((100_000, 2)).clip(-3, 3)
     waves = [0.6*tone + 0.05*noise, tone, noise, np.roll(tone, 777, axis=0)[::-1], tone*np.sin(9*t)[:, None]]
     folder = tmp_path_factory.mktemp("stems")
-    return waves, write_stems(folder/"clear.stem.mp4", waves), write_stems(folder/"noisy.stem.mp4", waves, bit_rate=128_000, noise=True)
+    return waves, write_stems(folder/"clear.stem.mp4", waves), write_stems(folder/"noisy.stem.mp4", waves,
+                                                                           bit_rate=128_000, noise=True)
 
 
 @pytest.mark.parametrize("stream", range(5))
@@ -323,7 +346,10 @@ def test_any_span_of_a_stem_is_that_slice_of_the_decoded_stream(stems, stream):
 def test_noise_packets_give_every_window_the_same_samples(stems, stream):
     info = probe(stems[2], "noisy", stream)
     whole = read_frames(info, 0, info.frames)
-    if stream == 2: assert not np.array_equal(whole, decode_stream(stems[2], stream).clip(-1, 1)), "no packet of noise: the test is too easy"
+    if stream == 2:
+        assert not np.array_equal(whole,
+                                  decode_stream(stems[2], stream).clip(-1,
+                                                                       1)), "no packet of noise: the test is too easy"
     for start, n in ((0, 3_000), (5, 16_390), (30_000, 8_192), (49_152, 1), (70_001, 20_000), (0, info.frames)):
         assert np.array_equal(read_frames(info, start, n), whole[start:start + n])
 
@@ -332,19 +358,22 @@ def test_resampled_spans_of_a_stem(stems):
     info = probe(stems[1], "clear", 1)
     whole = read_span(info, target_sr=16_000)
     for start, n in ((0, 100), (7_777, 4_096), (len(whole) - 333, 333)):
-        np.testing.assert_allclose(read_span(info, start, n, target_sr=16_000), whole[start:start + n], rtol=0, atol=1e-7)
+        np.testing.assert_allclose(read_span(info, start, n, target_sr=16_000), whole[start:start + n], rtol=0,
+                                   atol=1e-7)
 
 
 def test_an_mp4_that_cannot_be_used(stems, tmp_path):
     waves, path, _ = stems
-    with pytest.raises(ValueError, match="an audio stream number 5, it has 5.*0 mixture, 1 drums") as e: probe(path, "x.stem.mp4", 5)
+    with pytest.raises(ValueError, match="an audio stream number 5, it has 5.*0 mixture, 1 drums") as e:
+        probe(path, "x.stem.mp4", 5)
     assert "x.stem.mp4" in str(e.value)
     (tmp_path/"cut.mp4").write_bytes(path.read_bytes()[:100_000])
     (tmp_path/"text.mp4").write_text("not a sound"*99)
     for name in ("cut", "text"):
         with pytest.raises(ValueError, match=f"{name}.mp4: not readable as audio"): probe(tmp_path/f"{name}.mp4")
     write_stems(tmp_path/"mono.mp4", [waves[1][:5_000, :1]], 48_000)
-    assert probe(tmp_path/"mono.mp4").channels == 1 and read_span(probe(tmp_path/"mono.mp4"), 100, 700).shape == (700, 1)
+    assert probe(tmp_path/"mono.mp4").channels == 1
+    assert read_span(probe(tmp_path/"mono.mp4"), 100, 700).shape == (700, 1)
     write_stems(tmp_path/"other.mp4", [waves[1][:5_000]], codec="libmp3lame")
     with pytest.raises(ValueError, match="other.mp4: expected AAC, got mp3"): probe(tmp_path/"other.mp4")
     write(tmp_path, "a.wav")
@@ -392,7 +421,8 @@ def test_any_resampled_span_is_a_slice_of_the_whole(tmp_path, rate, target):
     rng = np.random.default_rng(0)
     for start in (0, 1, len(whole) - 1, *rng.integers(0, len(whole), 20)):
         n = int(rng.integers(1, min(1500, len(whole) - start) + 1))
-        np.testing.assert_allclose(read_span(info, int(start), n, "stereo", target), whole[start:start + n], rtol=0, atol=1e-7)
+        np.testing.assert_allclose(read_span(info, int(start), n, "stereo", target), whole[start:start + n], rtol=0,
+                                   atol=1e-7)
 
 
 # ---- the index and its cache
@@ -404,7 +434,9 @@ def looks(tmp_path_factory, monkeypatch):
     seen = []
     for f in ("probe", "decode_all"):
         plain = getattr(index, f)
-        monkeypatch.setattr(index, f, lambda *a, f=f, plain=plain: (seen.append((f, os.path.basename(str(getattr(a[0], "path", a[0]))))), plain(*a))[1])
+        monkeypatch.setattr(index, f, lambda *a, f=f,
+                            plain=plain: (seen.append((f, os.path.basename(str(getattr(a[0], "path", a[0]))))),
+                                          plain(*a))[1])
     return seen
 
 
@@ -413,12 +445,14 @@ def looked(seen, *args, **options):
     time.sleep(0.03)  # files that changed just now are not remembered yet
     seen.clear()
     infos = index_audio(*args, **options)
-    return infos, sorted({name for f, name in seen if f == "probe"}), sorted({name for f, name in seen if f == "decode_all"})
+    return infos, sorted({name for f, name in seen
+                          if f == "probe"}), sorted({name for f, name in seen if f == "decode_all"})
 
 
 def test_an_unchanged_folder_is_not_looked_at_again(corpus, looks):
     first, probed, decoded = looked(looks, corpus)
-    assert probed == ["b.wav", "c.ogg", "d.flac", "e.wav", "x.flac", "y.wav"] and decoded == ["c.ogg", "d.flac", "x.flac"]
+    assert probed == ["b.wav", "c.ogg", "d.flac", "e.wav", "x.flac", "y.wav"]
+    assert decoded == ["c.ogg", "d.flac", "x.flac"]
     index._opened.cache_clear()  # as another process
     assert looked(looks, corpus) == (first, [], [])
     assert looked(looks, corpus/"a")[1:] == ([], [])
@@ -437,10 +471,14 @@ def test_decoding_is_remembered_apart_from_looking(corpus, looks):
 
 def test_what_changed_is_noticed(corpus, looks):
     looked(looks, corpus)
-    write(corpus, "new.wav"), write(corpus, "b.wav", 4001), os.remove(corpus/"e.wav"), os.rename(corpus/"d.flac", corpus/"dd.flac")
+    write(corpus, "new.wav")
+    write(corpus, "b.wav", 4001)
+    os.remove(corpus/"e.wav")
+    os.rename(corpus/"d.flac", corpus/"dd.flac")
     infos, probed, decoded = looked(looks, corpus)
     assert (probed, decoded) == (["b.wav", "dd.flac", "new.wav"], ["dd.flac"])
-    assert [i.name for i in infos] == ["a/x.flac", "a/y.wav", "b.wav", "c.ogg", "dd.flac", "new.wav"] and infos[2].frames == 4001
+    assert [i.name for i in infos] == ["a/x.flac", "a/y.wav", "b.wav", "c.ogg", "dd.flac", "new.wav"]
+    assert infos[2].frames == 4001
 
 
 def test_a_change_that_keeps_size_and_time_is_noticed(tmp_path, looks):
@@ -524,22 +562,28 @@ def test_a_flipped_bit_of_the_cache_is_noticed(tmp_path, looks):
     for i in range(2): write(tmp_path, f"{i}.wav", 100 + i)
     first = looked(looks, tmp_path)[0]
     hashes = [index.content_hash(i) for i in first]
-    rows = sqlite3.connect(index.cache_path(), isolation_level=None).execute("select path, entry from files order by path").fetchall()
+    rows = sqlite3.connect(index.cache_path(),
+                           isolation_level=None).execute("select path, entry from files order by path").fetchall()
     for k in range(0, 8*len(rows[0][1]), 31):
         path, entry = rows[k % 2]
         hurt = bytearray(entry)
         hurt[k//8] ^= 1 << k % 8
-        sqlite3.connect(index.cache_path(), isolation_level=None).execute("update files set entry = ? where path = ?", (bytes(hurt), path))
+        sqlite3.connect(index.cache_path(), isolation_level=None).execute("update files set entry = ? where path = ?",
+                                                                          (bytes(hurt), path))
         looks.clear()
-        assert index_audio(tmp_path) == first and looks == [("probe", f"{k % 2}.wav")] and [index.content_hash(i) for i in first] == hashes
+        assert index_audio(tmp_path) == first and looks == [("probe", f"{k % 2}.wav")]
+        assert [index.content_hash(i) for i in first] == hashes
 
 
 def test_rows_of_another_file_or_another_type_do_not_count(tmp_path, looks):
     for i in range(2): write(tmp_path, f"{i}.wav", 100 + i)
     first = looked(looks, tmp_path)[0]
-    with sqlite3.connect(index.cache_path()) as db: (a, mine), (b, other) = db.execute("select path, entry from files order by path").fetchall()
-    for entry in (other, b"", b"x", mine[:16], mine[:-1], mine[:16] + b"[]", mine[:16] + b"[1]", mine[:16] + b"7", b"["*90_000, "text", 3, 2.5, None):
-        with sqlite3.connect(index.cache_path()) as db: db.execute("update files set entry = ? where path = ?", (entry, a))
+    with sqlite3.connect(index.cache_path()) as db:
+        (a, mine), (b, other) = db.execute("select path, entry from files order by path").fetchall()
+    for entry in (other, b"", b"x", mine[:16], mine[:-1], mine[:16] + b"[]", mine[:16] + b"[1]", mine[:16] + b"7",
+                  b"["*90_000, "text", 3, 2.5, None):
+        with sqlite3.connect(index.cache_path()) as db:
+            db.execute("update files set entry = ? where path = ?", (entry, a))
         looks.clear()
         assert index_audio(tmp_path) == first and looks == [("probe", "0.wav")]
 
@@ -555,7 +599,8 @@ def test_whatever_a_cache_raises_costs_only_time(tmp_path, looks, monkeypatch, e
     class Broken:
         def __init__(self, db): self.db = db
         def execute(self, sql, *args):
-            if (when == "open") == sql.startswith("pragma") or when == "write" and not sql.startswith("begin"): return self._or_raise(sql, args, when == "open")
+            if (when == "open") == sql.startswith("pragma") or when == "write" and not sql.startswith("begin"):
+                return self._or_raise(sql, args, when == "open")
             return self._or_raise(sql, args, when == ("write" if sql.startswith("begin") else "find"))
         def _or_raise(self, sql, args, broken):
             calls.append(sql)
@@ -645,7 +690,8 @@ def test_content_is_hashed_once(corpus, looks, monkeypatch):
 def test_several_processes_at_a_time(tmp_path, looks):
     for i in range(40): write(tmp_path, f"{i:02}.flac", 200)
     code = f"import sashimi_wb.audio.index as i; i._PATIENCE_S = 0; print(sum(len(i.content_hash(f)) for f in i.index_audio({str(tmp_path)!r})))"
-    both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            for _ in range(2)]
     assert [p.communicate()[0].strip() for p in both] == [str(40*64)]*2
     assert looked(looks, tmp_path)[1:] == ([], [])
 
@@ -653,7 +699,8 @@ def test_several_processes_at_a_time(tmp_path, looks):
 def test_names_streams_and_odd_names(corpus, looks, stems):
     names = ["e.wav", "a/x.flac"]
     assert [i.name for i in index_audio(corpus, names=names)] == names
-    with pytest.raises(ValueError, match="1 of 3 files.*gone.wav: missing.*skip_bad=True"): index_audio(corpus, names=[*names, "gone.wav"])
+    with pytest.raises(ValueError, match="1 of 3 files.*gone.wav: missing.*skip_bad=True"):
+        index_audio(corpus, names=[*names, "gone.wav"])
     assert [i.name for i in index_audio(corpus, names=[*names, "gone.wav"], skip_bad=True)] == names
     folder = stems[1].parent
     for stream in (0, 3, 0, 3):

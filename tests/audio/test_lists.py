@@ -14,11 +14,14 @@ from sashimi_wb.audio.corpora import MUSDB_VALIDATION, find_parts
 from sashimi_wb.audio.lists import Names, alike, read_lines, read_table
 
 ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be")
-LISTS = {"sc09": ("validation_list.txt", "testing_list.txt"), "ljspeech": ("metadata.csv",), "maestro": ("maestro-v3.0.0.csv",)}
+LISTS = {"sc09": ("validation_list.txt", "testing_list.txt"), "ljspeech": ("metadata.csv",),
+         "maestro": ("maestro-v3.0.0.csv",)}
 # what a program may do to the text of a list
 WRITERS = {
-    "as it was": lambda s: s, "line ends of Windows": lambda s: s.replace("\n", "\r\n"), "line ends of old Macs": lambda s: s.replace("\n", "\r"),
-    "empty lines": lambda s: "\n\n" + s.replace("\n", "\n\n \n"), "no last line end": lambda s: s.rstrip("\n"), "zero at the end": lambda s: s + "\x1a",
+    "as it was": lambda s: s, "line ends of Windows": lambda s: s.replace("\n", "\r\n"),
+    "line ends of old Macs": lambda s: s.replace("\n", "\r"),
+    "empty lines": lambda s: "\n\n" + s.replace("\n", "\n\n \n"), "no last line end": lambda s: s.rstrip("\n"),
+    "zero at the end": lambda s: s + "\x1a",
     "spaces": lambda s: "".join(f"{line} \t\n" for line in s.splitlines()),
 }
 
@@ -39,20 +42,25 @@ def test_encodings_move_no_clip(tmp_path, name, encoding):
 @pytest.mark.parametrize("name", LISTS)
 def test_writers_move_no_clip(tmp_path, name, writer):
     want = TREES[name](tmp_path)
-    for file in LISTS[name]: rewrite(tmp_path/file, WRITERS[writer], "utf-8-sig" if writer == "empty lines" else "utf-8")
+    for file in LISTS[name]:
+        rewrite(tmp_path/file, WRITERS[writer], "utf-8-sig" if writer == "empty lines" else "utf-8")
     assert names(find_parts(name, tmp_path)) == want
 
 
 ENTRIES = {
-    "backslashes": lambda n: n.replace("/", "\\"), "quotes": lambda n: f'"{n}"', "a dot before": lambda n: f"./{n}", "capitals": str.upper,
-    "a mark in every line": lambda n: "\ufeff" + n, "two slashes": lambda n: n.replace("/", "//"), "a space inside": lambda n: n.replace("/", " /"),
+    "backslashes": lambda n: n.replace("/", "\\"), "quotes": lambda n: f'"{n}"', "a dot before": lambda n: f"./{n}",
+    "capitals": str.upper,
+    "a mark in every line": lambda n: "\ufeff" + n, "two slashes": lambda n: n.replace("/", "//"),
+    "a space inside": lambda n: n.replace("/", " /"),
 }
 
 
 @pytest.mark.parametrize("how", ENTRIES)
 def test_entries_mean_the_same_clip(tmp_path, how):
     want = TREES["sc09"](tmp_path)
-    for file in LISTS["sc09"]: (tmp_path/file).write_text("# a comment\n" + "".join(f"{ENTRIES[how](line)}\n" for line in (tmp_path/file).read_text().split()*2))
+    for file in LISTS["sc09"]:
+        (tmp_path/file).write_text("# a comment\n" + "".join(f"{ENTRIES[how](line)}\n"
+                                                             for line in (tmp_path/file).read_text().split()*2))
     assert names(find_parts("sc09", tmp_path)) == want
 
 
@@ -60,14 +68,16 @@ def test_the_first_clip_of_a_list_with_a_mark_is_tested(tmp_path):
     want = TREES["sc09"](tmp_path)
     text = (tmp_path/"testing_list.txt").read_text()
     (tmp_path/"testing_list.txt").write_text(text, encoding="utf-8-sig")
-    assert text.split()[0] in [i.name for i in find_parts("sc09", tmp_path)[2]] and names(find_parts("sc09", tmp_path)) == want
+    assert text.split()[0] in [i.name for i in find_parts("sc09", tmp_path)[2]]
+    assert names(find_parts("sc09", tmp_path)) == want
 
 
 def test_capitals_of_a_disk_move_no_clip(tmp_path):
     want = TREES["sc09"](tmp_path)
     for path in [*tmp_path.glob("three/*.wav")]: path.rename(path.with_name(path.name.upper()))
     (tmp_path/"four").rename(tmp_path/"Four"), (tmp_path/"testing_list.txt").rename(tmp_path/"Testing_List.TXT")
-    assert [sorted(n.lower() for n in part) for part in names(find_parts("sc09", tmp_path))] == [sorted(n.lower() for n in part) for part in want]
+    assert [sorted(n.lower() for n in part)
+            for part in names(find_parts("sc09", tmp_path))] == [sorted(n.lower() for n in part) for part in want]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes, as Linux has them")
@@ -86,9 +96,12 @@ def test_two_files_that_one_entry_may_mean(tmp_path):
     for name in ("zero/x.wav", "zero/X.wav"): write(tmp_path, name, 300)
     lines = (tmp_path/"testing_list.txt").read_text().count("\n")
     with open(tmp_path/"testing_list.txt", "a") as f: f.write("\nzero/x.wav\n")
-    assert "zero/x.wav" in [i.name for i in find_parts("sc09", tmp_path)[2]] and "zero/X.wav" in [i.name for i in find_parts("sc09", tmp_path)[0]]
+    assert "zero/x.wav" in [i.name for i in find_parts("sc09", tmp_path)[2]]
+    assert "zero/X.wav" in [i.name for i in find_parts("sc09", tmp_path)[0]]
     with open(tmp_path/"testing_list.txt", "a") as f: f.write("ZERO/X.wav\n")
-    with pytest.raises(ValueError, match=f"testing_list.txt, line {lines + 3}: 'ZERO/X.wav' may mean 'zero/X.wav' or 'zero/x.wav'"): find_parts("sc09", tmp_path)
+    with pytest.raises(ValueError,
+                       match=f"testing_list.txt, line {lines + 3}: 'ZERO/X.wav' may mean 'zero/X.wav' or 'zero/x.wav'"):
+        find_parts("sc09", tmp_path)
 
 
 def test_a_clip_in_both_lists_is_an_error_however_it_is_written(tmp_path):
@@ -114,7 +127,8 @@ def test_entries_outside_the_folder_are_not_read(tmp_path, entry):
     with open(table, "w", newline="", encoding="utf-8") as f:
         writer = csv.DictWriter(f, list(rows[0]))
         writer.writeheader(), writer.writerows(rows)
-    with pytest.raises(ValueError, match=r"1 of its 6 files are missing, such as .* \(maestro-v3.0.0.csv, line 3\)"): find_parts("maestro", tmp_path/"m")
+    with pytest.raises(ValueError, match=r"1 of its 6 files are missing, such as .* \(maestro-v3.0.0.csv, line 3\)"):
+        find_parts("maestro", tmp_path/"m")
     assert sum(map(len, names(find_parts("maestro", tmp_path/"m", skip_bad=True)))) == sum(map(len, want)) - 1
 
 
@@ -128,7 +142,8 @@ def test_tables_of_other_programs(tmp_path):
         with open(path, "w", newline="", encoding="utf-8-sig") as f:
             writer = csv.DictWriter(f, list(rows[0]), delimiter=delimiter)
             f.write(delimiter.join(f" {h.upper()} " for h in rows[0]) + "\r\n")
-            writer.writerows([row | {"split": f" {row['split'].title()}", "audio_filename": row["audio_filename"].replace("/", "\\")} for row in rows])
+            writer.writerows([row | {"split": f" {row['split'].title()}",
+                                     "audio_filename": row["audio_filename"].replace("/", "\\")} for row in rows])
         assert names(find_parts("maestro", tmp_path)) == want
     path.unlink()
     turned = {k: {str(i): rows[i][k] for i in (range(6) if k == "split" else reversed(range(6)))} for k in rows[0]}
@@ -137,7 +152,8 @@ def test_tables_of_other_programs(tmp_path):
         assert names(find_parts("maestro", tmp_path)) == want
     del turned["split"]["3"]
     (tmp_path/"maestro-v3.0.0.json").write_text(json.dumps(turned))
-    with pytest.raises(ValueError, match="maestro-v3.0.0.json has no columns split and audio_filename"): find_parts("maestro", tmp_path)
+    with pytest.raises(ValueError, match="maestro-v3.0.0.json has no columns split and audio_filename"):
+        find_parts("maestro", tmp_path)
 
 
 @pytest.mark.parametrize("value, said", (("tst", "expected a split of train, validation, test, got 'tst'"), ("", "expected split and audio_filename, got")))
@@ -145,7 +161,8 @@ def test_rows_that_say_no_part_are_named(tmp_path, value, said):
     TREES["maestro"](tmp_path)
     path = tmp_path/"maestro-v3.0.0.csv"
     lines = path.read_text(encoding="utf-8").splitlines()
-    path.write_text("\n".join([*lines[:3], lines[3].replace(",validation,", f",{value},"), *lines[4:]]), encoding="utf-8")
+    path.write_text("\n".join([*lines[:3], lines[3].replace(",validation,", f",{value},"), *lines[4:]]),
+                    encoding="utf-8")
     assert ",validation," in lines[3]
     with pytest.raises(ValueError, match=f"maestro-v3.0.0.csv, line 4: {said}"): find_parts("maestro", tmp_path)
 
@@ -157,23 +174,32 @@ def test_a_line_that_is_none_of_the_table_is_named(tmp_path):
     path.write_text(text + text.split("\n")[0] + "\n", encoding="utf-8")   # a row twice moves no cut
     assert names(find_parts("ljspeech", tmp_path)) == want
     path.write_text("\n" + text.replace("LJ001-0002|", "LJ001-0002 "*2).replace("|", " ", 0), encoding="utf-8")
-    with pytest.raises(ValueError, match="1 of its 33 files are missing, such as wavs/LJ001-0002 LJ001-0002 .*metadata.csv, line 3"): find_parts("ljspeech", tmp_path)
+    with pytest.raises(ValueError,
+                       match="1 of its 33 files are missing, such as wavs/LJ001-0002 LJ001-0002 .*metadata.csv, line 3"):
+        find_parts("ljspeech", tmp_path)
     path.write_text(text + "no separator here\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"metadata.csv, line 34: expected id\|text\|text, got 'no separator here'"): find_parts("ljspeech", tmp_path)
+    with pytest.raises(ValueError, match=r"metadata.csv, line 34: expected id\|text\|text, got 'no separator here'"):
+        find_parts("ljspeech", tmp_path)
 
 
 def test_validation_tracks_of_musdb_are_held_out_however_a_disk_writes_them(tmp_path):
     TREES["musdb18hq"](tmp_path)
-    for old in ("Leaf - Summerghost", "Actions - One Minute Smile"): (tmp_path/"train"/old).rename(tmp_path/"train"/old.upper())
-    assert [n.split("/")[1].lower() for n in names(find_parts("musdb18hq", tmp_path))[1]] == ["actions - one minute smile", "leaf - summerghost"]
+    for old in ("Leaf - Summerghost", "Actions - One Minute Smile"):
+        (tmp_path/"train"/old).rename(tmp_path/"train"/old.upper())
+    assert [n.split("/")[1].lower()
+            for n in names(find_parts("musdb18hq", tmp_path))[1]] == ["actions - one minute smile",
+                                                                      "leaf - summerghost"]
     assert len({alike(t) for t in MUSDB_VALIDATION}) == 14
 
 
 def test_capital_suffixes_and_hidden_folders(tmp_path):
     want = TREES["librispeech"](tmp_path)
     first = tmp_path/want[0][0]
-    first.rename(first.with_suffix(".FLAC")), write(tmp_path, "train-clean-100/@eaDir/1240/x.flac"), write(tmp_path, "train-clean-100/.trash/1240/x.flac")
-    assert [[n.lower() for n in part] for part in names(find_parts("librispeech", tmp_path))] == [[n.lower() for n in part] for part in want]
+    first.rename(first.with_suffix(".FLAC"))
+    write(tmp_path, "train-clean-100/@eaDir/1240/x.flac")
+    write(tmp_path, "train-clean-100/.trash/1240/x.flac")
+    assert [[n.lower() for n in part]
+            for part in names(find_parts("librispeech", tmp_path))] == [[n.lower() for n in part] for part in want]
 
 
 def test_linked_folders_of_a_data_set_are_followed(tmp_path):
@@ -191,14 +217,19 @@ def test_damaged_text_is_named_or_empty(tmp_path, content):
 
 
 def test_names_are_alike_only_where_they_are():
-    for a, b in (("a/B.wav", "A\\b.WAV"), ("\u00e9", "E\u0301"), ("./x", "x"), ("x ", "x"), (os.fsdecode(b"\xe9"), "\u00e9"), ("stra\u00dfe", "STRASSE")): assert alike(a) == alike(b), (a, b)
-    for a, b in (("a", "b"), ("1.wav", "01.wav"), ("a/b", "ab"), ("e", "\u00e9"), ("\ud800", "\ud801")): assert alike(a) != alike(b), (a, b)
+    for a, b in (("a/B.wav", "A\\b.WAV"), ("\u00e9", "E\u0301"), ("./x", "x"), ("x ", "x"),
+                 (os.fsdecode(b"\xe9"), "\u00e9"), ("stra\u00dfe", "STRASSE")):
+        assert alike(a) == alike(b), (a, b)
+    for a, b in (("a", "b"), ("1.wav", "01.wav"), ("a/b", "ab"), ("e", "\u00e9"), ("\ud800", "\ud801")):
+        assert alike(a) != alike(b), (a, b)
     every = [chr(i) for i in range(1, 0x3000) if i not in range(0xd800, 0xe000)]
-    assert all(alike(unicodedata.normalize("NFD", c.upper())) == alike(unicodedata.normalize("NFC", c.upper())) for c in every)
+    assert all(alike(unicodedata.normalize("NFD", c.upper())) == alike(unicodedata.normalize("NFC", c.upper()))
+               for c in every)
     assert Names(["x"]).find("y") is None
 
 
 def test_a_table_without_its_columns(tmp_path):
-    for name, text in (("t.csv", ""), ("t.csv", "a,b\n"), ("t.csv", "\0"), ("t.json", "["*100_000), ("t.json", "null"), ("t.json", "3"), ("t.json", '[{"a": 1}]'), ("t.json", '{"a": {}, "b": []}')):
+    for name, text in (("t.csv", ""), ("t.csv", "a,b\n"), ("t.csv", "\0"), ("t.json", "["*100_000), ("t.json", "null"),
+                       ("t.json", "3"), ("t.json", '[{"a": 1}]'), ("t.json", '{"a": {}, "b": []}')):
         (tmp_path/name).write_text(text)
         with pytest.raises(ValueError, match=f"{name} has no columns a and c"): read_table(tmp_path/name, ("a", "c"))

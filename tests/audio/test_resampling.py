@@ -38,7 +38,8 @@ def test_both_ways_give_torchaudios_values(rate, target, n, seed):
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-12)
 
 
-ODD = ((44_099, 16_000), (44_100, 44_099), (96_001, 44_100), (16_000, 44_099), (1, 997), (999_983, 8_000), (7, 11), (44_100, 16_000), (44_100, 8_000), (44_100, 4_000), (48_000, 44_100))
+ODD = ((44_099, 16_000), (44_100, 44_099), (96_001, 44_100), (16_000, 44_099), (1, 997), (999_983, 8_000), (7, 11),
+       (44_100, 16_000), (44_100, 8_000), (44_100, 4_000), (48_000, 44_100))
 
 
 @pytest.mark.parametrize("rate, target", ODD)
@@ -53,9 +54,11 @@ def test_any_span_is_a_slice_of_the_whole_bit_for_bit(tmp_path, rate, target):
     for start in (int(s) for s in starts if s < len(whole)):
         n = int(rng.integers(1, min(3_000, len(whole) - start) + 1))
         for channels in ("stereo", "left"):
-            assert read_span(info, start, n, channels, target).tobytes() == whole[start:start + n, :2 if channels == "stereo" else 1].tobytes()
+            assert read_span(info, start, n, channels,
+                             target).tobytes() == whole[start:start + n, :2 if channels == "stereo" else 1].tobytes()
     assert read_span(info, len(whole), 0, target_sr=target).shape == (0, 1)
-    with pytest.raises(ValueError, match=f"x.wav: expected a span within its {len(whole)} samples"): read_span(info, len(whole) - 1, 2, target_sr=target)
+    with pytest.raises(ValueError, match=f"x.wav: expected a span within its {len(whole)} samples"):
+        read_span(info, len(whole) - 1, 2, target_sr=target)
 
 
 def test_far_into_a_long_file_positions_are_exact():
@@ -64,14 +67,17 @@ def test_far_into_a_long_file_positions_are_exact():
     def tone(first, n): return np.sin(2*np.pi*440*((first + np.arange(n)) % 44_099)/rate)[:, None]
     got = resampler(rate, target).span(tone, 2**62, start, 3_000)[:, 0]
     np.testing.assert_allclose(got, np.sin(2*np.pi*440*((start + np.arange(3_000)) % target)/target), atol=2e-3)
-    assert np.abs(got - resampler(rate, target).span(tone, 2**62, start - start % target, start % target + 3_000)[-3_000:, 0]).max() == 0
+    assert np.abs(got - resampler(rate, target).span(tone, 2**62, start - start % target,
+                                                     start % target + 3_000)[-3_000:, 0]).max() == 0
 
 
 @pytest.mark.parametrize("rate", (1, 997, 44_099, 10**6 + 3, 10**7))
 @pytest.mark.parametrize("target", (1, 31, 16_000, 44_099, 10**7))
 def test_windows_at_every_pair_of_rates_take_little_memory_or_are_refused(rate, target):
     if 2*6*rate > 0.99*_TAPS*target:
-        with pytest.raises(ValueError, match=f"at least .* Hz for audio of {rate:,} Hz, got {target:,} Hz; choose a higher target_sr"): Resampler(rate, target)
+        with pytest.raises(ValueError,
+                           match=f"at least .* Hz for audio of {rate:,} Hz, got {target:,} Hz; choose a higher target_sr"):
+            Resampler(rate, target)
         return
     if 2*6*rate/target > 10**6: return          # a second for every output: not here
     def read(first, n): return np.broadcast_to(1.0, (n, 1))
@@ -95,10 +101,15 @@ def test_refusals_name_file_and_rates(tmp_path):
     for i in range(3): write(tmp_path, f"{i}.wav", 200, 1, 10_000_000)
     info = probe(tmp_path/"0.wav")
     for call in (lambda: check_rate(info, 3), lambda: read_span(info, 0, 1, target_sr=3)):
-        with pytest.raises(ValueError, match="0.wav: expected a sample rate of at least 29 Hz for audio of 10,000,000 Hz, got 3 Hz"): call()
-    with pytest.raises(ValueError, match=r"\d.wav: expected a sample rate of at least 29 Hz"): AudioData(DataConfig(tmp_path, target_sr=3, sample_len=1))
+        with pytest.raises(ValueError,
+                           match="0.wav: expected a sample rate of at least 29 Hz for audio of 10,000,000 Hz, got 3 Hz"):
+            call()
+    with pytest.raises(ValueError, match=r"\d.wav: expected a sample rate of at least 29 Hz"):
+        AudioData(DataConfig(tmp_path, target_sr=3, sample_len=1))
     slow = probe(write(tmp_path, "slow.wav", 20_000, 1, 1))
-    with pytest.raises(ValueError, match="slow.wav: expected a span of at most 536,870,912 samples, got 882,000,000 at 44,100 Hz of a file of 1 Hz"): read_span(slow, target_sr=44_100)
+    with pytest.raises(ValueError,
+                       match="slow.wav: expected a span of at most 536,870,912 samples, got 882,000,000 at 44,100 Hz of a file of 1 Hz"):
+        read_span(slow, target_sr=44_100)
     assert read_span(slow, 800_000_000, 100, target_sr=44_100).shape == (100, 1)
 
 

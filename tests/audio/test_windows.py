@@ -23,7 +23,9 @@ from sashimi_wb.training.evaluation import whole_files
 
 @pytest.fixture
 def corpus(tmp_path):
-    for i, (name, frames) in enumerate((("b.wav", 4000), ("a/x.flac", 3100), ("a/y.wav", 2500), ("c.ogg", 5000), ("d.flac", 2048), ("e.wav", 900))):
+    for i, (name,
+            frames) in enumerate((("b.wav", 4000), ("a/x.flac", 3100), ("a/y.wav", 2500), ("c.ogg", 5000),
+                                  ("d.flac", 2048), ("e.wav", 900))):
         write(tmp_path, name, frames, seed=i)
     return tmp_path
 
@@ -33,7 +35,8 @@ def corpus(tmp_path):
 @pytest.mark.parametrize("channels", ("stereo", "left", "right"))
 def test_mono_file_asked_for_as_stereo(tmp_path, channels):
     for i in range(3): write(tmp_path, f"{i}.wav", channels=2 if i else 1)
-    with pytest.raises(ValueError, match=f"0.wav: channels='{channels}' needs a stereo file, this one has 1 channel \\(mono\\); use"):
+    with pytest.raises(ValueError,
+                       match=f"0.wav: channels='{channels}' needs a stereo file, this one has 1 channel \\(mono\\); use"):
         AudioData(DataConfig(str(tmp_path), sample_len=100, channels=channels))
     AudioData(DataConfig(str(tmp_path), sample_len=100))
 
@@ -73,12 +76,16 @@ def test_contradictions(options, match):
 
 def test_names_of_the_notes():
     assert DataConfig("x", quantize_input=False, is_stereo=True) == DataConfig("x", input="raw", channels="stereo")
-    assert DataConfig("x", quantize_input=True, input="dequantized").input == "dequantized" and DataConfig("x", quantize_input=True).input == "codes"
-    assert DataConfig("x", is_stereo=False, channels="left").channels == "left" and DataConfig("x", is_stereo=False).channels == "mono"
+    assert DataConfig("x", quantize_input=True, input="dequantized").input == "dequantized"
+    assert DataConfig("x", quantize_input=True).input == "codes"
+    assert DataConfig("x", is_stereo=False, channels="left").channels == "left"
+    assert DataConfig("x", is_stereo=False).channels == "mono"
     assert DataConfig("x", context_len=None, pad_len=None) == DataConfig("x")
-    raw = DataConfig("x", quantize_input=False, is_stereo=True, dataset="musdb18hq", stem="bass", tokens="codes", context_len=3, pad_len=2)
+    raw = DataConfig("x", quantize_input=False, is_stereo=True, dataset="musdb18hq", stem="bass", tokens="codes",
+                     context_len=3, pad_len=2)
     assert replace(raw, input="dequantized").input == "dequantized" and replace(raw, batch_size=2).input == "raw"
-    assert from_json(DataConfig, to_json(raw)) == raw and set(to_json(raw)) == set(raw.__dataclass_fields__) - {"quantize_input", "is_stereo"}
+    assert from_json(DataConfig, to_json(raw)) == raw
+    assert set(to_json(raw)) == set(raw.__dataclass_fields__) - {"quantize_input", "is_stereo"}
     assert pickle.loads(pickle.dumps(raw)) == raw and hash(raw) == hash(replace(raw))
 
 
@@ -95,7 +102,8 @@ def test_tokens_of_a_window(bits, tokens, n):
 def test_windows_cover_the_files_and_the_inputs_agree(corpus, strategy, quantization, scaling):
     files = index_audio(corpus)
     for drop_last in (True, False):
-        base = dict(path=str(corpus), sample_len=600, channels="stereo", interleaving_strategy=strategy, quantization=quantization, scaling=scaling, drop_last=drop_last)
+        base = dict(path=str(corpus), sample_len=600, channels="stereo", interleaving_strategy=strategy,
+                    quantization=quantization, scaling=scaling, drop_last=drop_last)
         sets = {name: WindowDataset(files, DataConfig(**base, input=name)) for name in ("codes", "dequantized", "raw")}
         d = sets["codes"]
         assert len(d) == sum(f.frames//600 if drop_last else -(-f.frames//600) for f in files)
@@ -104,9 +112,11 @@ def test_windows_cover_the_files_and_the_inputs_agree(corpus, strategy, quantiza
             info, start, frames = d.span(i)
             seen.setdefault(info.name, []).append((start, frames))
             codes, deq, raw = (sets[n][i] for n in sets)
-            assert torch.equal(codes["y"], deq["y"]) and torch.equal(codes["y"], raw["y"]) and torch.equal(codes["mask"], raw["mask"])
+            assert torch.equal(codes["y"], deq["y"]) and torch.equal(codes["y"], raw["y"])
+            assert torch.equal(codes["mask"], raw["mask"])
             assert codes["y"].shape == codes["x"].shape == codes["mask"].shape == (1200, 1)
-            assert codes["y"].dtype == codes["x"].dtype == torch.int64 and raw["x"].dtype == deq["x"].dtype == torch.float32 and codes["mask"].dtype == torch.bool
+            assert codes["y"].dtype == codes["x"].dtype == torch.int64
+            assert raw["x"].dtype == deq["x"].dtype == torch.float32 and codes["mask"].dtype == torch.bool
             assert codes["x"][0] == q.zero_code and deq["x"][0] == 0 and raw["x"][0] == 0
             assert torch.equal(codes["x"][1:], codes["y"][:-1])
             mask = codes["mask"][:-1]
@@ -151,9 +161,11 @@ def test_every_sample_is_scored_once_and_every_input_is_one_late(shelf, data):
         sf.write(shelf/f"{i}.wav", (k << (32 - depth)).astype(np.int32), 16_000, subtype=SUBTYPES[depth])
         whole.append(k)
     drop_last = draw(st.booleans()) and max(lengths) >= sample_len
-    config = DataConfig(shelf, bits=bits, input=feed, sample_len=sample_len, channels=channels, interleaving_strategy=strategy, drop_last=drop_last,
+    config = DataConfig(shelf, bits=bits, input=feed, sample_len=sample_len, channels=channels,
+                        interleaving_strategy=strategy, drop_last=drop_last,
                         tokens=tokens, context_len=context, pad_len=pad)
-    d, q, n, c = WindowDataset(index_audio(shelf), config), config.quantizer, config.tokens_per_sample, config.n_channels
+    d, q, n, c = WindowDataset(index_audio(shelf),
+                               config), config.quantizer, config.tokens_per_sample, config.n_channels
     back = {f.name: [] for f in d.files}
     for i in range(len(d)):
         x, y, mask = (d[i][key] for key in ("x", "y", "mask"))
@@ -163,7 +175,9 @@ def test_every_sample_is_scored_once_and_every_input_is_one_late(shelf, data):
             assert x[0] == (silent_input(bits) if tokens == "bytes" else q.zero_code)
             assert torch.equal(x[1:] % 256 if tokens == "bytes" else x[1:], y[:-1])
             if tokens == "bytes": assert torch.equal(x[:, 0]//256, (torch.arange(len(x)) - 1) % n)
-        codes, scored = (deinterleave(t, strategy, c)[0] for t in ((from_bytes(y[None], bits), mask[None, ::n]) if tokens == "bytes" else (y[None], mask[None])))
+        codes, scored = (deinterleave(t, strategy, c)[0]
+                         for t in ((from_bytes(y[None], bits), mask[None, ::n]) if tokens == "bytes"
+                                   else (y[None], mask[None])))
         assert torch.equal(mask.view(-1, n), mask.view(-1, n)[:, :1].expand(-1, n))  # a sample is scored whole
         assert (codes[:pad] == q.zero_code).all() and (codes[pad + frames:] == q.zero_code).all()
         first = context if start else 0
@@ -190,8 +204,10 @@ def test_every_sample_is_scored_once_and_every_input_is_one_late(shelf, data):
 
 
 def test_context_costs_windows_not_samples(corpus):
-    base = dict(path=str(corpus), sample_len=400, drop_last=False, train_percentage=0.34, channels="stereo", batch_size=3)
-    plain, context = AudioData(DataConfig(**base)), AudioData(DataConfig(**base, context_len=300, pad_len=11, tokens="bytes", bits=16))
+    base = dict(path=str(corpus), sample_len=400, drop_last=False, train_percentage=0.34, channels="stereo",
+                batch_size=3)
+    plain, context = AudioData(DataConfig(**base)), AudioData(DataConfig(**base, context_len=300, pad_len=11,
+                                                                         tokens="bytes", bits=16))
     assert len(context.test) > 3*len(plain.test)
     for d in (plain, context):
         assert sum(int(b["mask"].sum()) for b in d.test_loader()) == sum(d.test.lengths)*2*d.config.tokens_per_sample
@@ -210,16 +226,19 @@ def test_window_indices(corpus):
 
 def test_window_longer_than_every_file(corpus):
     files = index_audio(corpus)
-    with pytest.raises(ValueError, match="sample_len=6000 is longer than every file of the corpus; the longest, c.ogg, has 5000 samples at 16000 Hz. Use sample_len=5000"):
+    with pytest.raises(ValueError,
+                       match="sample_len=6000 is longer than every file of the corpus; the longest, c.ogg, has 5000 samples at 16000 Hz. Use sample_len=5000"):
         WindowDataset(files, DataConfig(str(corpus), sample_len=6000))
-    with pytest.raises(ValueError, match="longer than every file of the (training|validation|test) files"): AudioData(DataConfig(str(corpus), sample_len=6000))
+    with pytest.raises(ValueError, match="longer than every file of the (training|validation|test) files"):
+        AudioData(DataConfig(str(corpus), sample_len=6000))
     d = WindowDataset(files, DataConfig(str(corpus), sample_len=6000, drop_last=False))
     assert len(d) == 6 and int(d[5]["mask"].sum()) == 900
 
 
 def test_differing_sample_rates(tmp_path):
     for i, rate in enumerate((16_000, 16_000, 44_100, 8_000)): write(tmp_path, f"{i}.wav", 4000, rate=rate)
-    with pytest.raises(ValueError, match="8000 Hz: 3.wav; 16000 Hz: 0.wav, 1.wav; 44100 Hz: 2.wav. Set target_sr"): AudioData(DataConfig(str(tmp_path), sample_len=100))
+    with pytest.raises(ValueError, match="8000 Hz: 3.wav; 16000 Hz: 0.wav, 1.wav; 44100 Hz: 2.wav. Set target_sr"):
+        AudioData(DataConfig(str(tmp_path), sample_len=100))
     data = AudioData(DataConfig(str(tmp_path), sample_len=500, target_sr=16_000))
     assert data.sample_rate == 16_000 and sum(map(len, (data.train, data.val, data.test))) == 8 + 8 + 2 + 16
 
@@ -270,7 +289,8 @@ def test_sampler_errors():
 
 def test_loaders_resume_and_workers_change_nothing(corpus):
     def batches(num_workers=0, epoch=3, skip=0):
-        data = AudioData(DataConfig(str(corpus), sample_len=100, batch_size=3, train_chunk_size=4, channels="stereo", num_workers=num_workers, target_sr=11_025))
+        data = AudioData(DataConfig(str(corpus), sample_len=100, batch_size=3, train_chunk_size=4, channels="stereo",
+                                    num_workers=num_workers, target_sr=11_025))
         return [b["y"] for b in data.train_loader(epoch, skip)]
     plain = batches()
     state = torch.random.get_rng_state()
@@ -281,7 +301,8 @@ def test_loaders_resume_and_workers_change_nothing(corpus):
 
 
 def test_validation_chunks_and_test_codes(corpus):
-    config = DataConfig(str(corpus), sample_len=200, batch_size=2, val_chunk_size=2, train_percentage=0.34, drop_last=False, channels="stereo", interleaving_strategy="blocking")
+    config = DataConfig(str(corpus), sample_len=200, batch_size=2, val_chunk_size=2, train_percentage=0.34,
+                        drop_last=False, channels="stereo", interleaving_strategy="blocking")
     data = AudioData(config)
     n = len(data.val_loader(0).batch_sampler) and -(-len(data.val)//2)
     firsts = [next(iter(data.val_loader(e).batch_sampler))[0] for e in range(3)]
@@ -296,17 +317,21 @@ def test_validation_chunks_and_test_codes(corpus):
 
 @pytest.mark.parametrize("strategy", ["temporal", "blocking-16"])
 def test_only_the_beginning_of_test_files_is_judged(corpus, strategy):
-    config = DataConfig(str(corpus), sample_len=64, batch_size=2, train_percentage=0.34, drop_last=False, channels="stereo", interleaving_strategy=strategy)
+    config = DataConfig(str(corpus), sample_len=64, batch_size=2, train_percentage=0.34, drop_last=False,
+                        channels="stereo", interleaving_strategy=strategy)
     whole = AudioData(config)
-    some = AudioData(replace(config, test_s=100.4/whole.sample_rate))                       # two windows, the second one short
+    # two windows, the second one short
+    some = AudioData(replace(config, test_s=100.4/whole.sample_rate))
     assert (some.train.lengths, some.val.lengths) == (whole.train.lengths, whole.val.lengths)
     assert some.test.lengths == [min(n, 100) for n in whole.test.lengths] and max(whole.test.lengths) > 100
-    heads = [np.concatenate([whole.test.codes(i) for i in range(len(whole.test)) if whole.test.span(i)[0] == f]) for f in whole.test.files]
+    heads = [np.concatenate([whole.test.codes(i) for i in range(len(whole.test)) if whole.test.span(i)[0] == f])
+             for f in whole.test.files]
     np.testing.assert_array_equal(np.concatenate(list(some.test_codes())), np.concatenate([h[:100] for h in heads]))
     assert sum(int(batch["mask"].sum()) for batch, _ in whole_files(some, window=64)) == 2*sum(some.test.lengths)
     assert "only the first" in some.remarks()[-1] and not any("only the first" in r for r in whole.remarks())
     assert AudioData(replace(config, test_s=1e6)).test.lengths == whole.test.lengths
-    with pytest.raises(ValueError, match=r"sample_len=64 .* of the test files; .* has 50 samples at .* Hz in its first .* s \(test_s\)"):
+    with pytest.raises(ValueError,
+                       match=r"sample_len=64 .* of the test files; .* has 50 samples at .* Hz in its first .* s \(test_s\)"):
         AudioData(replace(config, test_s=50/whole.sample_rate, drop_last=True))
 
 
@@ -327,7 +352,8 @@ def test_fingerprint_follows_parts_and_stem(tmp_path):
     for part in ("train/Some One - Song", "train/Leaf - Summerghost", "test/Any One - Tune"):
         for i, stem in enumerate(("mixture", "drums")): write(tmp_path, f"{part}/{stem}.wav", seed=i)
     base = dict(path=str(tmp_path), sample_len=100)
-    prints = [AudioData(DataConfig(**base, **o)).fingerprint() for o in (dict(dataset="musdb18hq"), dict(dataset="musdb18hq", stem="drums"), {}, dict(seed=1))]
+    prints = [AudioData(DataConfig(**base, **o)).fingerprint()
+              for o in (dict(dataset="musdb18hq"), dict(dataset="musdb18hq", stem="drums"), {}, dict(seed=1))]
     assert len(set(prints)) == 4
 
 
@@ -342,29 +368,39 @@ def test_reductions_name_every_reason(tmp_path):
         return tmp_path/name
     deep, mono = folder("deep", subtype="PCM_24"), folder("mono", channels=1)
     exact = dict(channels="stereo", drop_last=False)
-    for channels in ("stereo", "left", "right"): assert account(deep, bits=24, channels=channels, drop_last=False) == ([], [])
+    for channels in ("stereo", "left", "right"):
+        assert account(deep, bits=24, channels=channels, drop_last=False) == ([], [])
     assert account(mono, bits=16, drop_last=False) == ([], [])
     assert account(folder("flac", "flac"), bits=16, **exact) == ([], [])
     assert account(folder("eight", subtype="PCM_U8"), bits=8, **exact) == ([], [])
     assert account(deep, bits=16, **exact) == (["3 files of 24 bit coded at 16 bit"], [])
     assert account(deep, bits=24) == (["3 files reduced to the mean of 2 channels"], [])
     assert account(mono, bits=16, target_sr=8000, drop_last=False) == (["3 files resampled from 16000 to 8000 Hz"], [])
-    assert account(mono, bits=16, quantization="mu_law", drop_last=False)[0] == ["mu-law: samples are bent before they are rounded"]
-    assert account(mono, bits=16, scaling="clip_minmax", drop_last=False)[0][0].startswith("per-clip scaling: every window is stretched")
-    assert account(folder("float", subtype="FLOAT"), bits=24, **exact) == (["3 files of floats (FLOAT) rounded to 24 bit"], [])
-    assert account(folder("double", subtype="DOUBLE"), bits=8, **exact) == (["3 files of floats (DOUBLE) rounded to 8 bit"], [])
+    assert account(mono, bits=16, quantization="mu_law",
+                   drop_last=False)[0] == ["mu-law: samples are bent before they are rounded"]
+    assert account(mono, bits=16, scaling="clip_minmax",
+                   drop_last=False)[0][0].startswith("per-clip scaling: every window is stretched")
+    assert account(folder("float", subtype="FLOAT"), bits=24,
+                   **exact) == (["3 files of floats (FLOAT) rounded to 24 bit"], [])
+    assert account(folder("double", subtype="DOUBLE"), bits=8,
+                   **exact) == (["3 files of floats (DOUBLE) rounded to 8 bit"], [])
     for suffix, kind in (("mp3", "MPEG_LAYER_III"), ("ogg", "VORBIS")):
-        assert account(folder(suffix, suffix), bits=8, **exact)[0] == [f"3 files of lossy audio ({kind}): the codes are of its decoded form"]
+        assert account(folder(suffix, suffix), bits=8,
+                       **exact)[0] == [f"3 files of lossy audio ({kind}): the codes are of its decoded form"]
     assert account(folder("phone", subtype="ULAW"), bits=8, **exact)[0][0].startswith("3 files of lossy audio (ULAW)")
     write(tmp_path/"deep", "3.wav", rate=8000, subtype="PCM_32"), write(tmp_path/"deep", "4.mp3", 4000, channels=1)
     assert account(tmp_path/"deep", bits=8, target_sr=8000, quantization="mu_law")[0] == [
-        "4 files resampled from 16000 to 8000 Hz", "4 files reduced to the mean of 2 channels", "3 files of 24 bit coded at 8 bit", "1 file of 32 bit coded at 8 bit",
-        "1 file of lossy audio (MPEG_LAYER_III): the codes are of its decoded form", "mu-law: samples are bent before they are rounded"]
+        "4 files resampled from 16000 to 8000 Hz", "4 files reduced to the mean of 2 channels",
+        "3 files of 24 bit coded at 8 bit", "1 file of 32 bit coded at 8 bit",
+        "1 file of lossy audio (MPEG_LAYER_III): the codes are of its decoded form",
+        "mu-law: samples are bent before they are rounded"]
 
 
 def test_remarks(tmp_path):
     for i in range(3): write(tmp_path, f"{i}.wav", 1050, seed=i)
-    assert account(tmp_path, bits=24, channels="stereo", tokens="bytes", drop_last=False) == ([], ["3 files of 16 bit coded at 24 bit: the low 8 bits of every code are constant"])
+    assert account(tmp_path, bits=24, channels="stereo", tokens="bytes",
+                   drop_last=False) == ([],
+                                        ["3 files of 16 bit coded at 24 bit: the low 8 bits of every code are constant"])
     data = AudioData(DataConfig(str(tmp_path), sample_len=100, bits=24, channels="stereo", tokens="bytes"))
     assert all((b["y"][2::3][b["mask"][2::3]] == 0).all() for b in data.test_loader())
     assert data.remarks()[1:] == ["drop_last leaves out 50 of 1,050 samples per channel of the test files"]
@@ -372,9 +408,11 @@ def test_remarks(tmp_path):
     for context in (0, 1, 60, 99):
         data = AudioData(DataConfig(str(tmp_path), sample_len=100, bits=16, channels="left", context_len=context))
         left = 1050 - sum(len(c) for c in data.test_codes())
-        assert data.remarks() == ([f"drop_last leaves out {left} of 1,050 samples per channel of the test files"] if left else [])
+        assert data.remarks() == ([f"drop_last leaves out {left} of 1,050 samples per channel of the test files"]
+                                  if left else [])
 
 
 def test_too_few_files(tmp_path):
     write(tmp_path, "a.wav"), write(tmp_path, "b.wav")
-    with pytest.raises(ValueError, match="at least 3 files.*got 2 \\(a.wav, b.wav\\)"): AudioData(DataConfig(str(tmp_path), sample_len=100))
+    with pytest.raises(ValueError, match="at least 3 files.*got 2 \\(a.wav, b.wav\\)"):
+        AudioData(DataConfig(str(tmp_path), sample_len=100))

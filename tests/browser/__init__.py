@@ -25,7 +25,8 @@ SCREENSHOTS = ROOT / "screenshots"
 PATIENCE_MS = 120_000
 TOKEN = "only-for-this-test"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-FLAGS = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
+FLAGS = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update",
          "--disable-sync", "--no-proxy-server", "--autoplay-policy=no-user-gesture-required"]
 CURRENT = "window.jupyterapp?.shell?.currentWidget"
 
@@ -70,18 +71,23 @@ class Lab:
 
     def __enter__(self):
         self.settings = Path(tempfile.mkdtemp(prefix="sashimi_wb_lab_"))
-        names = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime", "IPYTHONDIR": "ipython",
+        names = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime",
+                 "IPYTHONDIR": "ipython",
                  "JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces"}
         env = os.environ | {k: str(self.settings / v) for k, v in names.items()}
         quiet = self.settings / "settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings"
         quiet.parent.mkdir(parents=True)
         quiet.write_text(json.dumps({"fetchNews": "false", "checkForUpdates": False}))
         self.log = self.settings / "lab.log"
-        command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={self.port}", "--ServerApp.port_retries=0",
-                   f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={self.folder}", "--expose-app-in-browser", "--LabApp.news_url=",
-                   "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--LabApp.extension_manager=readonly"]
+        command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={self.port}",
+                   "--ServerApp.port_retries=0",
+                   f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={self.folder}",
+                   "--expose-app-in-browser", "--LabApp.news_url=",
+                   "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+                   "--LabApp.extension_manager=readonly"]
         if hasattr(os, "geteuid") and os.geteuid() == 0: command.append("--allow-root")
-        with open(self.log, "wb") as log: self.server = subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=self.folder)
+        with open(self.log, "wb") as log:
+            self.server = subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=self.folder)
         try:
             self._wait()
             from playwright.sync_api import sync_playwright
@@ -125,12 +131,14 @@ class Notebook:
         self.page.on("request", lambda r: self._check(r.url))
 
     def _check(self, url):
-        if not url.startswith((self.lab.url, self.lab.url.replace("http", "ws"), "data:", "blob:")): self.seen.append(f"fetched from outside: {url}")
+        if not url.startswith((self.lab.url, self.lab.url.replace("http", "ws"), "data:", "blob:")):
+            self.seen.append(f"fetched from outside: {url}")
 
     def __enter__(self):
         self.page.goto(f"{self.lab.url}/lab/tree/{self.name}?token={TOKEN}&reset")
         self.page.wait_for_function(f"() => {CURRENT}?.sessionContext?.session?.kernel?.status === 'idle'")
-        if self.page.evaluate("document.body.dataset.jpThemeLight") != "true": self.theme(dark=False)   # as the page before left it
+        if self.page.evaluate("document.body.dataset.jpThemeLight") != "true":
+            self.theme(dark=False)   # as the page before left it
         return self
 
     def __exit__(self, *error):
@@ -139,7 +147,8 @@ class Notebook:
 
     def command(self, name: str, **arguments) -> None:
         """One of JupyterLab's commands, to its end."""
-        self.page.evaluate("([name, args]) => jupyterapp.commands.execute(name, args).then(() => null)", [name, arguments])
+        self.page.evaluate("([name, args]) => jupyterapp.commands.execute(name, args).then(() => null)",
+                           [name, arguments])
 
     def run_all(self) -> None:
         """Run every cell and wait until the kernel is idle."""
@@ -156,7 +165,8 @@ class Notebook:
         cells = self.page.evaluate(f"() => {CURRENT}.content.model.toJSON().cells")
         outputs = [o for c in cells for o in c.get("outputs", [])]
         return self.seen + [f"{o['ename']}: {o['evalue']}" for o in outputs if o["output_type"] == "error"] + \
-            [o["text"] for o in outputs if o["output_type"] == "stream" and o["name"] == "stderr" and "Traceback" in "".join(o["text"])]
+            [o["text"] for o in outputs if o["output_type"] == "stream" and o["name"] == "stderr"
+             and "Traceback" in "".join(o["text"])]
 
     def theme(self, dark: bool) -> None:
         """Change JupyterLab's theme."""

@@ -8,7 +8,8 @@ def test_forward_pass(lab):
         notebook.run_all()
         says(page, "about", "encoder: RMS")
         says(page, "said", "answered")
-        unet, stage, heard = sources(page, ".swb-unet img"), sources(page, ".swb-stage img"), sources(page, ".swb-sound audio")
+        unet, stage, heard = sources(page, ".swb-unet img"), sources(page,
+                                                                     ".swb-stage img"), sources(page, ".swb-sound audio")
         assert (len(unet), len(stage), len(heard)) == (1, 1, 2)
         check_export(notebook)
 
@@ -16,7 +17,8 @@ def test_forward_pass(lab):
         says(page, "about", "centre: RMS")
         says(page, "said", "answered")
         assert sources(page, ".swb-stage img") != stage and sources(page, ".swb-sound audio")[1] != heard[1]
-        assert sources(page, ".swb-unet img") == unet and sources(page, ".swb-sound audio")[0] == heard[0], "one pass, kept"
+        assert sources(page, ".swb-unet img") == unet and sources(page,
+                                                                  ".swb-sound audio")[0] == heard[0], "one pass, kept"
         assert page.locator(".swb-unet .swb-at").evaluate_all("all => all.map(e => getComputedStyle(e).display)").count("block") == 1
         notebook.screenshot("forward-pass")
         stage = sources(page, ".swb-stage img")

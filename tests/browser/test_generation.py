@@ -20,7 +20,8 @@ def test_generation(lab):
         notebook.run_all()
         page.locator(".swb-one audio").wait_for()
         still = page.locator("div[class^=swb-still]")
-        assert still.is_hidden() and (still.locator("img").count(), still.locator("audio").count()) == (1, 1), "for where nothing is live"
+        assert still.is_hidden() and (still.locator("img").count(),
+                                      still.locator("audio").count()) == (1, 1), "for where nothing is live"
         before = shown(page)
         slide(page, "Temperature", *["ArrowLeft"] * 6)
         slide(page, "New audio", "ArrowLeft", "ArrowLeft")
@@ -36,7 +37,8 @@ def test_generation(lab):
         page.get_by_role("button", name="Generate", exact=True).click()
         page.locator(".swb-one", has_text=re.compile(r"[1-9][0-9]*(\.[0-9]+)? of 100 s, ")).wait_for()
         notebook.screenshot("generation-growing")
-        notebook.execute("1 + 1")                            # the kernel stays usable: it answers before what follows stops the work
+        # the kernel stays usable: it answers before what follows stops the work
+        notebook.execute("1 + 1")
         page.locator(".swb-one").get_by_role("button", name="Stop").click()
         page.locator(".swb-one", has_text=", stopped").wait_for()
         assert shown(page)[1] != after[1] and 1 < seconds_heard(page) < 100, "the prompt, and some more"

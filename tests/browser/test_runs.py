@@ -10,10 +10,12 @@ MARKED = "document.querySelectorAll('.swb-runs tbody span').length"      # chose
 
 def fill(folder):
     """Four runs, and what else may lie about."""
-    for share, changes in ((0.6, {}), (0.57, {"input": "raw", "encoder": "linear_projection"}), (0.5, {"bits": 16, "head": "dml"}),
+    for share, changes in ((0.6, {}), (0.57, {"input": "raw", "encoder": "linear_projection"}),
+                           (0.5, {"bits": 16, "head": "dml"}),
                            (0.62, {"channels": "stereo", "sample_len": 256})):
         make_run(folder, share=share, continuation_s=3.7, **changes)
-    for name, content in {"unfinished/identity.json": "{}", "damaged/result.json": '{"hash": ', "holiday/beach.txt": "sand"}.items():
+    for name, content in {"unfinished/identity.json": "{}", "damaged/result.json": '{"hash": ',
+                          "holiday/beach.txt": "sand"}.items():
         (folder / name).parent.mkdir()
         (folder / name).write_text(content)
 
@@ -33,7 +35,9 @@ def test_runs(lab):
         picture = page.locator(".swb-curves img")
         picture.wait_for()
         said = page.locator(".swb-runs").inner_text()
-        assert all(part in said for part in ("4 runs.", "unfinished: not finished", "damaged: the record cannot be read", "holiday: no run"))
+        assert all(part in said
+                   for part in ("4 runs.", "unfinished: not finished", "damaged: the record cannot be read",
+                                "holiday: no run"))
         notebook.screenshot("runs")
         check_export(notebook)
 
@@ -49,7 +53,8 @@ def test_runs(lab):
         until(page, "document.querySelector('.swb-runs').innerText.includes('2 of 4 runs shown, 2 hidden')")
         page.get_by_label("Compare", exact=True).and_(page.locator("select")).focus()
         page.keyboard.press("Control+a")
-        until(page, f"{MARKED} === 2 && document.querySelectorAll('.swb-commands pre').length === 2 && document.querySelectorAll('.swb-sounds audio').length === 3")
+        until(page,
+              f"{MARKED} === 2 && document.querySelectorAll('.swb-commands pre').length === 2 && document.querySelectorAll('.swb-sounds audio').length === 3")
         titles = [text.split(maxsplit=1)[1] for text in page.locator(".swb-sounds .swb-picks label").all_inner_texts()]
         assert titles[0] == "original" and set(titles[1:]) == {"codes: continuation", "raw: continuation"}
         assert "It gives run" in page.locator(".swb-commands").inner_text()
@@ -92,7 +97,8 @@ def play_in_step(page, form):
     two = form.evaluate(SOUNDS)
     assert [s["silent"] for s in two] == [True, False, True] and [s["seen"] for s in two] == [False, True, False]
     assert two[1]["at"] > one[0]["at"] - 0.2, "from where the first one was"
-    page.wait_for_function("at => document.querySelectorAll('.swb-sounds audio')[1].currentTime > at + 0.2", arg=two[1]["at"])
+    page.wait_for_function("at => document.querySelectorAll('.swb-sounds audio')[1].currentTime > at + 0.2",
+                           arg=two[1]["at"])
     page.keyboard.press("ArrowRight")
     three = form.evaluate(SOUNDS)
     assert [s["silent"] for s in three] == [True, True, False] and three[2]["at"] > two[1]["at"]

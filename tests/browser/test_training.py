@@ -61,8 +61,10 @@ def test_training(lab):
         live.get_by_text(re.compile("step .* of 200, epoch")).wait_for()
         assert step(live) >= stopped, "it goes on where it was"
         page.locator(".swb-result table").wait_for()
-        assert "FLAC" in page.locator(".swb-result").inner_text() and "done; " in live.get_by_role("status").inner_text()
-        assert page.locator(".swb-clips audio").first.get_attribute("src") == clip and page.locator(".swb-clips audio").count() > 2
+        assert "FLAC" in page.locator(".swb-result").inner_text()
+        assert "done; " in live.get_by_role("status").inner_text()
+        assert page.locator(".swb-clips audio").first.get_attribute("src") == clip
+        assert page.locator(".swb-clips audio").count() > 2
         plan.get_by_text("trains nothing").wait_for()
         still = page.locator("div[class^=swb-still]")
         still.locator(".swb-table").wait_for(state="attached")

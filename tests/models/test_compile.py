@@ -48,7 +48,8 @@ def test_bf16_training(form, encoder, head):
     assert torch.nn.functional.cosine_similarity(got, wanted, 0) > 0.998 and abs(got.norm()/wanted.norm() - 1) < 0.02
     with bf16():
         for kernel in (m for m in model.modules() if isinstance(m, SSMKernel)):
-            assert kernel(300).dtype == kernel.window(300).K.dtype == torch.float32 and kernel.step_matrices()[1].dtype == torch.complex64
+            assert kernel(300).dtype == kernel.window(300).K.dtype == torch.float32
+            assert kernel.step_matrices()[1].dtype == torch.complex64
 
 
 @pytest.mark.parametrize("form", FORMS)

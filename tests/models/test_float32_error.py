@@ -18,7 +18,8 @@ from sashimi_wb.ssm.learned import KernelConfig, SSMKernel
 from sashimi_wb.ssm.s4 import S4
 
 torch.set_num_threads(1)
-FORMS = {"dplr": KernelConfig(), "zoh": KernelConfig("diag", disc="zoh"), "bilinear": KernelConfig("diag", init="lin", n_ssm=None)}
+FORMS = {"dplr": KernelConfig(), "zoh": KernelConfig("diag", disc="zoh"),
+         "bilinear": KernelConfig("diag", init="lin", n_ssm=None)}
 LENGTHS = [1, 2, 3, 63, 64, 65, 1000, 1024, 16000, 16001, 131072]
 SIZES = [(16, 64), (4, 16), (2, 256)]                                            # width and state size
 
@@ -48,7 +49,8 @@ def test_every_channel_of_a_kernel(width, d_state, form, noise):
     """A kernel of few samples may happen to vanish there, so a channel's peak is that of 64 samples at least."""
     kernel, exact = made(form, width, d_state, noise)
     ways = [(lambda n: kernel(n), 2e-6), (lambda n: kernel.window(n).K, 2e-6)]
-    if form == "dplr":                                                           # sums in float32: quiet channels lose a digit
+    # sums in float32: quiet channels lose a digit
+    if form == "dplr":
         ways += [(lambda n: sums(kernel, n, torch.float64).float(), 2e-7), (lambda n: sums(kernel, n), 1e-4)]
     for length in LENGTHS if not noise and width == 16 else LENGTHS[:-1]:
         wanted, peaks = exact(length), exact(max(length, 64)).abs().amax(-1)
@@ -106,7 +108,8 @@ def test_gradients_of_a_whole_model(form):
     losses = [m.loss(x, y) for m in (model, exact)]
     for loss in losses: loss.backward()
     assert abs(losses[0] - losses[1]) < 1e-6
-    for (name, p), q in zip(model.named_parameters(), exact.parameters(), strict=True): assert relative(p.grad, q.grad) < 1e-5, name
+    for (name, p), q in zip(model.named_parameters(), exact.parameters(), strict=True):
+        assert relative(p.grad, q.grad) < 1e-5, name
 
 
 @pytest.mark.parametrize("form", ["dplr", "zoh"])
@@ -214,7 +217,9 @@ def test_any_length_is_a_prefix(pool):
 def test_training_with_steps_much_too_long(form, optimizer):
     """Learning rate 10 on all state-space parameters, on the loss and against it: whatever comes out, nothing grows."""
     torch.manual_seed(4)
-    model = WaveModel(ModelConfig(4, backbone=SaShiMiConfig(8, 1, (2,), kernel=dataclasses.replace(FORMS[form], d_state=8))))
+    model = WaveModel(ModelConfig(4,
+                                  backbone=SaShiMiConfig(8, 1, (2,),
+                                                         kernel=dataclasses.replace(FORMS[form], d_state=8))))
     x, y = torch.randint(16, (2, 2, 200, 1))
     kernels = [m for m in model.modules() if isinstance(m, SSMKernel)]
     pushed = optimizer([p for k in kernels for p in k.parameters()], lr=10.0)

@@ -32,7 +32,8 @@ def decoder_cases():
             if key.count("/") == 4: yield pytest.param(file, key, id=f"{file}-{key.replace('/', '-')}")
 
 
-def pool_by_hand(x, n): return torch.stack([x[..., :j, :].mean(-2) for j in range(x.shape[-2] - n + 1, x.shape[-2] + 1)], -2)
+def pool_by_hand(x, n):
+    return torch.stack([x[..., :j, :].mean(-2) for j in range(x.shape[-2] - n + 1, x.shape[-2] + 1)], -2)
 
 
 @pytest.mark.parametrize("file, key", decoder_cases())
@@ -58,8 +59,10 @@ def test_sequence_decoder_against_reference(file, key, cache={}):  # noqa: B006
             want = torch.stack([pool_by_hand(row, counts.copy().pop()) for row in rows])
             return torch.testing.assert_close(ours(), F.linear(want, weight, bias), atol=1e-9, rtol=0)
     if kind == "error":
-        if mode == "ragged" and lengths is not None and n != 0: # the reference forbids use_lengths here; ours is ragged anyway
-            return torch.testing.assert_close(ours(), F.linear(x[:, :int(max(lengths))], weight, bias), atol=1e-9, rtol=0)
+        # the reference forbids use_lengths here; ours is ragged anyway
+        if mode == "ragged" and lengths is not None and n != 0:
+            return torch.testing.assert_close(ours(), F.linear(x[:, :int(max(lengths))], weight, bias), atol=1e-9,
+                                              rtol=0)
         with pytest.raises(ValueError): ours()
         return None
     want = torch.from_numpy(data[key])
@@ -73,9 +76,12 @@ def test_sequence_decoder_against_reference(file, key, cache={}):  # noqa: B006
 def test_sequence_decoder_override_and_step():
     data = load("decoder/sequence_decoder_fork.npz")
     x = torch.from_numpy(data["x"]).double()
-    torch.testing.assert_close(SequenceDecoder(4, None, mode="last")(x, l_output=2), torch.from_numpy(data["override_last_2_identity"]))
-    for n in (1, 2, 4, None): torch.testing.assert_close(SequenceDecoder(4, None, mode="pool")(x, l_output=n), pool_by_hand(x, n or 9))
-    torch.testing.assert_close(SequenceDecoder(4, None, mode="pool")(x, l_output=1), torch.from_numpy(data["override_pool_1_identity"]))
+    torch.testing.assert_close(SequenceDecoder(4, None, mode="last")(x, l_output=2),
+                               torch.from_numpy(data["override_last_2_identity"]))
+    for n in (1, 2, 4, None):
+        torch.testing.assert_close(SequenceDecoder(4, None, mode="pool")(x, l_output=n), pool_by_hand(x, n or 9))
+    torch.testing.assert_close(SequenceDecoder(4, None, mode="pool")(x, l_output=1),
+                               torch.from_numpy(data["override_pool_1_identity"]))
     decoder = SequenceDecoder(4, 5).double()
     torch.testing.assert_close(torch.stack([decoder.step(x[:, i]) for i in range(9)], 1), decoder(x))
     with pytest.raises(ValueError, match="fixed to 3"): SequenceDecoder(4, 5, 3, "last")(x.float(), l_output=2)
@@ -90,12 +96,14 @@ def test_sequence_decoder_settings(settings_, words):
 
 @pytest.mark.parametrize("mode, lengths", [("last", [9, 4]), ("last", [10, 4, 4]), ("sum", [0, 1, 2]), ("last", [9, 4, 6])])
 def test_sequence_decoder_lengths(mode, lengths):
-    with pytest.raises(ValueError, match="lengths"): SequenceDecoder(4, 5, None, mode, True)(torch.randn(3, 9, 4), lengths)
+    with pytest.raises(ValueError, match="lengths"):
+        SequenceDecoder(4, 5, None, mode, True)(torch.randn(3, 9, 4), lengths)
 
 
 def test_sequence_decoder_wrong_width():
     for mode in MODES:
-        with pytest.raises(ValueError, match=r"\(b, l, 4\)"): SequenceDecoder(4, 5, mode=mode)(torch.randn(3, 9, 5), [9, 9, 9])
+        with pytest.raises(ValueError, match=r"\(b, l, 4\)"):
+            SequenceDecoder(4, 5, mode=mode)(torch.randn(3, 9, 5), [9, 9, 9])
 
 
 # what both heads promise
@@ -143,7 +151,8 @@ def test_mask_and_errors(name):
     torch.testing.assert_close(loss, -head.log_prob(params, codes)[mask].mean())
     assert params.grad[~mask].abs().sum() == 0 and params.grad.isfinite().all()
     assert head.loss(params, codes, torch.zeros_like(mask)) == 0
-    for codes_, words in ((codes.masked_fill(~mask, -100), "-100"), (codes + 256, "255"), (codes.float(), "integers"), (codes[:, :3], "shape")):
+    for codes_, words in ((codes.masked_fill(~mask, -100), "-100"), (codes + 256, "255"), (codes.float(), "integers"),
+                          (codes[:, :3], "shape")):
         with pytest.raises(ValueError, match=words): head.loss(params, codes_)
     with pytest.raises(ValueError, match="mask"): head.loss(params, codes, mask[:1])
     with pytest.raises(ValueError, match="temperature"): head.sample(params, -0.1)
@@ -184,7 +193,8 @@ def test_cuts():
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(4000, 4)
     def seen(**kw): return set(sample_logits(logits, **kw).unique().tolist())
     assert seen() == {0, 1, 2, 3} and seen(top_k=2) == {0, 1} and seen(top_k=9) == {0, 1, 2, 3}
-    assert seen(top_p=.5) == {0} and seen(top_p=.51) == {0, 1} and seen(top_p=1.0) == {0, 1, 2, 3} and seen(temperature=0) == {0}
+    assert seen(top_p=.5) == {0} and seen(top_p=.51) == {0, 1} and seen(top_p=1.0) == {0, 1, 2, 3}
+    assert seen(temperature=0) == {0}
     assert (sample_logits(logits, temperature=.25) == 0).double().mean() > .85 # 0.5^4 / sum
     for kw in (dict(top_k=0), dict(top_p=0), dict(top_p=1.1), dict(temperature=math.inf), dict(temperature=math.nan)):
         with pytest.raises(ValueError, match="expected"): sample_logits(logits, **kw)
@@ -197,7 +207,8 @@ def test_tying():
     assert CategoricalHead(8, 8).tie(torch.nn.Embedding(256, 8)).decoder.output.weight.shape == (256, 8)
     head.loss_from_feats(encoder(torch.randint(0, 256, (1, 4))), torch.randint(0, 256, (1, 4))).backward()
     assert encoder.weight.grad.abs().sum() > 0
-    with pytest.raises(ValueError, match="one direction"): CategoricalHead(8, 8).tie(make_encoder("linear_projection", 256, 8))
+    with pytest.raises(ValueError, match="one direction"):
+        CategoricalHead(8, 8).tie(make_encoder("linear_projection", 256, 8))
     with pytest.raises(ValueError, match=r"\(256, 8\)"): CategoricalHead(8, 8).tie(make_encoder("embedding", 256, 4))
     with pytest.raises(ValueError, match="three rows"): DMLHead(8, 8).tie(encoder)
 
@@ -257,7 +268,8 @@ def test_dml_gradient_matches_float64_everywhere(bits):
 def test_dml_gradient_by_finite_differences():
     head = DMLHead(1, 6, 2).double()
     params = torch.randn(5, 6, dtype=torch.float64, requires_grad=True)
-    for code in (0, 1, 31, 62, 63): assert torch.autograd.gradcheck(lambda p, c=code: head.log_prob(p, torch.full((5,), c)), params)
+    for code in (0, 1, 31, 62, 63):
+        assert torch.autograd.gradcheck(lambda p, c=code: head.log_prob(p, torch.full((5,), c)), params)
 
 
 @pytest.mark.parametrize("bits, floor", [(8, 5.67), (12, 9.67), (16, 13.67)])
@@ -296,16 +308,19 @@ def test_dml_starts_below_uniform_on_audio(bits):
 def test_dml_grid_is_that_of_linear_decode():
     for bits in (1, 4, 8, 16):
         codes = torch.arange(0, 2**bits, max(1, 2**bits // 64))
-        raw = torch.stack([torch.zeros(len(codes)), 8 * linear_decode(codes, bits), torch.full((len(codes),), -30.)], -1)
+        raw = torch.stack([torch.zeros(len(codes)), 8 * linear_decode(codes, bits), torch.full((len(codes),), -30.)],
+                          -1)
         assert torch.equal(DMLHead(1, bits, 1).sample(raw, temperature=0), codes)
 
 
 def test_mixture_against_closed_form():
     mix = Mixture(*(torch.tensor([[v]], dtype=torch.float64) for v in (0, 3.2, math.log(5))))
     def upper(c): return 1 / (1 + math.exp(-(c - 128 + .5 - 3.2) / 5))
-    for code, want in ((0, upper(0)), (130, upper(130) - upper(129)), (255, 1 / (1 + math.exp((254 - 128 + .5 - 3.2) / 5)))):
+    for code, want in ((0, upper(0)), (130, upper(130) - upper(129)),
+                       (255, 1 / (1 + math.exp((254 - 128 + .5 - 3.2) / 5)))):
         assert math.isclose(mixture_log_prob(mix, torch.tensor([code]), 8).exp().item(), want, rel_tol=1e-9)
-        assert math.isclose(mixture_cdf(mix, torch.tensor([code]), 8).item(), 1 if code == 255 else upper(code), rel_tol=1e-12)
+        assert math.isclose(mixture_cdf(mix, torch.tensor([code]), 8).item(), 1 if code == 255 else upper(code),
+                            rel_tol=1e-12)
 
 
 def chi_square(counts, p): # pooled so that every cell expects at least 8
@@ -364,7 +379,8 @@ def test_reference_loss_is_about_ln2_too_high(name):
     assert ours.isfinite().all() and (excess > -1e-2).all()
     assert excess[torch.from_numpy(inner)].median() == pytest.approx(math.log(2), abs=.05) or bits == 16
     mix = Mixture(*(v[:1, :10] for v in mix))
-    drawn = mixture_sample(Mixture(*(v.expand(400, *v.shape) for v in mix)), bits, generator=torch.Generator().manual_seed(0)).double()
+    drawn = mixture_sample(Mixture(*(v.expand(400, *v.shape) for v in mix)), bits,
+                           generator=torch.Generator().manual_seed(0)).double()
     p = mixture_log_probs(mix, bits).exp()
     want = (p * torch.arange(2**bits)).sum(-1)
     sd = ((p * torch.arange(2**bits)**2.).sum(-1) - want**2).clamp(min=1e-6).sqrt()
@@ -391,7 +407,8 @@ def test_categorical_loss_in_blocks_equals_the_plain_one(bits, tokens, monkeypat
 
 def test_categorical_loss_in_blocks_checks_its_targets():
     head, feats = CategoricalHead(4, 3), torch.randn(1, 5, 4)
-    with pytest.raises(ValueError, match="codes: expected shape"): head.loss_from_feats(feats, torch.zeros(1, 4, dtype=torch.long))
+    with pytest.raises(ValueError, match="codes: expected shape"):
+        head.loss_from_feats(feats, torch.zeros(1, 4, dtype=torch.long))
     with pytest.raises(ValueError): head.loss_from_feats(feats, torch.full((1, 5), 8))
     padded = torch.tensor([[0, 1, 2, -100, 99]])
     assert head.loss_from_feats(feats, padded, torch.tensor([[True]*3 + [False]*2])).isfinite()
@@ -411,7 +428,8 @@ def test_bytes(bits, n):
 def test_modes_and_lengths(name, mode, l_output, use_lengths):
     "Every head keeps the steps that its decoder keeps, and its loss is that of those steps; bytes of different places are not added up."
     if mode in ("pool", "sum") and name == "bytes":
-        with pytest.raises(ValueError, match="stand for different things"): HEADS[name](8, 8, mode=mode, l_output=l_output)
+        with pytest.raises(ValueError, match="stand for different things"):
+            HEADS[name](8, 8, mode=mode, l_output=l_output)
         return
     if use_lengths and mode == "full": return
     head = HEADS[name](8, 8, mode=mode, l_output=l_output, use_lengths=use_lengths)
@@ -420,6 +438,7 @@ def test_modes_and_lengths(name, mode, l_output, use_lengths):
     torch.testing.assert_close(params, head.decoder(feats, lengths))
     codes = torch.randint(0, 256, params.shape[:2])
     torch.testing.assert_close(head.loss_from_feats(feats, codes, lengths=lengths), head.loss(params, codes))
-    with pytest.raises(ValueError, match="shape"): head.loss_from_feats(feats, codes[:, :1].expand(-1, 9), lengths=lengths)
+    with pytest.raises(ValueError, match="shape"):
+        head.loss_from_feats(feats, codes[:, :1].expand(-1, 9), lengths=lengths)
     if use_lengths or mode == "ragged":
         with pytest.raises(ValueError, match="needs lengths"): head(feats)

@@ -87,7 +87,9 @@ def test_hippo(name):
     close(tensor(np.abs(p)**2), z["phase_invariant_absP2_f64"].ravel())
     close(tensor(np.abs(b)**2), z["phase_invariant_absB2_f64"].ravel())
     close(tensor(V @ V.conj().T), z["nplr_V_f64"] @ z["nplr_V_f64"].conj().T)
-    def half(A): return A.real + 1j*np.abs(A.imag)                                 # which one of a pair is stored does not matter
+    def half(A):
+        # which one of a pair is stored does not matter
+        return A.real + 1j*np.abs(A.imag)
     for init in ("lin", "inv", "inv2", "quad", "real"):
         close(tensor(half(s4d(n, init))), half(z[f"s4d_{init}_A_f64"]))
         assert (z[f"s4d_{init}_B_f32"] == 1).all()                                 # ours, too
@@ -148,7 +150,8 @@ def test_c_from_tilde(name):
 
 def layer_and_reference(name):
     config, z = read(f"kernels/{name}")
-    words = layer_words({k: v for k, v in config.items() if k not in ("extra_L", "rates", "steps", "d_model")}, dt_transform="exp", n_ssm=None)
+    words = layer_words({k: v for k, v in config.items() if k not in ("extra_L", "rates", "steps", "d_model")},
+                        dt_transform="exp", n_ssm=None)
     kernel = {k.removeprefix("kernel."): v for k, v in weights(z).items() if k.startswith("kernel.")}
     layer = S4(config["d_model"], kernel_config(words), words["channels"]).double()
     layer.load_state_dict({f"kernel.{k}": v for k, v in convert_kernel(kernel, words).items()} | {"D": weights(z)["D"]})
@@ -197,8 +200,10 @@ def test_float32_kernel_against_float64_reference(name):
 
 
 def test_transforms():
-    theirs = {"A_real": torch.rand(2, 3) + 0.1, "A_imag": torch.rand(2, 3), "C": torch.ones(1, 2, 3, 2).double(), "inv_dt": torch.zeros(2, 1)}
-    for name, f in (("relu", lambda a: a + 1e-4), ("softplus", F.softplus), ("sigmoid", torch.sigmoid), ("none", lambda a: a)):
+    theirs = {"A_real": torch.rand(2, 3) + 0.1, "A_imag": torch.rand(2, 3), "C": torch.ones(1, 2, 3, 2).double(),
+              "inv_dt": torch.zeros(2, 1)}
+    for name, f in (("relu", lambda a: a + 1e-4), ("softplus", F.softplus), ("sigmoid", torch.sigmoid),
+                    ("none", lambda a: a)):
         ours = convert_kernel(theirs, layer_words({"real_transform": name, "imag_transform": name}))
         close(ours["A_real"].exp(), f(theirs["A_real"].double()))
         close(ours["A_imag"], f(theirs["A_imag"].double()))
@@ -216,11 +221,14 @@ def test_block(name):
     lengths = tensor(z["lengths"]) if "lengths" in z.files else None
     close(block(x, lengths=lengths)[0], z["y_f64"])
     close(block(x, need_state=False, lengths=lengths)[0], z["y_f64"])
-    for key in [k for k in z.files if k.startswith("x_len")]: close(block(tensor(z[key]))[0], z[key.replace("x", "y") + "_f64"])
+    for key in [k for k in z.files if k.startswith("x_len")]:
+        close(block(tensor(z[key]))[0], z[key.replace("x", "y") + "_f64"])
     if config["l_max"]:
         with pytest.raises(ValueError, match="leave out l_max"): block.initial_state(1)
-    if "y_step_dense_f64" in z.files: close(step_through(block_from_s4(weights(z), **config | {"l_max": None}), x)[0], z["y_step_dense_f64"])
-    if "after/layer.kernel.C_f64" in z.files: close(block_from_s4(after_first_window(z), **config)(x, lengths=lengths)[0], z["y_f64"])
+    if "y_step_dense_f64" in z.files:
+        close(step_through(block_from_s4(weights(z), **config | {"l_max": None}), x)[0], z["y_step_dense_f64"])
+    if "after/layer.kernel.C_f64" in z.files:
+        close(block_from_s4(after_first_window(z), **config)(x, lengths=lengths)[0], z["y_f64"])
 
 
 def after_first_window(z):
@@ -233,8 +241,10 @@ def after_first_window(z):
 def test_block_at_another_rate():
     config, z = read("s4block/rate_d4_L64_seed9")
     block, x = block_from_s4(weights(z), **config), tensor(z["x"])[:, :32]
-    kernel = block.s4.kernel                                                        # theirs keeps the C~ of rate 1: another C
-    C = c_from_tilde(kernel.discrete(2.0)[0], torch.view_as_complex(tensor(z["after/layer.kernel.C_f64"])), int(z["after/layer.kernel.l_kernel"])//2)
+    # theirs keeps the C~ of rate 1: another C
+    kernel = block.s4.kernel
+    C = c_from_tilde(kernel.discrete(2.0)[0], torch.view_as_complex(tensor(z["after/layer.kernel.C_f64"])),
+                     int(z["after/layer.kernel.l_kernel"])//2)
     kernel.C.copy_(torch.view_as_real(C))
     close(block(x, rate=2.0)[0], z["y_rate2.0_f64"])
 
@@ -243,11 +253,15 @@ def test_block_at_another_rate():
 @pytest.mark.parametrize("need_state", [False, True])
 def test_block_gradients_in_the_words_of_the_reference(name, need_state):
     config, z = read(f"s4block/{name}")
-    theirs = after_first_window(z) if "after/layer.kernel.C_f64" in z.files else weights(z)   # taken with C~ in place of C
+    # taken with C~ in place of C
+    theirs = after_first_window(z) if "after/layer.kernel.C_f64" in z.files else weights(z)
     block = block_from_s4(theirs, **config)
     for v in theirs.values(): v.requires_grad_(v.is_floating_point())
-    ours = {f"s4.kernel.{k}": v for k, v in convert_kernel({k.removeprefix("layer.kernel."): v for k, v in theirs.items() if ".kernel." in k}, layer_words(config)).items()}
-    ours |= {"s4.D": theirs["layer.D"], "mix.weight": theirs["output_linear.0.weight"], "mix.bias": theirs["output_linear.0.bias"]}
+    ours = {f"s4.kernel.{k}": v
+            for k, v in convert_kernel({k.removeprefix("layer.kernel."): v for k, v in theirs.items()
+                                        if ".kernel." in k}, layer_words(config)).items()}
+    ours |= {"s4.D": theirs["layer.D"], "mix.weight": theirs["output_linear.0.weight"],
+             "mix.bias": theirs["output_linear.0.bias"]}
     x = tensor(z["x"]).requires_grad_()
     y, _ = torch.func.functional_call(block, ours, (x, None, need_state))
     (y*tensor(z["grad_out"])).sum().backward()
@@ -286,7 +300,8 @@ def with_c_tilde(theirs, lengths, words):
     "A state dict after its first window, in double precision: C~ = C (I - A^l) in every kernel, and l."
     out = dict(theirs)
     for stem in [k.removesuffix("l_kernel") for k in theirs if k.endswith("l_kernel")]:
-        v = convert_kernel({k.removeprefix(stem): t for k, t in theirs.items() if k.startswith(stem) and "l_kernel" not in k}, words)
+        v = convert_kernel({k.removeprefix(stem): t for k, t in theirs.items() if k.startswith(stem)
+                            and "l_kernel" not in k}, words)
         length, step, C = int(lengths[stem + "l_kernel"]), real_step(sampled(v)), torch.view_as_complex(v["C"])
         row = torch.cat([C.real, -C.imag], -1)
         row = row - torch.einsum("chm,hmn->chn", row, torch.linalg.matrix_power(step, length))
@@ -298,14 +313,17 @@ def with_c_tilde(theirs, lengths, words):
 @pytest.mark.parametrize("name", [n for n in names("sashimi") if any(k.startswith("grad/") for k in read(f"sashimi/{n}")[1].files)])
 def test_backbone_gradients_in_the_words_of_the_reference(name):
     config, z = read(f"sashimi/{name}")
-    words = layer_words(config.get("layer") or {}, **({} if "layer" in config else {"dt_transform": "exp", "n_ssm": None}))
-    theirs = with_c_tilde(weights(z), weights(z, "after/"), words)                 # the files keep it in single precision
+    words = layer_words(config.get("layer") or {},
+                        **({} if "layer" in config else {"dt_transform": "exp", "n_ssm": None}))
+    # the files keep it in single precision
+    theirs = with_c_tilde(weights(z), weights(z, "after/"), words)
     model = from_s4(theirs, **config)
     for v in theirs.values(): v.requires_grad_(v.is_floating_point())
     _, ours, _ = convert_backbone(theirs, **config)
     y, _ = torch.func.functional_call(model, ours, (tensor(z["x"]), None, False))
     (y*tensor(z["grad_out"])).sum().backward()
-    missing = [k for k, v in theirs.items() if v.requires_grad and f"grad/{k}" not in z.files and f"grad/{k}_f64" not in z.files]
+    missing = [k for k, v in theirs.items() if v.requires_grad and f"grad/{k}" not in z.files
+               and f"grad/{k}_f64" not in z.files]
     assert set(missing) <= {"x"}
     for k, v in theirs.items():
         if v.requires_grad: close(v.grad, z[f"grad/{k}_f64" if f"grad/{k}_f64" in z.files else f"grad/{k}"])
@@ -324,9 +342,11 @@ def test_whole_model(name):
     close(step_through(model, x)[0], z["step_logits_f64"])
     close(model.loss(x, y, y >= 0), z["loss_f64"])                                  # padding is -100
     close(model.loss(x, y, y >= 0)/np.log(2), z["metric/bpb_f64"])
-    counted = (y >= 0).double().mean().item()                                       # theirs counts padding as wrong answers
+    # theirs counts padding as wrong answers
+    counted = (y >= 0).double().mean().item()
     for k, key in ((1, "accuracy"), (3, "accuracy@3"), (5, "accuracy@5"), (10, "accuracy@10")):
-        assert counted*accuracy_at(logits, y[..., 0], k, y[..., 0] >= 0) == pytest.approx(float(z[f"metric/{key}_f64"]), rel=1e-6)
+        assert counted*accuracy_at(logits, y[..., 0], k,
+                                   y[..., 0] >= 0) == pytest.approx(float(z[f"metric/{key}_f64"]), rel=1e-6)
 
 
 @pytest.mark.parametrize("name", names("pipeline"))
@@ -334,19 +354,24 @@ def test_training_in_the_words_of_the_reference(name):
     """Four steps of the reference's AdamW with its parameter groups on its parameters, C~ among them."""
     config, z = read(f"pipeline/{name}")
     lengths, words = {}, layer_words(config["model"]["layer"])
-    for key in [k for k in z.files if k.endswith("l_kernel")]:                      # as long as the window is at its scale
+    # as long as the window is at its scale
+    for key in [k for k in z.files if k.endswith("l_kernel")]:
         level = len(config["model"]["pool"]) if "c_layers" in key else len(config["model"]["pool"]) - 1 - int(key.split("u_layers.")[1][0])
         lengths[key.removeprefix("init/")] = config["L"]//int(np.prod(config["model"]["pool"][:level]))
     theirs = with_c_tilde(weights(z), lengths, words)
     model = model_from_s4(theirs, config["bits"], **config["model"])
     for v in theirs.values(): v.requires_grad_(v.is_floating_point())
-    groups = [g | {"params": [theirs[k] for k in g["params"]], "betas": tuple(g["betas"])} for g in config["optimizer_groups"]]
+    groups = [g | {"params": [theirs[k] for k in g["params"]], "betas": tuple(g["betas"])}
+              for g in config["optimizer_groups"]]
     assert sum(len(g["params"]) for g in groups) == len([v for v in theirs.values() if v.requires_grad])
     optimizer, x, y, losses = torch.optim.AdamW(groups), torch.as_tensor(z["x"])[..., None], torch.as_tensor(z["y"]), []
-    outer = [(r"^encoder\.0\.(?:embedding\.)?", "encoder."), (r"^decoder\.0\.output_transform\.", "head.decoder.output.")]
+    outer = [(r"^encoder\.0\.(?:embedding\.)?", "encoder."),
+             (r"^decoder\.0\.output_transform\.", "head.decoder.output.")]
     for _ in range(config["optimizer_steps"]):
-        inner = convert_backbone({k.removeprefix("model."): v for k, v in theirs.items() if k.startswith("model.")}, **config["model"])[1]
-        ours = {f"backbone.{k}": v for k, v in inner.items()} | {rename(k, outer): v for k, v in theirs.items() if not k.startswith("model.")}
+        inner = convert_backbone({k.removeprefix("model."): v for k, v in theirs.items() if k.startswith("model.")},
+                                 **config["model"])[1]
+        ours = {f"backbone.{k}": v for k, v in inner.items()} | {rename(k, outer): v for k, v in theirs.items()
+                                                                 if not k.startswith("model.")}
         logits, _ = torch.func.functional_call(model, ours, (x, None, False))
         loss = F.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=-100)
         losses.append(loss.item())
@@ -367,11 +392,14 @@ def state():
 
 def test_every_key_is_used_or_named():
     theirs, config = state()
-    with pytest.raises(ValueError, match="d_layers.0.spare has no place"): from_s4(theirs | {"d_layers.0.spare": torch.ones(1)}, **config)
+    with pytest.raises(ValueError, match="d_layers.0.spare has no place"):
+        from_s4(theirs | {"d_layers.0.spare": torch.ones(1)}, **config)
     for key in theirs:
         if key.endswith("l_kernel"): continue
-        with pytest.raises(ValueError, match="nothing for"): from_s4({k: v for k, v in theirs.items() if k != key}, **config)
-    with pytest.raises(ValueError, match="c_layers.0.layer.layer.D: expected"): from_s4(theirs | {"c_layers.0.layer.layer.D": torch.ones(1, 3)}, **config)
+        with pytest.raises(ValueError, match="nothing for"):
+            from_s4({k: v for k, v in theirs.items() if k != key}, **config)
+    with pytest.raises(ValueError, match="c_layers.0.layer.layer.D: expected"):
+        from_s4(theirs | {"c_layers.0.layer.layer.D": torch.ones(1, 3)}, **config)
 
 
 @pytest.mark.parametrize("words,error,match", [
@@ -396,9 +424,11 @@ def test_words_that_cannot_be(words, error, match):
 
 @pytest.mark.parametrize("word", LAYER_FIXED)
 def test_a_refused_option_says_why(word):
-    with pytest.raises(NotImplementedError, match=f"layer: {word}='other' cannot be loaded.*: {LAYER_FIXED[word][1]}"): layer_words({word: "other"})
+    with pytest.raises(NotImplementedError, match=f"layer: {word}='other' cannot be loaded.*: {LAYER_FIXED[word][1]}"):
+        layer_words({word: "other"})
 
 
 def test_a_block_is_no_backbone():
     theirs, _ = state()
-    with pytest.raises(ValueError, match="expected the state dict of an S4Block"): block_from_s4({"norm.weight": theirs["norm.weight"]})
+    with pytest.raises(ValueError, match="expected the state dict of an S4Block"):
+        block_from_s4({"norm.weight": theirs["norm.weight"]})

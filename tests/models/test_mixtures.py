@@ -32,7 +32,8 @@ def seed(): torch.manual_seed(0)
 def trained_like(n, bits):
     "Parts that agree on where the next sample is, to some hundredths of full scale, the heaviest the narrowest."
     centre, spread = .3*torch.randn(n, 1), 10**(-3.5 + torch.rand(n, 1))
-    return torch.cat([torch.linspace(2, -2, 10) + torch.randn(n, 10), 8*(centre + spread*torch.randn(n, 10)), spread.log() + .5*torch.randn(n, 10)], -1)
+    return torch.cat([torch.linspace(2, -2, 10) + torch.randn(n, 10), 8*(centre + spread*torch.randn(n, 10)),
+                      spread.log() + .5*torch.randn(n, 10)], -1)
 
 
 def at_the_ends(n, bits):
@@ -42,11 +43,14 @@ def at_the_ends(n, bits):
 
 
 def narrow(n, bits): # parts of a few bins, and a hundredth of a bin
-    return torch.cat([torch.randn(n, 10), 8*(.5*torch.randn(n, 1) + torch.randn(n, 10)*2.**(3 - bits)), -bits*math.log(2) + 3*torch.randn(n, 10)], -1)
+    return torch.cat([torch.randn(n, 10), 8*(.5*torch.randn(n, 1) + torch.randn(n, 10)*2.**(3 - bits)),
+                      -bits*math.log(2) + 3*torch.randn(n, 10)], -1)
 
 
-PARAMETERS = {"fresh": lambda n, bits: start_params(10) + .1*torch.randn(n, 30), "random": lambda n, bits: start_params(10) + 3*torch.randn(n, 30),
-              "trained": trained_like, "ends": at_the_ends, "narrow": narrow, "absurd": lambda n, bits: 1e4*torch.randn(n, 30),
+PARAMETERS = {"fresh": lambda n, bits: start_params(10) + .1*torch.randn(n, 30), "random": lambda n,
+              bits: start_params(10) + 3*torch.randn(n, 30),
+              "trained": trained_like, "ends": at_the_ends, "narrow": narrow, "absurd": lambda n,
+              bits: 1e4*torch.randn(n, 30),
               "largest": lambda n, bits: 1e30*torch.randn(n, 30)}
 
 
@@ -59,7 +63,8 @@ def test_probabilities_sum_to_one(bits, dtype, most):
         error = (table.exp().sum(-1) - 1).abs().max().item()
         assert error < most, f"{name}: off by {error:.1e}"
         cdf = mixture_cdf(Mixture(*(field[:, None] for field in mix)), codes, bits)
-        assert (cdf.double() - table.exp().cumsum(-1)).abs().max() < most and (cdf.diff() >= 0).all() and (cdf[:, -1] == 1).all()
+        assert (cdf.double() - table.exp().cumsum(-1)).abs().max() < most and (cdf.diff() >= 0).all()
+        assert (cdf[:, -1] == 1).all()
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, *ROWS])
@@ -70,15 +75,18 @@ def test_rank_is_that_of_the_table(bits, name):
     table = mixture_log_probs(mix, bits)
     likely = table.topk(min(2**bits, 12)).indices.gather(-1, torch.randint(min(2**bits, 12), (n, 1)))[:, 0]
     ends = torch.where(torch.rand(n) < .5, 0, 2**bits - 1)
-    for codes, k in ((mixture_sample(mix, bits), 10), (torch.randint(2**bits, (n,)), 300), (likely, 1), (likely, 10), (ends, 10)):
+    for codes, k in ((mixture_sample(mix, bits), 10), (torch.randint(2**bits, (n,)), 300), (likely, 1), (likely, 10),
+                     (ends, 10)):
         assert torch.equal(mixture_rank(mix, codes, bits, k), code_rank(table, codes).clamp(max=k))
 
 
 def test_rank_of_equals_and_shapes():
-    flat = Mixture(*(torch.tensor(v).expand(1, 1, 1) for v in (0., 3.5, 1.)))               # symmetric: pairs of equal codes
+    # symmetric: pairs of equal codes
+    flat = Mixture(*(torch.tensor(v).expand(1, 1, 1) for v in (0., 3.5, 1.)))
     codes = torch.arange(256)[:, None]
     want = code_rank(mixture_log_probs(Mixture(*(f[0].double() for f in flat)), 8).expand(256, -1), codes[:, 0])
-    assert torch.equal(mixture_rank(flat, codes, 8, 256)[:, 0], want) and want.sort().values.tolist() == list(range(256))
+    assert torch.equal(mixture_rank(flat, codes, 8, 256)[:, 0], want)
+    assert want.sort().values.tolist() == list(range(256))
     raw, y = 3*torch.randn(2, 5, 30), torch.randint(2**12, (2, 5))
     ranks = mixture_rank(mixture_of(raw, 12), y, 12, 7)
     assert ranks.shape == (2, 5) and ranks.dtype == torch.int64 and ranks.max() <= 7
@@ -92,9 +100,11 @@ def test_rank_of_equals_and_shapes():
 def test_samples_follow_the_probabilities(bits, name):
     for raw in PARAMETERS[name](2, bits).double():
         mix, n = mixture_of(raw[None], bits), 30_000
-        drawn = mixture_sample(Mixture(*(f.expand(n, -1) for f in mix)), bits, generator=torch.Generator().manual_seed(1)).bincount(minlength=2**bits)
+        drawn = mixture_sample(Mixture(*(f.expand(n, -1) for f in mix)), bits,
+                               generator=torch.Generator().manual_seed(1)).bincount(minlength=2**bits)
         p = mixture_log_probs(mix, bits)[0].exp()
-        cell = ((p.cumsum(0) - p/2)*200).long().clamp(max=199)                              # about 200 cells of equal probability
+        # about 200 cells of equal probability
+        cell = ((p.cumsum(0) - p/2)*200).long().clamp(max=199)
         expected, seen = (torch.zeros(200, dtype=torch.float64).index_add_(0, cell, v) for v in (p*n, drawn.double()))
         kept = expected > 8
         statistic, free = ((seen - expected)[kept]**2/expected[kept]).sum().item(), max(int(kept.sum()) - 1, 1)
@@ -116,7 +126,8 @@ def test_sixteen_bits_are_learned_at_the_learning_rate_of_the_notes():
     wave, _ = soundfile.read(MUSIC, frames=2*44_100, start=44_100, dtype="float32", always_2d=True)
     quantizer = Quantizer("linear", 16)
     codes = quantizer.encode(torch.from_numpy(wave[::3, :1].copy())[None])[0, :, 0]
-    past = quantizer.decode(codes).unfold(0, 16, 1)[:-1]                                     # sixteen samples before each
+    # sixteen samples before each
+    past = quantizer.decode(codes).unfold(0, 16, 1)[:-1]
     body, head = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.GELU()), DMLHead(16, 16)
     parameters, bits = [*body.parameters(), *head.parameters()], []
     optimizer = torch.optim.AdamW(parameters, lr=.01)
@@ -128,4 +139,5 @@ def test_sixteen_bits_are_learned_at_the_learning_rate_of_the_notes():
         assert sum(p.grad.sum() for p in parameters).isfinite() and loss.isfinite()
         optimizer.step()
         bits.append(loss.item()/math.log(2))
-    assert np.mean(bits[-200:]) < min(13.67, np.mean(bits[:200]) - 1)                        # 13.67: the floor of the public mixture
+    # 13.67: the floor of the public mixture
+    assert np.mean(bits[-200:]) < min(13.67, np.mean(bits[:200]) - 1)

@@ -30,10 +30,13 @@ def test_decoder_overrides_and_step(which):
         torch.testing.assert_close(ours("pool", n), means[:, -(n or 9):], rtol=1e-9, atol=1e-12)
         key = f"override_pool_{n}_identity"
         if n == 1: torch.testing.assert_close(ours("pool", n), torch.from_numpy(z[key]), rtol=1e-9, atol=1e-12)
-        elif n == 4: assert (ours("pool", n) - torch.from_numpy(z[key])).abs().max() > 1e-3     # 4 outputs meet 4 features: wrong there
+        elif n == 4:
+            # 4 outputs meet 4 features: wrong there
+            assert (ours("pool", n) - torch.from_numpy(z[key])).abs().max() > 1e-3
         else: assert str(z[f"{key}/error"]) == "RuntimeError"                                   # theirs cannot
     decoder = SequenceDecoder(4, 5).double()
-    decoder.load_state_dict({"output.weight": torch.from_numpy(z["weight"]).double(), "output.bias": torch.from_numpy(z["bias"]).double()})
+    decoder.load_state_dict({"output.weight": torch.from_numpy(z["weight"]).double(),
+                             "output.bias": torch.from_numpy(z["bias"]).double()})
     torch.testing.assert_close(decoder.step(x[:, 0]), torch.from_numpy(z["step"]), rtol=1e-9, atol=1e-12)
 
 
@@ -45,7 +48,8 @@ def test_deinterleaved_features():
         stereo = torch.from_numpy(z[f"L{length}/stereo"])[None]
         for strategy in config["strategies"]:
             ours, key = deinterleave(interleave(stereo, strategy), strategy), f"L{length}/{strategy}"
-            features = torch.stack([ours, 10*ours, 100*ours], -1)                               # (1 t c 3), as the file has them
+            # (1 t c 3), as the file has them
+            features = torch.stack([ours, 10*ours, 100*ours], -1)
             theirs = torch.from_numpy(z[f"{key}/deinterleaved"])
             assert torch.equal(ours, stereo)
             if z[f"{key}/deinterleave_correct"]:
@@ -61,9 +65,12 @@ def test_metrics(name):
     logits, y = torch.from_numpy(z["logits"]).double(), torch.from_numpy(z["y"])
     mask = y != -100
     nats = F.cross_entropy(logits[mask], y[mask]).item()
-    for ours, key in ((nats, "cross_entropy"), (nats, "loss"), (bits_per_sample(nats), "bpb"), (perplexity(nats), "ppl")):
+    for ours, key in ((nats, "cross_entropy"), (nats, "loss"), (bits_per_sample(nats), "bpb"),
+                      (perplexity(nats), "ppl")):
         assert ours == pytest.approx(float(z[f"{key}_f64"]), rel=1e-9)
-    share = mask.double().mean().item()                                                         # theirs takes padding for wrong answers
+    # theirs takes padding for wrong answers
+    share = mask.double().mean().item()
     for k, key in ((1, "accuracy"), (3, "accuracy@3"), (5, "accuracy@5"), (10, "accuracy@10")):
         hits = share*accuracy_at(logits, y, k, mask)
-        assert math.isclose(np.float32(hits), float(z[f"{key}_f64"]), rel_tol=1e-7)             # stored in single precision
+        # stored in single precision
+        assert math.isclose(np.float32(hits), float(z[f"{key}_f64"]), rel_tol=1e-7)

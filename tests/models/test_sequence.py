@@ -17,7 +17,8 @@ from sashimi_wb.training.checkpoints import load_tree, save_tree
 
 torch.set_num_threads(1)
 KERNELS = {"dplr": KernelConfig("dplr", 8), "zoh": KernelConfig("diag", 8, "lin", "zoh"),
-           "bilinear": KernelConfig("diag", 8, "inv", "bilinear", n_ssm=None), "rank 2": KernelConfig("dplr", 8, "legt", n_ssm=2),
+           "bilinear": KernelConfig("diag", 8, "inv", "bilinear", n_ssm=None),
+           "rank 2": KernelConfig("dplr", 8, "legt", n_ssm=2),
            "a step a state": KernelConfig("diag", 8, "lin", "zoh", dt_tie=False)}
 INITS = [*(KernelConfig("dplr", 8, init) for init in MEASURES), KernelConfig("dplr", 8, "fout", rank=3),
          *(KernelConfig("diag", 8, init, disc) for init in S4D_INITS for disc in ("bilinear", "zoh"))]
@@ -79,7 +80,8 @@ def test_three_ways_at_every_length(kernel, dtype):
         windows, carried = in_windows(module, x[:, :length], cut(length, (5, 1, 7, 12, 3)))
         close(windows, y, TOLERANCE[dtype])
         same_state(carried, state, TOLERANCE[dtype])
-        close(module(x[:, :length], need_state=False)[0], y, TOLERANCE[dtype])   # the training kernel is the same kernel
+        # the training kernel is the same kernel
+        close(module(x[:, :length], need_state=False)[0], y, TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("options", [{"pool": ()}, {"pool": (1,)}, {"pool": (5,)}, {"pool": (2, 2, 2)}, {"prenorm": False},
@@ -175,7 +177,8 @@ def test_a_kernel_is_an_impulse_response(kernel):
     torch.manual_seed(2)
     module = SSMKernel(4, KERNELS[kernel], channels=2).double()
     ssm, C = module.discrete()
-    for length in (1, 2, 3, 17, 64): close(kernel_by_doubling(ssm, C, length, torch.float64).K, kernel_ref(ssm, C, length), 1e-12)
+    for length in (1, 2, 3, 17, 64):
+        close(kernel_by_doubling(ssm, C, length, torch.float64).K, kernel_ref(ssm, C, length), 1e-12)
 
 
 @pytest.mark.parametrize("kernel,length", [*itertools.product(["dplr", "zoh"], [1, 2, 7, 16]), *((kernel, 7) for kernel in list(KERNELS)[2:])])
@@ -202,7 +205,8 @@ def test_gradients_do_not_depend_on_the_way(kernel):
         return [p.grad.clone() for p in module.parameters()]
 
     want = gradients(lambda: module(x, need_state=False)[0])
-    for run in (lambda: module(x)[0], lambda: in_windows(module, x, [10, 1, 18])[0], lambda: step_through(module, x)[0]):
+    for run in (lambda: module(x)[0], lambda: in_windows(module, x, [10, 1, 18])[0],
+                lambda: step_through(module, x)[0]):
         for g, w in zip(gradients(run), want, strict=True): close(g, w, 1e-9)
 
 
@@ -294,7 +298,8 @@ def test_states_are_saved_branched_and_moved(tmp_path):
     _, state = module(x[:, :17])
     rows = [module(x[i:i + 1, 17:], pick(state, i))[0] for i in range(2)]        # a branch a row
     close(torch.cat(rows), y[:, 17:], 1e-11)
-    single = copy.deepcopy(module).float()                                       # to another precision, to a file, and back
+    # to another precision, to a file, and back
+    single = copy.deepcopy(module).float()
     moved = each(state, lambda t: t.to(torch.complex64 if t.is_complex() else torch.float32))
     kept = load_tree(save_tree(tmp_path/"state.safetensors", moved))
     same_state(kept, moved, 0)
@@ -313,7 +318,8 @@ def pick(state, row): return each(state, lambda t: t[row:row + 1])
 @torch.no_grad()
 def test_both_directions_against_the_sum():
     torch.manual_seed(9)
-    layer, u = S4(3, KERNELS["dplr"], channels=2, bidirectional=True).double(), torch.randn(2, 11, 3, dtype=torch.float64)
+    layer, u = S4(3, KERNELS["dplr"], channels=2,
+                  bidirectional=True).double(), torch.randn(2, 11, 3, dtype=torch.float64)
     ahead, behind = layer.kernel(11).chunk(2)
     want = layer.D[:, :, None]*u.mT[:, None]
     for t, s in itertools.product(range(11), range(11)):

@@ -88,15 +88,18 @@ def test_mean_spread(values, text): assert mean_spread(values) == text
 
 
 def test_table_ranks_means_marks_ties_and_shows_what_is_missing():
-    html = table([{"arm": "a", "bits": [1.0, 3.0]}, {"arm": "b", "bits": 2.0}, {"arm": "c", "bits": float("nan")}, {"arm": "d"}],
+    html = table([{"arm": "a", "bits": [1.0, 3.0]}, {"arm": "b", "bits": 2.0}, {"arm": "c", "bits": float("nan")},
+                  {"arm": "d"}],
                  best={"bits": "min"}).data
     assert html.count('class="n best"') == 2 and html.count(">–<") == 2
     assert "2.0 ± 1.4 (n = 2)" in html
 
 
 def test_table_escapes_text_formats_numbers_and_keeps_html():
-    html = table([{"x": "<script>", "n": 1234567, "f": 0.5, "ok": True, "h": HTML("<i>raw</i>")}], formats={"f": ".1%"}, caption="a & b").data
-    assert "<script>" not in html and "1,234,567" in html and "50.0%" in html and ">yes<" in html and "<i>raw</i>" in html
+    html = table([{"x": "<script>", "n": 1234567, "f": 0.5, "ok": True, "h": HTML("<i>raw</i>")}], formats={"f": ".1%"},
+                 caption="a & b").data
+    assert "<script>" not in html and "1,234,567" in html and "50.0%" in html and ">yes<" in html
+    assert "<i>raw</i>" in html
     assert "a &amp; b" in html and "overflow-x:auto" in html
     assert "<td class=\"n\">0x10<" in table([{"n": 16}], formats={"n": lambda n: hex(n)}).data
 
@@ -116,10 +119,14 @@ def _linear_rgb(color, matrix):
 
 @pytest.mark.parametrize("arms", [("codes", "dequantized", "raw"), ("left", "right", "mid", "side", "temporal", "blocking-16", "blocking-1024")])
 def test_arms_of_a_comparison_stay_apart_for_colour_blind_eyes(arms):
-    deutan = np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]) # Machado 2009
-    protan = np.array([[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]])
+    # Machado 2009
+    deutan = np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
+                       [-0.011820, 0.042940, 0.968881]])
+    protan = np.array([[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],
+                       [-0.003882, -0.048116, 1.051998]])
     for matrix, (a, b) in itertools.product((np.eye(3), deutan, protan), itertools.combinations(arms, 2)):
-        gap = np.cbrt(np.clip(_linear_rgb(arm_color(a), matrix), 0, 1)) - np.cbrt(np.clip(_linear_rgb(arm_color(b), matrix), 0, 1))
+        gap = np.cbrt(np.clip(_linear_rgb(arm_color(a), matrix), 0,
+                              1)) - np.cbrt(np.clip(_linear_rgb(arm_color(b), matrix), 0, 1))
         assert np.linalg.norm(gap) > 0.1, (a, b)
 
 
@@ -138,7 +145,8 @@ def test_arm_colors_are_stable_and_seen_on_white():
 def test_envelope_keeps_the_peaks(n, bins, seed):
     x = np.random.default_rng(seed).standard_normal(n)
     at, low, high = visualise.envelope(x, bins)
-    assert (low.min(), high.max()) == (x.min(), x.max()) and (low <= high).all() and len(at) <= max(bins, min(n, 2 * bins))
+    assert (low.min(), high.max()) == (x.min(), x.max()) and (low <= high).all()
+    assert len(at) <= max(bins, min(n, 2 * bins))
 
 
 @pytest.mark.parametrize("rate", [2_000, 3_000, 4_000, 8_000, 11_025, 16_000, 22_050, 44_100, 48_000, 96_000])
@@ -171,7 +179,8 @@ def _texts(fig):
 
 def _unet(n_pools, down_blocks, width=64, length=8192, name="8 blocks"):
     shape = lambda d: (1, length // 4 ** d, width * 2 ** d)
-    row = lambda name, d, kind: dict(name=name, depth=d, kind=kind, shape=shape(d), params=2_900_000, bytes=84_000_000, ms=450.3)
+    row = lambda name, d, kind: dict(name=name, depth=d, kind=kind, shape=shape(d), params=2_900_000, bytes=84_000_000,
+                                     ms=450.3)
     stages = [row("encoder", 0, "encoder")]
     for d in range(n_pools):
         stages += [row(name, d, "blocks")] * down_blocks + [row("down pool 4", d + 1, "down")]
@@ -193,8 +202,10 @@ def test_figures_draw_themselves_leave_their_input_alone_and_repeat():
     codes, levels = np.arange(200) % 16, np.arange(-8, 8) / 8
     wave = levels[codes] + 0.01
     before = wave.copy()
-    draw = {"wave": lambda: plot_wave(WAVE, RATE), "mel": lambda: plot_mel(WAVE, RATE), "codes": lambda: plot_codes(wave, codes, levels, RATE),
-            "clips": lambda: plot_clips({"one": WAVE, "two": WAVE[:, 0]}, RATE, {"two": 0.5}), "histogram": lambda: plot_histogram(codes, 1024),
+    draw = {"wave": lambda: plot_wave(WAVE, RATE), "mel": lambda: plot_mel(WAVE, RATE),
+            "codes": lambda: plot_codes(wave, codes, levels, RATE),
+            "clips": lambda: plot_clips({"one": WAVE, "two": WAVE[:, 0]}, RATE, {"two": 0.5}),
+            "histogram": lambda: plot_histogram(codes, 1024),
             "layout": lambda: plot_layout({"temporal": np.arange(9)}), "unet": lambda: plot_unet(_unet(1, 0)),
             "curves": lambda: plot_curves({"a": [([0, 1], [1, np.nan]), ([0, 1], [2, 3])]}, {"FLAC": 1.0}),
             "bits": lambda: plot_bits([{"arm": "a", "bits": 2}]), "params": lambda: plot_params_bar({"head": 0})}
@@ -208,7 +219,8 @@ def test_figures_draw_themselves_leave_their_input_alone_and_repeat():
 
 
 def test_silence_one_sample_and_one_step_can_be_drawn():
-    for fig in (plot_wave(np.zeros(1), RATE), plot_mel(np.zeros(RATE), RATE), plot_clips({"silence": np.zeros(64)}, RATE),
+    for fig in (plot_wave(np.zeros(1), RATE), plot_mel(np.zeros(RATE), RATE),
+                plot_clips({"silence": np.zeros(64)}, RATE),
                 plot_curves({"raw": ([5], [1.0])}), plot_histogram([0], 2)):
         assert figure_png(fig, 40)
 
@@ -223,7 +235,8 @@ def test_layout_numbers_and_colours_follow_the_order():
     fig = plot_layout({"blocking-2": [0, 2, 1, 3]})
     ax = fig.axes[0]
     assert [t.get_text() for t in ax.texts] == ["0", "1", "0", "1"]
-    assert [tuple(np.round(p.get_facecolor()[:3], 2)) for p in ax.patches[:1] + ax.patches[2:3]] == [(0.34, 0.71, 0.91), (0.9, 0.62, 0.0)]
+    assert [tuple(np.round(p.get_facecolor()[:3], 2))
+            for p in ax.patches[:1] + ax.patches[2:3]] == [(0.34, 0.71, 0.91), (0.9, 0.62, 0.0)]
 
 
 def test_mean_curve_uses_only_the_common_range():
@@ -253,4 +266,5 @@ def test_wrong_input_says_what_was_expected(draw, message):
 
 def test_importing_the_figures_is_light():
     code = "import sys, sashimi_wb.show.charts, sashimi_wb.show.players; print([m for m in ('torch', 'librosa', 'matplotlib.pyplot', 'nbdev', 'fastcore') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          check=True).stdout.strip() == "[]"

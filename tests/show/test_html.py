@@ -28,7 +28,8 @@ from sashimi_wb.studies.run_table import read_runs
 
 PLAIN = "a plain word"
 MARKUP = "<img src=x onerror=alert(1)>\"'&$x$ \\frac{1} _2^{\udce9 {0} %s </td></script>"
-IN_A_PATH = MARKUP.replace("/", "⁄").replace("\udce9", "é")     # as a name; names that are no UTF-8 are a matter of the reader
+# as a name; names that are no UTF-8 are a matter of the reader
+IN_A_PATH = MARKUP.replace("/", "⁄").replace("\udce9", "é")
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -53,7 +54,8 @@ class Elements(HTMLParser):
 
 def filled(value, text, key=""):
     "A record with another text in place of each, but for its parameters, times and kinds of stages."
-    if isinstance(value, dict): return {k: v if k == "parameters" and isinstance(v, dict) else filled(v, text, k) for k, v in value.items()}
+    if isinstance(value, dict):
+        return {k: v if k == "parameters" and isinstance(v, dict) else filled(v, text, k) for k, v in value.items()}
     if isinstance(value, list): return [filled(v, text, key) for v in value]
     return text if isinstance(value, str) and key != "finished" else value
 
@@ -63,10 +65,12 @@ def make_runs(folder, audio, text):
     for changes in ({}, {"seed": 1}, {"input": "raw", "encoder": "linear_projection"}):
         run = make_run(folder, audio, **changes)
         record = run.record | {"remarks": ["one"], "reductions": ["another"]}
-        if not changes: record["stages"] = stage_report(WaveModel(run.experiment.model_config()), run.data.train[0]["x"][None])
+        if not changes:
+            record["stages"] = stage_report(WaveModel(run.experiment.model_config()), run.data.train[0]["x"][None])
         run.result_path.write_text(json.dumps(filled(record, text)), encoding="utf-8")
         run.folder.rename(run.folder.parent/f"{text.replace('/', '⁄')[:60]} {run.hash}".encode("utf-8", "replace").decode())
-    for name, wrong in {"a": {"parameters": {text: text}}, "b": {"parameters": {"bits": 8}, text: text}, "c": text, "d": {"parameters": {"head": text}}}.items():
+    for name, wrong in {"a": {"parameters": {text: text}}, "b": {"parameters": {"bits": 8}, text: text}, "c": text,
+                        "d": {"parameters": {"head": text}}}.items():
         (folder/name).mkdir()
         (folder/name/"result.json").write_text(json.dumps(wrong), encoding="utf-8")
 
@@ -77,7 +81,9 @@ def pages(top, text):
     audio, runs = top/in_path/"audio", top/in_path/"runs"
     audio.mkdir(parents=True)
     rng = np.random.default_rng(0)
-    for i in range(6): soundfile.write(io.FileIO(audio/f"{in_path[:100]} {i}.wav", "w"), rng.uniform(-0.5, 0.5, 8000), 4000, format="WAV")
+    for i in range(6):
+        soundfile.write(io.FileIO(audio/f"{in_path[:100]} {i}.wav", "w"), rng.uniform(-0.5, 0.5, 8000), 4000,
+                        format="WAV")
     make_runs(runs, audio, text)
     page, (found, notes) = explore_runs(runs), read_runs(runs)
     page.controls.chosen.value = [r.folder for r in found]
@@ -86,7 +92,8 @@ def pages(top, text):
     page.run(SimpleNamespace(going=True))
     assert not page.error.value, page.error.value
     records = {f"{text} {i}": [r.record] for i, r in enumerate(found)}
-    with_stages = {name: [seeds[0] | {"stages": next(r.record["stages"] for r in found if r.record["stages"])}] for name, seeds in records.items()}
+    with_stages = {name: [seeds[0] | {"stages": next(r.record["stages"] for r in found if r.record["stages"])}]
+                   for name, seeds in records.items()}
     live = make_run(runs, audio, seed=7)
     clips = live.folder/"clips"
     clips.mkdir()
@@ -103,18 +110,24 @@ def pages(top, text):
     ax.legend()
     ax.set_xticks([1, 2], [label_text(text), "b"])
     return {
-        "runs": page.html, "notes": "".join(note_html(n) for n in notes), "report": report_html({"quantized_vs_raw": with_stages}, text),
+        "runs": page.html, "notes": "".join(note_html(n) for n in notes),
+        "report": report_html({"quantized_vs_raw": with_stages}, text),
         "depths": report_html({"bit_depth": {f"{text}: 8 bit categorical": next(iter(with_stages.values()))}}, text),
         "clips": clips_html(live, players=2), "curves": curves_html(Progress.of_done(live)),
         "plan": plan_html(live, "smoke", {text: text}), "result": result_html(live), "takes": takes_html({text: take}),
         "player": player(wave, 4000, text).data, "players": player_row({text: wave, "b": wave}, 4000).data,
         "steps": players_in_step({text: wave, "b": wave}, 4000, label=text).data,
-        "table": table([{text: text, "n": [1, 2]}, {text: [text, 2], "n": 3}, {text: {text: 1}, "n": None}], caption=text, note=text).data,
+        "table": table([{text: text, "n": [1, 2]}, {text: [text, 2], "n": 3}, {text: {text: 1}, "n": None}],
+                       caption=text, note=text).data,
         "formatted": table([{"a": 1}], {"a": text}, {"a": lambda v: text}).data,
         "figure": figure_html(fig, text).data, "note": note_html(text), "error": error_html(ValueError(text)),
-        "fault": error_html(ArithmeticError(text)), "runner": runner.said.value + own.html + layouts.html, "unet": unet_html(found[0].record["stages"] or
-        next(r.record["stages"] for r in found if r.record["stages"]), text), "sounds": sounds_html(wave[:, None], 4000, wave[:20], 4000, text),
-        "drawn": "".join(figure_html(f, text).data for f in (plot_clips({text: wave}, 4000), plot_wave(wave, 4000, text), plot_mel(wave, 4000, text))),
+        "fault": error_html(ArithmeticError(text)), "runner": runner.said.value + own.html + layouts.html,
+        "unet": unet_html(found[0].record["stages"] or
+        next(r.record["stages"] for r in found if r.record["stages"]), text),
+        "sounds": sounds_html(wave[:, None], 4000, wave[:20], 4000, text),
+        "drawn": "".join(figure_html(f, text).data
+                         for f in (plot_clips({text: wave}, 4000), plot_wave(wave, 4000, text),
+                                   plot_mel(wave, 4000, text))),
     }
 
 

@@ -40,7 +40,8 @@ def system(h=3, n=8, rank=1, outputs=1, seed=0):
     return [x.clone().requires_grad_() for x in (L.repeat(h, 1), b.repeat(h, 1), P, randn(outputs, h, n), dt)]
 
 
-def doubling(A, B, P, C, dt, length): return kernel_by_doubling(discretize_dplr(A, B, P, dt), C, length, torch.float64).K
+def doubling(A, B, P, C, dt, length):
+    return kernel_by_doubling(discretize_dplr(A, B, P, dt), C, length, torch.float64).K
 
 
 def relative(a, b): return ((a - b).abs().max()/b.abs().max()).item()
@@ -96,7 +97,8 @@ def test_blocks_of_any_size(block, monkeypatch):
     v, w = torch.randn(2, 3, 4, dtype=torch.complex128, requires_grad=True), torch.randn(3, 4, dtype=torch.complex128)
     w = torch.complex(-w.real.abs(), w.imag).requires_grad_()
     assert torch.autograd.gradcheck(lambda v, w: cauchy_blocks(v, cauchy_nodes(8, torch.float64), w), (v, w))
-    torch.testing.assert_close(cauchy_blocks(v, cauchy_nodes(9, torch.float64), w), cauchy_ref(v, cauchy_nodes(9, torch.float64), w))
+    torch.testing.assert_close(cauchy_blocks(v, cauchy_nodes(9, torch.float64), w),
+                               cauchy_ref(v, cauchy_nodes(9, torch.float64), w))
 
 
 def test_unknown_backend():
@@ -106,7 +108,8 @@ def test_unknown_backend():
 
 @pytest.fixture(scope="module")
 def keops():
-    if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))): pytest.skip("pykeops: no C++ compiler")
+    if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
+        pytest.skip("pykeops: no C++ compiler")
     if not keops_works(): pytest.fail("pykeops could not compile though there is a C++ compiler")
 
 
@@ -120,7 +123,8 @@ def test_keops_equals_doubling(keops, length):
 
 def test_keops_sum_equals_reference(keops):
     v, w = torch.randn(4, 3, 8, dtype=torch.complex64), torch.complex(-torch.rand(3, 8) - 0.1, torch.randn(3, 8))
-    for length in (1, 2, 33, 64): torch.testing.assert_close(cauchy_keops(v, cauchy_nodes(length), w), cauchy_ref(v, cauchy_nodes(length), w),
+    for length in (1, 2, 33, 64):
+        torch.testing.assert_close(cauchy_keops(v, cauchy_nodes(length), w), cauchy_ref(v, cauchy_nodes(length), w),
                                                              rtol=1e-4, atol=1e-4)
 
 
@@ -185,7 +189,9 @@ def test_without_a_compiler_torch_and_one_line(error, monkeypatch, caplog):
     try:
         with caplog.at_level(logging.INFO, "sashimi_wb"):
             inputs = system()
-            for _ in range(2): torch.testing.assert_close(dplr_kernel_cauchy(*inputs, 16, "keops"), dplr_kernel_cauchy(*inputs, 16, "torch"))
+            for _ in range(2):
+                torch.testing.assert_close(dplr_kernel_cauchy(*inputs, 16, "keops"),
+                                           dplr_kernel_cauchy(*inputs, 16, "torch"))
         assert [r.levelname for r in caplog.records] == ["INFO"] and "pykeops cannot compile" in caplog.text
         assert module.BACKENDS["auto"](torch.device("cuda")) is TorchSum
     finally: keops_works.cache_clear()

@@ -58,12 +58,14 @@ def test_parameters_of_the_audio(changes, words, tmp_path):
 
 def test_preset_and_ablation():
     with pytest.raises(ValueError, match="unknown preset 'big'; known: sashimi-musdb18mono"): experiment("big")
-    with pytest.raises(ValueError, match="unknown ablation 'loud'; known: quantized_vs_raw"): ablation_arms("loud", SMOKE)
+    with pytest.raises(ValueError, match="unknown ablation 'loud'; known: quantized_vs_raw"):
+        ablation_arms("loud", SMOKE)
     with pytest.raises(ValueError, match="n_seeds"): ablation_arms("mono_vs_stereo", SMOKE, 0)
 
 
 def test_notebook_parameters():
-    with pytest.raises(ValueError, match="unknown parameter n_seed; known: preset, n_seeds, audio, runs, workers; did you mean 'n_seeds'"):
+    with pytest.raises(ValueError,
+                       match="unknown parameter n_seed; known: preset, n_seeds, audio, runs, workers; did you mean 'n_seeds'"):
         ablation_parameters({"preset": "smoke", "n_seed": 2, "_i1": "", "In": []}, {"In"})
 
 
@@ -128,10 +130,12 @@ def test_ablations_that_need_two_channels_are_left_out_with_a_word(tmp_path, cap
     assert names == ["quantized_vs_raw"] + ["mono_vs_stereo"]*(not left_out) + ["bit_depth"]
     assert (left_out in caplog.text) if left_out else not caplog.text
     if left_out:
-        with pytest.raises(ValueError, match=r"[abc].wav: channels='left' needs a stereo file, this one has \d channel"):
+        with pytest.raises(ValueError,
+                           match=r"[abc].wav: channels='left' needs a stereo file, this one has \d channel"):
             Run(ablation_arms("mono_vs_stereo", SMOKE)["left"][0], tmp_path, tmp_path/"runs")
     wave = read_span(probe(tmp_path/"b.wav"))
-    np.testing.assert_allclose(wave, read_frames(probe(tmp_path/"b.wav"), 0, 300).mean(1, keepdims=True))   # mono is the mean of all
+    # mono is the mean of all
+    np.testing.assert_allclose(wave, read_frames(probe(tmp_path/"b.wav"), 0, 300).mean(1, keepdims=True))
 
 
 def test_pages_show_the_mean_of_six_channels(tmp_path):

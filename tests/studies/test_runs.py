@@ -41,7 +41,8 @@ def figures(record):
     return record["results"], record["curve"], [v | {"seconds": 0} for v in record["validation"]], record["baselines"]
 
 
-def weights(run): return [(run.folder/name).read_bytes() for name in ("model.safetensors", "training/best.safetensors", *CLIPS)]
+def weights(run):
+    return [(run.folder/name).read_bytes() for name in ("model.safetensors", "training/best.safetensors", *CLIPS)]
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,8 @@ def test_a_score_that_is_lost_after_the_training_went_on(unbroken, broken, damag
 def test_weights_of_an_earlier_step_are_refused(unbroken):
     run = unbroken[2]
     before = (run.folder/"training"/"last.ckpt").read_bytes()
-    with pytest.raises(ValueError, match=r"last.ckpt has 6 steps, and 2 are asked for.*at least 6, choose another folder, or resume=False"):
+    with pytest.raises(ValueError,
+                       match=r"last.ckpt has 6 steps, and 2 are asked for.*at least 6, choose another folder, or resume=False"):
         trainer.fit(WaveModel(TWO.model_config()), run.data, TWO.train_config(2), run.folder/"training", progress=False)
     assert (run.folder/"training"/"last.ckpt").read_bytes() == before
 
@@ -99,13 +101,16 @@ def test_what_is_no_record_is_not_done(unbroken, tmp_path, content):
     run = Run(TWO, runs=tmp_path)
     write_atomic(run.result_path, json.dumps(unbroken[2].record | {"hash": "0"*16}) if content == "other" else content)
     assert not run.done and run.progress() == 0
-    with pytest.raises(ValueError, match=r"result.json: expected the record of .*made again when the run is carried out"): _ = run.record
+    with pytest.raises(ValueError,
+                       match=r"result.json: expected the record of .*made again when the run is carried out"):
+        _ = run.record
 
 
 def test_two_at_once_and_leftovers(unbroken, tmp_path, caplog):
     first, second, records = Run(TWO, runs=tmp_path), Run(TWO, runs=tmp_path), []
     for folder in (first.folder, first.folder/"training"): write_atomic(folder/".last.ckpt.of-4194999.k2.tmp", "half")
-    threads = [threading.Thread(target=lambda run=run: records.append(execute(run, progress=False))) for run in (first, second)]
+    threads = [threading.Thread(target=lambda run=run: records.append(execute(run, progress=False)))
+               for run in (first, second)]
     for t in threads: t.start()
     for t in threads: t.join(300)
     assert [figures(r) for r in records] == [unbroken[0]]*2
@@ -117,7 +122,9 @@ def test_a_lock_says_who_has_it_and_ends_with_its_process(tmp_path):
     program = f"from sashimi_wb.core.locks import holding\nwith holding({str(tmp_path)!r}, 'run'):\n    print('mine', flush=True)\n    input()"
     other = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "mine\n"
-    with pytest.raises(ValueError, match=f"in use: process {other.pid} on .*wait for its end, or stop it there"), holding(tmp_path, "run", wait=False): pass
+    with pytest.raises(ValueError,
+                       match=f"in use: process {other.pid} on .*wait for its end, or stop it there"), holding(tmp_path, "run", wait=False):
+        pass
     stop = threading.Event()
     stop.set()
     with pytest.raises(KeyboardInterrupt), holding(tmp_path, "run", stop=stop): pass
@@ -151,14 +158,19 @@ def _package(folder, sources):
 
 
 def test_the_fingerprint_covers_whatever_is_imported(tmp_path):
-    sources = {"__init__.py": "", "top/__init__.py": "", "top/runs.py": "from ..tokens.quantization import enc\nfrom . import beside\nimport pkg.whole\n"
-               "def f():\n    from pkg.late import x\n    from ..deep.er import y as z\n", "top/beside.py": "", "tokens/__init__.py": "from .inner import *\n",
-               "tokens/quantization.py": "", "tokens/inner.py": "", "whole.py": "import numpy\n", "late.py": "from pkg import core", "core.py": "", "deep/er.py": "",
+    sources = {"__init__.py": "", "top/__init__.py": "",
+               "top/runs.py": "from ..tokens.quantization import enc\nfrom . import beside\nimport pkg.whole\n"
+               "def f():\n    from pkg.late import x\n    from ..deep.er import y as z\n", "top/beside.py": "",
+               "tokens/__init__.py": "from .inner import *\n",
+               "tokens/quantization.py": "", "tokens/inner.py": "", "whole.py": "import numpy\n",
+               "late.py": "from pkg import core", "core.py": "", "deep/er.py": "",
                "top/shown.py": "from . import runs", "tokens/unused.py": ""}
     found = _package(tmp_path/"a", sources)
     unused = {"pkg.top.shown", "pkg.tokens.unused"}
-    assert set(found) == {"pkg" + ("." + n.removesuffix(".py").removesuffix("__init__").replace("/", ".").rstrip(".") if n != "__init__.py" else "") for n in sources} - unused
-    assert _package(tmp_path/"b", {k: v.replace("\n", "\r\n") for k, v in sources.items()}) == found        # a checkout with other line ends
+    assert set(found) == {"pkg" + ("." + n.removesuffix(".py").removesuffix("__init__").replace("/", ".").rstrip(".")
+                                   if n != "__init__.py" else "") for n in sources} - unused
+    # a checkout with other line ends
+    assert _package(tmp_path/"b", {k: v.replace("\n", "\r\n") for k, v in sources.items()}) == found
 
 
 def test_the_fingerprint_covers_what_a_run_loads():
@@ -198,7 +210,8 @@ def test_a_notebook_that_is_stopped_saves_first(tmp_path):
     stop.set()
     thread.join(60)
     assert errors and not psutil.Process().children(recursive=True)
-    assert "KeyboardInterrupt" in (tmp_path/"n.ipynb").read_text() and "the same call goes on from" in (tmp_path/"n.ipynb").read_text()
+    assert "KeyboardInterrupt" in (tmp_path/"n.ipynb").read_text()
+    assert "the same call goes on from" in (tmp_path/"n.ipynb").read_text()
 
 
 # Damage: whatever is in a file, only an error that names it comes out
@@ -215,8 +228,11 @@ def _spoiled(raw, rng, n):
             text = bytes(made[8:8 + size]).decode()
             hits = list(re.finditer(r'\\?"[^"]*"|\d+', text))
             hit = rng.choice(hits)
-            text = text[:hit.start()] + rng.choice(["null", "[]", "{}", "-1", "10000000000000", '\\"x\\"', '"x"', "true", "1e999", ""]) + text[hit.end():]
-            if rng.random() < 0.7: text = re.sub(r'"sha256": ?"\w+",?', "", text).replace(",}", "}")    # as if it were of an earlier version
+            text = text[:hit.start()] + rng.choice(["null", "[]", "{}", "-1", "10000000000000", '\\"x\\"', '"x"',
+                                                    "true", "1e999", ""]) + text[hit.end():]
+            if rng.random() < 0.7:
+                # as if it were of an earlier version
+                text = re.sub(r'"sha256": ?"\w+",?', "", text).replace(",}", "}")
             made = len(text.encode()).to_bytes(8, "little") + text.encode() + made[8 + size:]
         if bytes(made) != raw: yield bytes(made)
 
@@ -226,8 +242,10 @@ def files(tmp_path_factory, unbroken):
     folder = tmp_path_factory.mktemp("files")
     e = experiment("smoke", {"d_model": 4, "d_state": 4})
     model = WaveModel(e.model_config())
-    save_weights(folder/"model.safetensors", model, to_json(e.model_config()), {"experiment": to_json(e), "sample_rate": 4000})
-    return folder, {load_model: (folder/"model.safetensors").read_bytes(), load_tree: (unbroken[2].folder/"training"/"last.ckpt").read_bytes(),
+    save_weights(folder/"model.safetensors", model, to_json(e.model_config()),
+                 {"experiment": to_json(e), "sample_rate": 4000})
+    return folder, {load_model: (folder/"model.safetensors").read_bytes(),
+                    load_tree: (unbroken[2].folder/"training"/"last.ckpt").read_bytes(),
                     read_weights: (folder/"model.safetensors").read_bytes()}
 
 
@@ -258,12 +276,15 @@ def test_the_fit_of_a_damaged_checkpoint(unbroken, tmp_path):
     "A tree that is whole, but not of this run."
     run, path = unbroken[2], tmp_path/"last.ckpt"
     saved = load_tree(run.folder/"training"/"last.ckpt")
-    def fit(): return trainer.fit(WaveModel(TWO.model_config()), run.data, TWO.train_config(8), tmp_path, progress=False)
+    def fit():
+        return trainer.fit(WaveModel(TWO.model_config()), run.data, TWO.train_config(8), tmp_path, progress=False)
     own = saved["sashimi_wb"]
     name = next(iter(saved["state_dict"]))
-    for wrong in ({"a": 1}, saved | {"sashimi_wb": None}, saved | {"sashimi_wb": own | {"step": "6"}}, saved | {"state_dict": {}}, saved | {"optimizer_states": []},
+    for wrong in ({"a": 1}, saved | {"sashimi_wb": None}, saved | {"sashimi_wb": own | {"step": "6"}},
+                  saved | {"state_dict": {}}, saved | {"optimizer_states": []},
                   saved | {"sashimi_wb": own | {"history": {k: v for k, v in own["history"].items() if k != "tokens"}}},
-                  saved | {"state_dict": saved["state_dict"] | {name: torch.zeros(1)}}, saved | {"optimizer_states": [{"state": {}, "param_groups": []}]}):
+                  saved | {"state_dict": saved["state_dict"] | {name: torch.zeros(1)}},
+                  saved | {"optimizer_states": [{"state": {}, "param_groups": []}]}):
         save_tree(path, wrong)
         with pytest.raises(ValueError, match=r"last.ckpt: expected the checkpoint of .*delete it"): fit()
 
@@ -273,7 +294,8 @@ def test_one_bad_file_never_stops_a_listing(tmp_path):
     text = good.result_path.read_text()
     def swapped(value):
         "One value somewhere in it is another."
-        if isinstance(value, dict) and value and (key := rng.choice(list(value))): return value | {key: swapped(value[key]) if rng.random() < 0.8 else rng.choice([None, [], "x", -1])}
+        if isinstance(value, dict) and value and (key := rng.choice(list(value))):
+            return value | {key: swapped(value[key]) if rng.random() < 0.8 else rng.choice([None, [], "x", -1])}
         if isinstance(value, list) and value: return [*value[:-1], swapped(value[-1])]
         return rng.choice([None, [], {}, "x", True, 10**400])
     wrong = ["", "null", "[" * 10**5, text[:200], "\0"*50, *(json.dumps(swapped(json.loads(text))) for _ in range(60))]
@@ -290,4 +312,5 @@ def test_one_bad_file_never_stops_a_listing(tmp_path):
 def test_json_is_read_in_one_way(tmp_path, content):
     path = tmp_path/"note.json"
     path.write_bytes(content.encode("utf-8", "surrogateescape"))
-    with pytest.raises(ValueError, match=r"note.json: expected a note, got a damaged or foreign file \(.*delete it"): read_json(path, "a note", {"a": int})
+    with pytest.raises(ValueError, match=r"note.json: expected a note, got a damaged or foreign file \(.*delete it"):
+        read_json(path, "a note", {"a": int})

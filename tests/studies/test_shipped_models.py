@@ -65,6 +65,7 @@ def test_a_continuation_is_neither_silent_nor_clipped(name, start_s):
     model, e, rate, data = shipped(name)
     n = rate // 4
     waves = np.stack([read_span(f, round(start_s * rate), 2 * n, e.channels, rate) for f in data.test.files[:4]])
-    made = generate(model, n, torch.from_numpy(waves[:, :n]).float(), temperature=e.temperature, quantizer=data.quantizer, progress=False)
+    made = generate(model, n, torch.from_numpy(waves[:, :n]).float(), temperature=e.temperature,
+                    quantizer=data.quantizer, progress=False)
     assert made.shape == waves[:, n:].shape and made.abs().max() < 0.99
     assert abs(level_db(made.numpy()) - level_db(waves[:, n:])) < 12

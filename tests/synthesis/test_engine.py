@@ -18,12 +18,14 @@ from sashimi_wb.synthesis.stepping import Sampling, Stepper
 from sashimi_wb.tokens.quantization import Quantizer
 
 torch.set_num_threads(1)
-KINDS = [("embedding", "categorical", 8), ("linear_projection", "categorical", 8), ("embedding", "dml", 16), ("linear_projection", "dml", 16), ("embedding", "bytes", 24)]
+KINDS = [("embedding", "categorical", 8), ("linear_projection", "categorical", 8), ("embedding", "dml", 16),
+         ("linear_projection", "dml", 16), ("embedding", "bytes", 24)]
 
 
 def make(form="diag", encoder="embedding", head="categorical", bits=6, seed=0, d_model=20, n_layers=2, pool=(2, 3), d_state=8, **options):
     torch.manual_seed(seed)
-    backbone = SaShiMiConfig(d_model, n_layers, pool, options.pop("expand", 2), options.pop("ff", 2), KernelConfig(form, d_state), **options)
+    backbone = SaShiMiConfig(d_model, n_layers, pool, options.pop("expand", 2), options.pop("ff", 2),
+                             KernelConfig(form, d_state), **options)
     return WaveModel(ModelConfig(bits, encoder, head, 4, backbone=backbone)).eval()
 
 
@@ -43,7 +45,8 @@ def assert_close(got, want): assert (got - want).abs().max() <= 1e-4*want.abs().
 def test_full_size_says_what_forward_says(form, encoder, head, bits):
     "The paper's model after a prompt of noise, 4,096 samples at temperature 0: parameters as of `forward`, and its choices."
     torch.manual_seed(1)
-    model, q = WaveModel(ModelConfig(bits, encoder, head, backbone=SaShiMiConfig(kernel=KernelConfig(form)))).eval(), Quantizer(bits=bits)
+    model, q = WaveModel(ModelConfig(bits, encoder, head,
+                                     backbone=SaShiMiConfig(kernel=KernelConfig(form)))).eval(), Quantizer(bits=bits)
     greedy, prompt = CompiledStepper(model, 1, Sampling(temperature=0), q), torch.randint(2**model.head.bits, (1, 100))
     greedy.feed(prompt)
     tokens = torch.cat([prompt, greedy.draw(4096)], 1)
@@ -74,7 +77,8 @@ def test_every_shape_it_takes(form, options):
     model, q = make(form, **options), Quantizer(bits=6)
     tokens = torch.randint(64, (3, 60))
     assert_close(CompiledStepper(model, 3, Sampling(), q).read(tokens), forward(model, tokens, q))
-    engines = [make(form, **options) and CompiledStepper(model, 3, Sampling(temperature=0), q), Stepper(model, 3, Sampling(temperature=0), q)]
+    engines = [make(form, **options) and CompiledStepper(model, 3, Sampling(temperature=0), q),
+               Stepper(model, 3, Sampling(temperature=0), q)]
     for e in engines: e.feed(tokens[:, :31])
     assert torch.equal(*(e.draw(40) for e in engines))
 
@@ -102,7 +106,8 @@ def test_the_same_bits_in_any_batch_block_and_number_of_threads(encoder, head, b
         e, tokens = CompiledStepper(model, rows, Sampling(), q, threads=threads), prompts[:rows]
         return torch.cat([e.read(part) for part in tokens.split(blocks, 1)], 1)
     whole, said = drawn(7, (60,), 1), read(7, [23], 1)
-    for rows, blocks, threads in ((7, (1, 2, 3, 54), 1), (7, (60,), 3), (1, (60,), 1), (2, (59, 1), 2), (5, (30, 30), 2)):
+    for rows, blocks, threads in ((7, (1, 2, 3, 54), 1), (7, (60,), 3), (1, (60,), 1), (2, (59, 1), 2),
+                                  (5, (30, 30), 2)):
         assert torch.equal(drawn(rows, blocks, threads), whole[:rows])
         assert torch.equal(read(rows, [5, 18], threads), said[:rows])
     if head == "categorical": assert len({tuple(r) for r in whole.tolist()}) == 7
@@ -111,7 +116,8 @@ def test_the_same_bits_in_any_batch_block_and_number_of_threads(encoder, head, b
 @pytest.mark.parametrize("strategy", ("temporal", "blocking-4", "blocking"))
 @pytest.mark.parametrize("encoder,head,bits", KINDS)
 def test_streams_do_not_know_their_blocks(strategy, encoder, head, bits):
-    model, how = make("diag", encoder, head, bits), {"n_channels": 2, "strategy": strategy, "seed": 5, "progress": False}
+    model, how = make("diag", encoder, head, bits), {"n_channels": 2, "strategy": strategy, "seed": 5,
+                                                     "progress": False}
     prompt = Quantizer(bits=bits).decode(torch.randint(2**bits, (2, 6, 2)))
     whole = generate(model, 27, prompt, keep_prompt=True, **how)
     assert torch.equal(whole[:, :6], prompt) and whole.shape == (2, 33, 2) and whole.abs().max() <= 1
@@ -137,10 +143,12 @@ def test_cuts_are_those_of_the_head():
             at, scratch = np.r_[np.zeros(3), logits, np.zeros(32)].astype(np.float32), np.zeros(n + 32, np.float32)
             k, p = int(rng.integers(1, n + 3)), float(rng.uniform(0.05, 1.0))
             for top_k, top_p in ((k, 1.0), (0, p), (k, p)):
-                kept, want = {pick_class(at, 3, n, u, 1.0, top_k, top_p, scratch) for u in np.linspace(0, 1, 5_000, endpoint=False)}, kept_by(logits, top_k, top_p)
+                kept, want = {pick_class(at, 3, n, u, 1.0, top_k, top_p, scratch)
+                              for u in np.linspace(0, 1, 5_000, endpoint=False)}, kept_by(logits, top_k, top_p)
                 share = np.exp(logits - logits.max())/np.exp(logits - logits.max()).sum()
                 assert kept <= want and {i for i in want if share[i] > 4e-4} <= kept
-                drawn = sample_logits(torch.as_tensor(logits).double().expand(500, -1), 1.0, torch.Generator().manual_seed(0), top_k or None, top_p)
+                drawn = sample_logits(torch.as_tensor(logits).double().expand(500, -1), 1.0,
+                                      torch.Generator().manual_seed(0), top_k or None, top_p)
                 assert set(drawn.tolist()) <= want
             assert pick_class(at, 3, n, rng.random(), 0.0, 0, 1.0, scratch) == logits.argmax()
 
@@ -150,9 +158,11 @@ def test_cuts_are_those_of_the_head():
 def test_mixtures_are_drawn_as_they_say(bits, temperature):
     rng = np.random.default_rng(bits)
     params, n = (rng.standard_normal(12)*2).astype(np.float32), 20_000
-    found = np.bincount([pick_mixture(params, bits, u, v, temperature) for u, v in rng.random((n, 2))], minlength=2**bits)
+    found = np.bincount([pick_mixture(params, bits, u, v, temperature) for u, v in rng.random((n, 2))],
+                        minlength=2**bits)
     mix = mixture_of(torch.as_tensor(params).double(), bits)
-    warm = mix._replace(log_weights=(mix.log_weights/temperature).log_softmax(-1), log_scales=mix.log_scales + np.log(temperature))
+    warm = mix._replace(log_weights=(mix.log_weights/temperature).log_softmax(-1),
+                        log_scales=mix.log_scales + np.log(temperature))
     want = mixture_log_probs(warm, bits).exp().numpy()*n
     seen = want > 5
     assert ((found - want)**2/want)[seen].sum() < seen.sum() + 5*np.sqrt(2*seen.sum()) + 5
@@ -181,7 +191,8 @@ def test_falls_back_with_a_line(options, why, caplog):
 def test_a_broken_model_names_the_sample():
     model = make()
     with torch.no_grad(): model.backbone.center.blocks[0].layer.mix.weight.fill_(float("inf"))
-    with pytest.raises(ValueError, match="not finite at sample 8, channel 0.*row 0"): generate(model, 40, torch.zeros(3, 1), batch=3, progress=False)
+    with pytest.raises(ValueError, match="not finite at sample 8, channel 0.*row 0"):
+        generate(model, 40, torch.zeros(3, 1), batch=3, progress=False)
 
 
 def test_seeds_of_rows():
@@ -196,7 +207,9 @@ def exact(*shape):
     return ((np.arange(np.prod(shape))*40_503 % 65_537)/2**18 - 0.125).astype(np.float32).reshape(shape)
 
 
-def digest(*arrays): return hashlib.sha256(b"".join(np.asarray(a).astype(kind).tobytes() for a, kind in zip(arrays, ("<i8", "<f4")))).hexdigest()
+def digest(*arrays):
+    return hashlib.sha256(b"".join(np.asarray(a).astype(kind).tobytes()
+                                   for a, kind in zip(arrays, ("<i8", "<f4")))).hexdigest()
 
 
 @pytest.mark.portable

@@ -18,13 +18,15 @@ from sashimi_wb.tokens.quantization import Quantizer
 
 torch.set_num_threads(1)
 STRATEGIES = ("temporal", "blocking-1", "blocking-4", "blocking-24", "blocking")
-KINDS = [("embedding", "categorical"), ("linear_projection", "categorical"), ("embedding", "dml"), ("linear_projection", "dml")]
+KINDS = [("embedding", "categorical"), ("linear_projection", "categorical"), ("embedding", "dml"),
+         ("linear_projection", "dml")]
 
 
 def make(encoder="embedding", head="categorical", bits=5, form="dplr", pool=(2, 2), seed=0):
     "A small model whose output depends on its past: logits and states are enlarged."
     torch.manual_seed(seed)
-    model = WaveModel(ModelConfig(bits, encoder, head, 3, backbone=SaShiMiConfig(8, 1, pool, 2, 2, KernelConfig(form, 8))))
+    model = WaveModel(ModelConfig(bits, encoder, head, 3,
+                                  backbone=SaShiMiConfig(8, 1, pool, 2, 2, KernelConfig(form, 8))))
     with torch.no_grad(): model.head.decoder.output.weight.mul_(4 if head == "categorical" else 30)
     return model
 
@@ -33,13 +35,16 @@ def make(encoder="embedding", head="categorical", bits=5, form="dplr", pool=(2, 
 def reference(model, tokens, known, temperature, seed, quantizer, batch):
     "Token by token in float64; what is known is put in place, the rest drawn. tokens (b, l), known (l,)."
     model = copy.deepcopy(model).double()
-    dice, state, tokens = Sampling(temperature, seed=seed).generators(batch, "cpu"), model.initial_state(batch), tokens.clone()
+    dice, state, tokens = Sampling(temperature, seed=seed).generators(batch,
+                                                                      "cpu"), model.initial_state(batch), tokens.clone()
     floats = model.config.input == "float"
     x = torch.zeros(batch, 1, dtype=torch.float64) if floats else torch.full((batch, 1), quantizer.zero_code)
     for i, is_known in enumerate(known.tolist()):
         params, state = model.step(x, state)
         if not is_known:
-            tokens[:, i] = torch.cat([model.head.sample(p[None], temperature, g if temperature else None) for p, g in zip(params, dice)])
+            tokens[:,
+                   i] = torch.cat([model.head.sample(p[None], temperature, g if temperature else None)
+                                   for p, g in zip(params, dice)])
         x = tokens[:, i:i + 1]
         if floats: x = quantizer.decode(x).double()
     return tokens
@@ -57,7 +62,8 @@ def test_equals_the_plain_loop(encoder, head, strategy):
     known = token_order(whole, c, strategy)//c < n_prompt
     want = reference(model, interleave(codes, strategy)[..., 0], known, 1.0, 5, quantizer, batch)
     want = quantizer.decode(deinterleave(want[..., None], strategy, c))[:, :n_prompt + n_new]
-    how = {"batch": batch, "seed": 5, "quantizer": quantizer, "n_channels": c, "strategy": strategy, "progress": False, "engine": "plain"}
+    how = {"batch": batch, "seed": 5, "quantizer": quantizer, "n_channels": c, "strategy": strategy, "progress": False,
+           "engine": "plain"}
     assert torch.equal(generate(model, n_new, prompt, **how), want[:, n_prompt:])
     assert torch.equal(generate(model, n_new, prompt, keep_prompt=True, **how), want)
     for block in (1, 3, 100):
@@ -99,7 +105,8 @@ def test_seeds():
     after = torch.get_rng_state()
     torch.manual_seed(123)
     generate(model, 5, progress=False)
-    assert torch.equal(torch.get_rng_state(), before) and not torch.equal(after, before)  # only making a model draws from the global dice
+    # only making a model draws from the global dice
+    assert torch.equal(torch.get_rng_state(), before) and not torch.equal(after, before)
     with pytest.raises(ValueError, match="seed"): again(-1)
     with pytest.raises(ValueError, match="seed"): again(1.5)
 
@@ -116,7 +123,8 @@ def test_a_model_is_left_as_it_was():
 
 def test_works_after_inference_mode_touched_the_model():
     model = make()
-    with torch.inference_mode(): model.step(torch.zeros(1, 1, dtype=torch.int64), model.initial_state(1))   # fills the step cache
+    with torch.inference_mode():
+        model.step(torch.zeros(1, 1, dtype=torch.int64), model.initial_state(1))   # fills the step cache
     assert generate(model, 5, progress=False).shape == (1, 5, 1)
     with torch.inference_mode(): assert generate(model, 5, progress=False).shape == (1, 5, 1)
 
@@ -149,8 +157,10 @@ def test_an_endless_stream_in_layouts():
         stream = generate_stream(make(), None, n_channels=2, strategy=strategy, block=8)
         blocks = list(itertools.islice(stream, 3))
         assert [b.shape for b in blocks] == [shape]*3
-        assert torch.equal(torch.cat(blocks, 1), generate(make(), 3*shape[1], n_channels=2, strategy=strategy, progress=False))
-    with pytest.raises(ValueError, match="the layout 'blocking' needs a number"): generate_stream(make(), None, n_channels=2, strategy="blocking")
+        assert torch.equal(torch.cat(blocks, 1),
+                           generate(make(), 3*shape[1], n_channels=2, strategy=strategy, progress=False))
+    with pytest.raises(ValueError, match="the layout 'blocking' needs a number"):
+        generate_stream(make(), None, n_channels=2, strategy="blocking")
     with pytest.raises(ValueError, match="generate_stream"): generate(make(), None)
 
 
@@ -184,7 +194,8 @@ def test_a_prompt_may_be_an_array_or_shared():
 def test_wrong_requests(how, match):
     how = {"n_samples": 4} | how
     with pytest.raises(ValueError, match=match): generate(make(), progress=False, **how)
-    with pytest.raises(ValueError, match=match): generate_stream(make(), **how)      # at the call, not at the first block
+    with pytest.raises(ValueError, match=match):
+        generate_stream(make(), **how)      # at the call, not at the first block
 
 
 def test_cut_tails_need_codes():
@@ -207,7 +218,8 @@ def test_a_broken_model_names_the_sample(strategy, place):
 def test_bytes_are_drawn_one_after_the_other(bits, strategy):
     "The naive loop over bytes, at temperature 0, in the order of the layout."
     torch.manual_seed(bits)
-    model = WaveModel(ModelConfig(bits, head="bytes", backbone=SaShiMiConfig(8, 1, (2, 3), kernel=KernelConfig("diag", 8)))).double()
+    model = WaveModel(ModelConfig(bits, head="bytes",
+                                  backbone=SaShiMiConfig(8, 1, (2, 3), kernel=KernelConfig("diag", 8)))).double()
     with torch.no_grad(): model.head.decoder.output.weight.mul_(10)
     q, n = Quantizer(bits=bits), model.head.tokens_per_sample
     made = generate(model.float(), 8, n_channels=2, strategy=strategy, temperature=0, progress=False)
@@ -227,12 +239,15 @@ def test_bytes_are_drawn_one_after_the_other(bits, strategy):
 def test_bytes_after_a_prompt(engine, strategy):
     "A prompt that ends inside a block: the same in any blocks, by either engine, and the prompt is kept to the bit."
     torch.manual_seed(3)
-    model = WaveModel(ModelConfig(24, head="bytes", backbone=SaShiMiConfig(8, 1, (2, 3), kernel=KernelConfig("diag", 8))))
+    model = WaveModel(ModelConfig(24, head="bytes",
+                                  backbone=SaShiMiConfig(8, 1, (2, 3), kernel=KernelConfig("diag", 8))))
     prompt = torch.randint(-2**23, 2**23, (6, 2)).double()/2**23
-    whole = generate(model, 7, prompt, n_channels=2, strategy=strategy, seed=5, progress=False, keep_prompt=True, engine="plain")
+    whole = generate(model, 7, prompt, n_channels=2, strategy=strategy, seed=5, progress=False, keep_prompt=True,
+                     engine="plain")
     assert torch.equal(whole[0, :6].double(), prompt) and whole.shape == (1, 13, 2)
     for block in (1, 5, 100):
-        again = generate(model, 7, prompt, n_channels=2, strategy=strategy, seed=5, progress=False, block=block, engine=engine)
+        again = generate(model, 7, prompt, n_channels=2, strategy=strategy, seed=5, progress=False, block=block,
+                         engine=engine)
         assert torch.equal(again, whole[:, 6:])
     codes = Quantizer(bits=24).encode(whole)
     assert torch.equal(from_bytes(to_bytes(interleave(codes, strategy), 24), 24), interleave(codes, strategy))

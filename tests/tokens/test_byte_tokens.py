@@ -33,20 +33,23 @@ def test_after_every_layout(data):
     assert torch.equal(deinterleave(from_bytes(tokens, bits), strategy, channels), codes)
     n, cut = n_bytes(bits), data.draw(st.integers(0, tokens.shape[1]))
     placed = place_bytes(tokens, n)
-    assert torch.equal(torch.cat([place_bytes(tokens[:, :cut], n), place_bytes(tokens[:, cut:], n, cut % n)], 1), placed)
+    assert torch.equal(torch.cat([place_bytes(tokens[:, :cut], n), place_bytes(tokens[:, cut:], n, cut % n)], 1),
+                       placed)
     assert torch.equal(placed % 256, tokens) and placed.max() < 256*n
 
 
 @pytest.mark.parametrize("bits, last", [(8, 128), (16, 0), (24, 0), (12, 0), (4, 8)])
 def test_silence_comes_before_the_first_byte(bits, last):
     code = torch.full((1, 1, 1), Quantizer(bits=bits).zero_code)
-    assert silent_input(bits) == place_bytes(to_bytes(code, bits), n_bytes(bits))[0, -1, 0] == last + 256*(n_bytes(bits) - 1)
+    assert silent_input(bits) == place_bytes(to_bytes(code, bits),
+                                             n_bytes(bits))[0, -1, 0] == last + 256*(n_bytes(bits) - 1)
 
 
 def test_errors():
     long = torch.long
     for call, words in (
-        (lambda: to_bytes(torch.tensor([[[256]]]), 8), "0 to 255"), (lambda: to_bytes(torch.zeros(1, 2, 1), 8), "expected integers"),
+        (lambda: to_bytes(torch.tensor([[[256]]]), 8), "0 to 255"),
+        (lambda: to_bytes(torch.zeros(1, 2, 1), 8), "expected integers"),
         (lambda: to_bytes(torch.zeros(2, 3, dtype=long), 8), "expected .b l 1."), (lambda: n_bytes(25), "1 to 24"),
         (lambda: from_bytes(torch.zeros(1, 5, 1, dtype=long), 16), "expected 2 bytes"),
         (lambda: from_bytes(torch.tensor([[[300]]]), 8), "0 to 255"),
@@ -81,7 +84,8 @@ def test_the_place_is_known():
     "A sample's upper byte is constant and its lower one uniform: a model that knows the place needs 8 bits, one that does not 9 or more."
     torch.manual_seed(0)
     codes = torch.randint(2**8, (32, 64, 1)) + 77*256
-    model = WaveModel(ModelConfig(16, head="bytes", backbone=SaShiMiConfig(16, 1, (), ff=1, kernel=KernelConfig("diag", 4))))
+    model = WaveModel(ModelConfig(16, head="bytes",
+                                  backbone=SaShiMiConfig(16, 1, (), ff=1, kernel=KernelConfig("diag", 4))))
     y = to_bytes(codes, 16)
     x = torch.cat([torch.full((32, 1, 1), silent_input(16)), place_bytes(y, 2)[:, :-1]], 1)
     optimizer = torch.optim.Adam(model.parameters(), 0.01)

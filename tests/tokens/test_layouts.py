@@ -81,7 +81,8 @@ def test_gradients_pass_both_ways():
 
 @pytest.mark.parametrize("strategy", ("zigzag", "blocking-0", "blocking-", "blocking--1", "blocking-1.5", "blocking-²", "temporal-2", "TEMPORAL", "", None, 3))
 def test_unknown_strategies_list_the_known(strategy):
-    for f in (lambda: interleave(torch.zeros(1, 4, 2), strategy), lambda: deinterleave(torch.zeros(1, 4, 1), strategy), lambda: token_order(4, 2, strategy)):
+    for f in (lambda: interleave(torch.zeros(1, 4, 2), strategy), lambda: deinterleave(torch.zeros(1, 4, 1), strategy),
+              lambda: token_order(4, 2, strategy)):
         with pytest.raises(ValueError, match="known: 'temporal', 'blocking', 'blocking-N' with N >= 1"): f()
 
 

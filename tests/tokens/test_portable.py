@@ -12,7 +12,8 @@ pytestmark = pytest.mark.portable   # also run as on other machines, by test_mac
 
 K = torch.arange(1, 1001, dtype=torch.float64)
 RANGES = {   # exact operations only, so that the numbers themselves are the same everywhere
-    "log1p": (log1p, lambda v: (1 + v).ln(), torch.cat([torch.zeros(1).double(), K*2.0**-40, K*2.0**-12, K/7, K*65.5, K*2.0**100])),
+    "log1p": (log1p, lambda v: (1 + v).ln(),
+              torch.cat([torch.zeros(1).double(), K*2.0**-40, K*2.0**-12, K/7, K*65.5, K*2.0**100])),
     "exp2": (exp2, lambda v: 2**v, torch.cat([torch.zeros(1).double(), K*2.0**-40, K/61, -K/61, K/1.01, -K/1.01])),
 }
 PINNED = {   # SHA-256 of the doubles above, little-endian
@@ -52,7 +53,8 @@ def test_what_comes_in_is_kept_and_a_part_is_as_in_the_whole(name):
     x, before = x[:2001], x[:2001].clone()
     whole = function(x)
     assert torch.equal(x, before)
-    assert torch.equal(torch.cat([function(part) for part in x.split(7)]), whole)      # a vector's lanes and what is left over
+    # a vector's lanes and what is left over
+    assert torch.equal(torch.cat([function(part) for part in x.split(7)]), whole)
     assert torch.equal(function(x.expand(2, -1).t())[:, 1], whole)                     # any strides
     assert function(x.half()).dtype == torch.float16 and function(x[:0]).shape == (0,) and function(x[5]).ndim == 0
     with pytest.raises(ValueError, match="expected floats.*int64"): function(torch.arange(3))

@@ -82,7 +82,8 @@ def assert_within_an_ulp(levels, want, mu):
 def test_mu_law_agrees_with_torchaudio(bits):
     f = import_torchaudio().functional
     generator = torch.Generator().manual_seed(bits)
-    wave = torch.cat([torch.rand(20_000, generator=generator)*2 - 1, torch.arange(-2**15, 2**15)/2**15, torch.tensor([1., -1., 0.])])
+    wave = torch.cat([torch.rand(20_000, generator=generator)*2 - 1, torch.arange(-2**15, 2**15)/2**15,
+                      torch.tensor([1., -1., 0.])])
     assert_nearly(mu_law_encode(wave, bits), f.mu_law_encoding(wave, 2**bits), 1e-3)
     every = torch.arange(2**bits)
     assert_within_an_ulp(mu_law_decode(every, bits), f.mu_law_decoding(every, 2**bits), 2**bits - 1)
@@ -112,7 +113,8 @@ def test_clip_minmax_agrees_with_the_reference(bits):
 def found_edges(q):
     """For every code the smallest float32 that gets it or a higher one, found by halving; per clip, between the samples -1 and 1."""
     def encode(x): return q.encode(torch.stack([x, -torch.ones_like(x), torch.ones_like(x)], 1)[..., None])[:, 0, 0]
-    def sample(rank): return torch.where(rank < 0, -(-rank).int().view(torch.float32), rank.abs().int().view(torch.float32))
+    def sample(rank):
+        return torch.where(rank < 0, -(-rank).int().view(torch.float32), rank.abs().int().view(torch.float32))
     codes, one = torch.arange(q.n_codes), torch.ones(1).view(torch.int32).item()
     low, high = torch.full_like(codes, -one), torch.full_like(codes, one + 1)
     while bool((low < high).any()):
@@ -122,7 +124,8 @@ def found_edges(q):
     return sample(low)
 
 
-PINNED = {   # SHA-256 of the levels and the edges of 1 to 16 bits, and of codes of float64 samples, as little-endian numbers
+# SHA-256 of the levels and the edges of 1 to 16 bits, and of codes of float64 samples, as little-endian numbers
+PINNED = {
     ("linear", "full_scale"): "1dc77fb53b45b241d6084370b96648b33aba42904391930f168dc3752306e491",
     ("linear", "clip_minmax"): "95e5a5443c4104523d428f80f1b88dafbaf2c3562004f2a4fe480b2975da5f35",
     ("mu_law", "full_scale"): "fdd88e71529dcdeff762d2d229ce7667f55a99694eca2a2f327b9304d36a3183",
@@ -136,7 +139,8 @@ def test_levels_and_edges_are_the_same_bits_everywhere(name, scaling):
     fine = ((torch.arange(20_000)*40_503 % 65_537)/32_768.5 - 1).double()[None, :, None]   # exact operations only
     for bits in BITS:
         q = Quantizer(name, bits, scaling)
-        for values, kind in ((q.decode(torch.arange(q.n_codes)), "<f4"), (found_edges(q), "<f4"), (q.encode(fine), "<i8")):
+        for values, kind in ((q.decode(torch.arange(q.n_codes)), "<f4"), (found_edges(q), "<f4"),
+                             (q.encode(fine), "<i8")):
             digest.update(values.numpy().astype(kind).tobytes())
     assert digest.hexdigest() == PINNED[name, scaling]
 
@@ -175,8 +179,10 @@ def test_random_pcm_round_trip(values, channels):
 @pytest.mark.parametrize("bits", (0, 25, 32, -1, "8", True, 8.0, None))
 def test_wrong_bits(bits):
     for encode, decode, most in ((linear_encode, linear_decode, 24), (mu_law_encode, mu_law_decode, 16)):
-        with pytest.raises(ValueError, match=f"bits: expected an integer from 1 to {most}"): encode(torch.zeros(3), bits)
-        with pytest.raises(ValueError, match=f"bits: expected an integer from 1 to {most}"): decode(torch.zeros(3, dtype=torch.long), bits)
+        with pytest.raises(ValueError, match=f"bits: expected an integer from 1 to {most}"):
+            encode(torch.zeros(3), bits)
+        with pytest.raises(ValueError, match=f"bits: expected an integer from 1 to {most}"):
+            decode(torch.zeros(3, dtype=torch.long), bits)
     with pytest.raises(ValueError, match="bits: expected"): Quantizer(bits=bits)
 
 
@@ -186,7 +192,8 @@ def test_deep_codes_are_linear_on_the_full_scale_only(bits):
     codes = linear_encode(wave, bits)
     assert torch.equal(linear_encode(linear_decode(codes, bits), bits), codes)
     assert (linear_decode(codes, bits).double() - wave)[:, :-1].abs().max() <= 2.0**-bits
-    for call in (lambda: mu_law_encode(wave, bits), lambda: linear_encode(wave, bits, "clip_minmax"), lambda: Quantizer("mu_law", bits),
+    for call in (lambda: mu_law_encode(wave, bits), lambda: linear_encode(wave, bits, "clip_minmax"),
+                 lambda: Quantizer("mu_law", bits),
                  lambda: Quantizer("linear", bits, "clip_minmax"), lambda: linear_decode(codes, bits, "clip_minmax")):
         with pytest.raises(ValueError, match="from 1 to 16"): call()
 
@@ -205,12 +212,14 @@ def test_wrong_samples_are_named(value, said):
     wave[1, 4, 0] = value
     for name in QUANTIZATIONS:
         for scaling in SCALINGS:
-            with pytest.raises(ValueError, match=f"clip 1, sample 4, channel 0 of a/b.wav: expected a number in .*got {said}"):
+            with pytest.raises(ValueError,
+                               match=f"clip 1, sample 4, channel 0 of a/b.wav: expected a number in .*got {said}"):
                 Quantizer(name, 8, scaling).encode(wave, "a/b.wav")
 
 
 def test_other_wrong_input():
-    with pytest.raises(ValueError, match="sample 1007, channel 1 of x.wav"): check_wave(np.pad(np.full((1, 1), 2.0), ((7, 0), (1, 0))), "x.wav", 1000)
+    with pytest.raises(ValueError, match="sample 1007, channel 1 of x.wav"):
+        check_wave(np.pad(np.full((1, 1), 2.0), ((7, 0), (1, 0))), "x.wav", 1000)
     with pytest.raises(ValueError, match="divide integer PCM"): linear_encode(torch.zeros(3, dtype=torch.int16))
     with pytest.raises(ValueError, match="unknown scaling"): mu_law_decode(torch.zeros(3, dtype=torch.long), 8, "none")
     with pytest.raises(ValueError, match="unknown quantization"): Quantizer("a_law")
@@ -220,5 +229,6 @@ def test_other_wrong_input():
 
 
 def test_lossless_is_said_only_where_true():
-    assert [(n, s) for n in QUANTIZATIONS for s in SCALINGS if Quantizer(n, 8, s).lossless] == [("linear", "full_scale")]
+    assert [(n, s) for n in QUANTIZATIONS for s in SCALINGS
+            if Quantizer(n, 8, s).lossless] == [("linear", "full_scale")]
     assert "not lossless" in Quantizer(scaling="clip_minmax").label and "not" not in Quantizer().label

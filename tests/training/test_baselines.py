@@ -57,7 +57,8 @@ def test_flac_is_lossless_and_fair(bits, shape):
     assert container == (8 if bits <= 8 else 16 if bits <= 16 else 24)
     rate = flac_bits_per_sample(codes, bits, 44100)
     assert rate == 8 * len(data) / codes.size
-    if codes.size > 5000 and bits >= 4: assert bits <= rate < bits + .35 # noise: nothing gained, the shift costs nothing
+    if codes.size > 5000 and bits >= 4:
+        assert bits <= rate < bits + .35 # noise: nothing gained, the shift costs nothing
 
 
 def test_flac_levels_and_stereo():
@@ -76,7 +77,8 @@ def test_flac_has_the_size_of_the_flac_program(level):
     t, rng = np.arange(60000) / 44100, np.random.default_rng(0)
     wave = 9000 * np.sin(2 * np.pi * 330 * t)[:, None] * [1, .6] + 40 * rng.standard_normal((60000, 2))
     pcm = np.round(wave).astype("<i2")
-    program = subprocess.run(["flac", f"-{level}", "--silent", "--stdout", "--no-padding", "--force-raw-format", "--endian=little",
+    program = subprocess.run(["flac", f"-{level}", "--silent", "--stdout", "--no-padding", "--force-raw-format",
+                              "--endian=little",
                               "--sign=signed", "--channels=2", "--bps=16", "--sample-rate=44100", "-"],
                              input=pcm.tobytes(), capture_output=True, check=True)
     ours = len(flac_bytes(pcm.astype(int) + 32768, 16, 44100, level))
@@ -104,13 +106,15 @@ def restored(residual, start, q, shift):
 @settings(max_examples=30, deadline=None)
 def test_prediction_is_invertible(seed, order, precision, depth):
     rng = np.random.default_rng(seed)
-    x = np.clip(np.cumsum(rng.standard_normal((2, 80))*2.0**(depth - 4), 1), -2**(depth - 1), 2**(depth - 1) - 1).astype(np.int64)
+    x = np.clip(np.cumsum(rng.standard_normal((2, 80))*2.0**(depth - 4), 1), -2**(depth - 1),
+                2**(depth - 1) - 1).astype(np.int64)
     weights, errors = levinson(autocorrelation(x*np.hanning(80), order))
     assert (np.diff(errors) <= 0).all()
     q, shift = integer_weights(weights[:, -1], precision)
     assert np.abs(q).max() <= 2**(precision - 1) and (shift >= 0).all() and (shift < 16).all()
     e = prediction_error(x, q, shift, np.full(2, order))
-    for i in range(2): assert restored(e[i].tolist(), x[i, :order].tolist(), q[i].tolist(), int(shift[i])) == x[i].tolist()
+    for i in range(2):
+        assert restored(e[i].tolist(), x[i, :order].tolist(), q[i].tolist(), int(shift[i])) == x[i].tolist()
 
 
 @pytest.mark.portable
@@ -133,7 +137,8 @@ def words(e, k): return sum(1 + k + ((2*v if v >= 0 else -2*v - 1) >> k) for v i
 def test_rice_bits_are_those_of_the_best_cut(n, order):
     e = np.round(np.random.default_rng(n).laplace(size=n)*np.linspace(1, 300, n)).astype(int)
     e[:order] = 0
-    best = min(sum(min(words(part[max(0, order - i*len(part)):], k) for k in range(13)) + 5 for i, part in enumerate(e.reshape(p, -1))) + 6
+    best = min(sum(min(words(part[max(0, order - i*len(part)):], k) for k in range(13)) + 5
+                   for i, part in enumerate(e.reshape(p, -1))) + 6
                for p in (1, 2, 4, 8, 16, 32, 64) if n % p == 0)
     assert rice_bits(e[None], np.array([order]), 12)[0] == best
 
@@ -165,11 +170,13 @@ def test_rice_rate_beside_flac(name, wave, bits):
 @pytest.mark.parametrize("channels", [1, 2])
 def test_rice_rate_on_music_is_a_little_below_flac(bits, channels):
     for path in MUSIC:
-        pcm = soundfile.read(path, frames=32_000, start=44_100, dtype="int16", always_2d=True)[0].astype(np.int64)[:, :channels]
+        pcm = soundfile.read(path, frames=32_000, start=44_100, dtype="int16",
+                             always_2d=True)[0].astype(np.int64)[:, :channels]
         codes = (pcm >> 8) + 128 if bits == 8 else (pcm << (bits - 16)) + 2**(bits - 1)
         ours, flac = rice_bits_per_sample(codes, bits), flac_bits_per_sample(codes, bits, 44100)
         assert .95*flac - .05 < ours < 1.005*flac
-        if bits == 16: assert rice_bits_per_sample(codes*256, 24) == pytest.approx(ours, abs=.03)    # zero bits below are free
+        if bits == 16:
+            assert rice_bits_per_sample(codes*256, 24) == pytest.approx(ours, abs=.03)    # zero bits below are free
 
 
 @pytest.mark.portable
@@ -192,14 +199,16 @@ def test_rice_rate_is_a_sum_over_blocks():
 
 def test_all_baselines(monkeypatch):
     rng = np.random.default_rng(0)
-    codes = np.clip(np.round(128 + 40*np.sin(np.arange(20_000)/11)[:, None]*[1, .9] + rng.standard_normal((20_000, 2))), 0, 255).astype(int)
+    codes = np.clip(np.round(128 + 40*np.sin(np.arange(20_000)/11)[:, None]*[1, .9] + rng.standard_normal((20_000, 2))),
+                    0, 255).astype(int)
     whole = all_baselines([codes], 8, 16000)
     assert whole == {"order0": order0_entropy(codes, 256), "flac5": flac_bits_per_sample(codes, 8, 16000, 5),
                      "flac8": flac_bits_per_sample(codes, 8, 16000), "lpc_rice": rice_bits_per_sample(codes, 8)}
     assert all_baselines((c for c in np.split(codes, [5, 7000, 7001])), 8, 16000) == pytest.approx(whole)
     monkeypatch.setattr(baselines, "CHUNK", 4096*2)
     in_chunks = all_baselines(np.split(codes, [4096, 8192, 8200]), 8, 16000)
-    assert in_chunks["order0"] == pytest.approx(whole["order0"]) and in_chunks["lpc_rice"] == pytest.approx(whole["lpc_rice"], rel=.02)
+    assert in_chunks["order0"] == pytest.approx(whole["order0"])
+    assert in_chunks["lpc_rice"] == pytest.approx(whole["lpc_rice"], rel=.02)
     assert whole["flac8"] < in_chunks["flac8"] < whole["flac8"] + .3
     for bad, words_ in (([], "at least one"), ([codes + 256], "codes")):
         with pytest.raises(ValueError, match=words_): all_baselines(bad, 8, 16000)

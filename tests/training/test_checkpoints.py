@@ -20,15 +20,20 @@ def same(a, b):
     if isinstance(a, np.ndarray): return a.dtype == b.dtype and np.array_equal(a, b)
     if isinstance(a, dict): return type(b) is dict and list(a) == list(b) and all(same(a[k], b[k]) for k in a)
     if isinstance(a, (list, tuple)): return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
-    return type(a) is type(b) and (a == b or (a != a and b != b)) and math.copysign(1, a or 0.0) == math.copysign(1, b or 0.0) \
+    return type(a) is type(b) and (a == b
+                                   or (a != a
+                                       and b != b)) and math.copysign(1, a or 0.0) == math.copysign(1, b or 0.0) \
         if isinstance(a, float) else type(a) is type(b) and a == b
 
 
 tensors = st.builds(lambda dtype, shape: (torch.arange(math.prod(shape)) % 2).reshape(shape).to(dtype),
                     st.sampled_from(DTYPES), st.lists(st.integers(0, 3), max_size=3))
 leaves = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), tensors)
-keys = st.one_of(st.text(max_size=4), st.integers(-3, 3), st.booleans(), st.tuples(st.integers(0, 2), st.text(max_size=2)))
-trees = st.recursive(leaves, lambda t: st.one_of(st.lists(t, max_size=3), st.lists(t, max_size=3).map(tuple), st.dictionaries(keys, t, max_size=3)),
+keys = st.one_of(st.text(max_size=4), st.integers(-3, 3), st.booleans(),
+                 st.tuples(st.integers(0, 2), st.text(max_size=2)))
+trees = st.recursive(leaves,
+                     lambda t: st.one_of(st.lists(t, max_size=3), st.lists(t, max_size=3).map(tuple),
+                                         st.dictionaries(keys, t, max_size=3)),
                      max_leaves=12)
 
 
@@ -79,7 +84,8 @@ def test_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     monkeypatch.setattr(core.os, "fsync", full)
     with pytest.raises(OSError, match="free some space") as e: save_tree(path, {"n": 2})
     monkeypatch.undo()
-    assert e.value.errno == errno.ENOSPC and load_tree(path) == {"n": 1} and [p.name for p in tmp_path.iterdir()] == ["t"]
+    assert e.value.errno == errno.ENOSPC and load_tree(path) == {"n": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["t"]
 
 
 def test_weights_keep_names_config_and_ties(tmp_path):
@@ -103,7 +109,8 @@ def test_weights_keep_names_config_and_ties(tmp_path):
 
 
 def test_complex_tensors_of_both_sizes(tmp_path):
-    tree = {"state": (torch.randn(2, 3, dtype=torch.complex128).conj(), torch.randn(2, 3, dtype=torch.complex64), torch.zeros(0, 2, dtype=torch.complex128))}
+    tree = {"state": (torch.randn(2, 3, dtype=torch.complex128).conj(), torch.randn(2, 3, dtype=torch.complex64),
+                      torch.zeros(0, 2, dtype=torch.complex128))}
     back = load_tree(save_tree(tmp_path/"x.safetensors", tree))
     for a, b in zip(tree["state"], back["state"], strict=True):
         assert a.dtype == b.dtype and torch.equal(a, b)

@@ -82,8 +82,10 @@ def test_rank_is_that_of_a_stable_sort(v, n, seed, levels): # few levels: many t
 
 def test_accuracy_errors():
     scores, codes = torch.randn(2, 5, 8), torch.zeros(2, 5, dtype=torch.long)
-    for args, words in (((scores, codes[:, :4]), "shape"), ((scores, codes + 8), "8 to 8"), ((scores, codes, 0), "positive"),
-                        ((scores, codes, 1, torch.zeros(2, 5)), "at least one"), ((scores, codes, 1, torch.ones(2, 4)), "mask")):
+    for args, words in (((scores, codes[:, :4]), "shape"), ((scores, codes + 8), "8 to 8"),
+                        ((scores, codes, 0), "positive"),
+                        ((scores, codes, 1, torch.zeros(2, 5)), "at least one"),
+                        ((scores, codes, 1, torch.ones(2, 4)), "mask")):
         with pytest.raises(ValueError, match=words): accuracy_at(*args)
 
 
@@ -108,7 +110,8 @@ def test_tally_shapes_and_errors():
     result = Tally(8).add(nats, torch.ones(2, 5, 1)).result()
     assert "accuracy" not in result and result["compression_ratio"] == pytest.approx(8 / result["bits_per_sample"])
     assert Tally(8).add(nats, None, ranks).result()["accuracy"] == 1
-    assert Tally(16, tokens_per_sample=2).add(nats).result()["bits_per_sample"] == pytest.approx(2 * nats.mean().item() / math.log(2))
+    assert Tally(16,
+                 tokens_per_sample=2).add(nats).result()["bits_per_sample"] == pytest.approx(2 * nats.mean().item() / math.log(2))
     with pytest.raises(ValueError, match="at least one token"): Tally(8).add(nats, torch.zeros(2, 5)).result()
     with pytest.raises(ValueError, match="same bits"): Tally(8) + Tally(16)
     with pytest.raises(ValueError, match="1 to 24"): Tally(0)
@@ -140,14 +143,16 @@ def test_tally_by_place(seed, n, cut):
 # whole files
 
 LAYOUTS = [("mono", "temporal"), ("stereo", "temporal"), ("stereo", "blocking-48"), ("stereo", "blocking")]
-INPUTS = [dict(bits=8), dict(bits=8, input="dequantized"), dict(bits=6, quantization="mu_law", input="raw"), dict(bits=16, tokens="bytes"),
+INPUTS = [dict(bits=8), dict(bits=8, input="dequantized"), dict(bits=6, quantization="mu_law", input="raw"),
+          dict(bits=16, tokens="bytes"),
           dict(bits=24, tokens="bytes")]
 
 
 def write_waves(folder, lengths):
     rng = np.random.default_rng(0)
     for i, frames in enumerate(lengths):
-        wave = .3*np.sin(2*np.pi*(200 + 90*i)*np.arange(frames)[:, None]/8000*[1, 1.5]) + .05*rng.standard_normal((frames, 2))
+        wave = .3*np.sin(2*np.pi*(200 + 90*i)*np.arange(frames)[:,
+                                                                None]/8000*[1, 1.5]) + .05*rng.standard_normal((frames, 2))
         soundfile.write(folder/f"{i}.wav", wave, 8000, subtype="PCM_24")
     return folder
 
@@ -161,7 +166,8 @@ def even(tmp_path_factory): return write_waves(tmp_path_factory.mktemp("even"), 
 
 
 def sets(audio, **options):
-    return AudioData(DataConfig(**{"path": audio, "sample_len": 96, "train_percentage": .2, "drop_last": False, "batch_size": 2} | options))
+    return AudioData(DataConfig(**{"path": audio, "sample_len": 96, "train_percentage": .2, "drop_last": False,
+                                   "batch_size": 2} | options))
 
 
 def model_for(config):
@@ -185,16 +191,19 @@ def test_carried_windows_equal_one_convolution(audio, channels, layout, options)
     with torch.no_grad():
         for parts in streams.values():
             x, y = (torch.cat([p[k] for p in parts], 1) for k in ("x", "y"))
-            bits -= model.head.log_prob(model(x.double() if x.is_floating_point() else x)[0], y[..., 0]).sum().item()/math.log(2)
+            bits -= model.head.log_prob(model(x.double() if x.is_floating_point() else x)[0],
+                                        y[..., 0]).sum().item()/math.log(2)
             tokens += y.numel()
             shift = c.tokens_per_sample > 1
-            if c.input == "codes": assert torch.equal(x[:, 1:] % 256 if shift else x[:, 1:], y[:, :-1])   # no token lost at a border
+            if c.input == "codes":
+                assert torch.equal(x[:, 1:] % 256 if shift else x[:, 1:], y[:, :-1])   # no token lost at a border
             assert torch.equal(x[:, :1], data.test[0]["x"][None, :1].expand(len(x), 1, 1))
     assert tokens == sum(data.test.lengths)*data.n_channels*c.tokens_per_sample
     model = model.float() if c.input != "codes" else model
     result = evaluate_whole(model, data, "cpu", window, ks=(1, 3))
     assert result["tokens"] == tokens and model.training
-    assert result["bits_per_sample"] == pytest.approx(bits/tokens*c.tokens_per_sample, abs=1e-6 if c.input == "codes" else 1e-5)
+    assert result["bits_per_sample"] == pytest.approx(bits/tokens*c.tokens_per_sample,
+                                                      abs=1e-6 if c.input == "codes" else 1e-5)
     if c.tokens_per_sample > 1: assert sum(result["bits_by_byte"]) == pytest.approx(result["bits_per_sample"])
 
 
@@ -204,4 +213,5 @@ def test_whole_files_of_one_window_equal_evaluate(even, channels, layout, option
     data = sets(even, channels=channels, interleaving_strategy=layout, sample_len=480, **options)
     model = model_for(data.config).float()
     windowed, whole = evaluate(model, data.test_loader(), "cpu"), evaluate_whole(model, data, "cpu", window=480)
-    assert whole.pop("bits_by_byte", []) == pytest.approx(windowed.pop("bits_by_byte", [])) and whole == pytest.approx(windowed, rel=1e-6)
+    assert whole.pop("bits_by_byte", []) == pytest.approx(windowed.pop("bits_by_byte", []))
+    assert whole == pytest.approx(windowed, rel=1e-6)
