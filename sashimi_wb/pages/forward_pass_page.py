@@ -24,7 +24,7 @@ from ..show.players import figure_html
 from ..tokens.quantization import QUANTIZATIONS
 from ..models.sequence_decoder import MODES
 from .sound_picker import SoundPicker
-from .stage_figures import mark_html, notes_table, plot_stage, sounds_html, stages_table, unet_html
+from .stage_figures import mark_html, plot_stage, sounds_html, stages_table, unet_html
 from ..studies.trained import Saved, find_models
 from .widgets import FLOW, look, note_html
 
@@ -151,7 +151,7 @@ class ForwardPassPage(Live):
         # what the controls said for the pass that is kept, and for the U that is shown
         self.ran = self.drawn = None
         super().__init__([self.controls, self.chooser], self.controls.box, self._answer,
-                         ("pass", "unet", "mark", "stage", "about", "sound", "stages", "notes"))
+                         ("pass", "unet", "mark", "stage", "about", "sound", "stages"))
         note, unet, mark, *rest = self.parts.values()
         self.box.children = (self.controls.box, self.said, self.error, note, unet, mark, self.chooser.box, *rest)
 
@@ -190,8 +190,6 @@ class ForwardPassPage(Live):
         yield "pass", note_html(pass_note(p, sound.length_s.value))
         yield "unet", unet_html(p.rows, f"{e.bits} bit, {e.channels}, {e.input}:")
         yield "stages", stages_table(p.rows).data
-        yield "notes", notes_table(p.rows, tuple(p.tokens.x.shape), len(p.tokens.heard), e.bits, e.channels == "stereo",
-                                   e.input != "codes", e.head, e.pool).data
 
     def _stage_parts(self, p):
         names = [r["name"] for r in p.rows]

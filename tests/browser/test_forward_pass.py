@@ -28,7 +28,7 @@ def test_forward_pass(lab):
         says(page, "about", "up 2: RMS")
 
         page.get_by_label("Channels", exact=True).select_option(label="stereo")
-        says(page, "notes", "encoder, stereo")
+        says(page, "stages", "16,000 × 32")
         assert sources(page, ".swb-unet img") != unet
         page.get_by_label("Input", exact=True).select_option(label="raw")
         page.locator(".jupyter-widgets [role=alert]", has_text="embedding takes codes").wait_for()
