@@ -239,7 +239,7 @@ def press(page, name: str) -> None:
 def check_export(notebook: Notebook) -> None:
     """What a page shows is in its HTML export too, without network or kernel: at least a picture and a player, each of some size."""
     page = notebook.exported()
-    still = page.locator("div[class^=swb-still]")
+    still = page.locator("div[class^=swb-static]")
     for kind in ("img", "audio"):
         box = still.locator(kind).first.bounding_box()
         assert box and box["width"] > 100 and box["height"] > 20, f"{notebook.name}: no {kind} in the export"

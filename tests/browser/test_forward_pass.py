@@ -7,7 +7,7 @@ def test_forward_pass(lab):
         page = notebook.page
         notebook.run_all()
         says(page, "about", "encoder: RMS")
-        says(page, "said", "answered")
+        says(page, "status", "answered")
         unet, stage, heard = sources(page, ".swb-unet img"), sources(page,
                                                                      ".swb-stage img"), sources(page, ".swb-sound audio")
         assert (len(unet), len(stage), len(heard)) == (1, 1, 2)
@@ -15,7 +15,7 @@ def test_forward_pass(lab):
 
         page.get_by_role("button", name="centre", exact=True).click()
         says(page, "about", "centre: RMS")
-        says(page, "said", "answered")
+        says(page, "status", "answered")
         assert sources(page, ".swb-stage img") != stage and sources(page, ".swb-sound audio")[1] != heard[1]
         assert sources(page, ".swb-unet img") == unet and sources(page,
                                                                   ".swb-sound audio")[0] == heard[0], "one pass, kept"
@@ -47,13 +47,13 @@ def test_forward_pass(lab):
         page.get_by_label("Bits", exact=True).select_option(label="16")
         says(page, "about", "head: RMS")
         says(page, "stages", "1,024 × 65,536")
-        says(page, "said", "answered")
+        says(page, "status", "answered")
         notebook.theme(dark=True)
         notebook.screenshot("forward-pass-dark")
         page.get_by_label("Decoder mode", exact=True).select_option(label="last")
         page.get_by_label("Steps kept", exact=True).select_option(label="one, no time axis")
         says(page, "sound", "too short to be heard")
-        says(page, "said", "answered")
+        says(page, "status", "answered")
         page.set_viewport_size({"width": 900, "height": 2600})
         notebook.screenshot("forward-pass-narrow")
         assert not notebook.problems()

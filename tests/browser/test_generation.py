@@ -19,7 +19,7 @@ def test_generation(lab):
         page = notebook.page
         notebook.run_all()
         page.locator(".swb-one audio").wait_for()
-        still = page.locator("div[class^=swb-still]")
+        still = page.locator("div[class^=swb-static]")
         assert still.is_hidden() and (still.locator("img").count(),
                                       still.locator("audio").count()) == (1, 1), "for where nothing is live"
         before = shown(page)

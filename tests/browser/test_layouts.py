@@ -7,7 +7,7 @@ def test_layouts(lab):
         page = notebook.page
         notebook.run_all()
         says(page, "words", "Token 25 of 64 comes next: sample 12 of the right channel")
-        says(page, "said", "answered")
+        says(page, "status", "answered")
         moment, players = sources(page, ".swb-moment img"), sources(page, ".swb-sound audio")
         assert len(players) == 4
         notebook.screenshot("layouts")
@@ -36,7 +36,7 @@ def test_layouts(lab):
         notebook.screenshot("layouts-dark")
         page.get_by_label("Sound", exact=True).select_option(label="digits: eight en-rp-m1")
         says(page, "stereo", "one channel")
-        says(page, "said", "answered")
+        says(page, "status", "answered")
         page.set_viewport_size({"width": 900, "height": 2300})
         notebook.screenshot("layouts-mono")
         notebook.theme(dark=False)

@@ -11,7 +11,7 @@ def test_quantization(lab):
     with lab.open("quantization.ipynb", height=2100) as notebook:
         page = notebook.page
         notebook.run_all()
-        says(page, "said", "answered")
+        says(page, "status", "answered")
         before = shown(page, "whole", "zoom", "sound", "noise", "codes")
         assert len(before) == 6 and page.locator(".swb-sound audio").count() == 3
         notebook.screenshot("quantization")
@@ -19,13 +19,13 @@ def test_quantization(lab):
 
         slide(page, "Bits", "ArrowRight", "ArrowRight")
         says(page, "sound", "6 bits, linear")
-        says(page, "said", "answered")
+        says(page, "status", "answered")
         after = shown(page, "whole", "zoom", "sound", "noise", "codes")
         assert len(after) == 6 and all(a != b for a, b in zip(after, before))
         page.get_by_label("Law", exact=True).select_option(label="mu-law")
         says(page, "sound", "6 bits, mu-law")
         says(page, "numbers", "mu-law, chosen")
-        says(page, "said", "answered")
+        says(page, "status", "answered")
         before = shown(page, "zoom"), shown(page, "sound")
         slide(page, "Zoom at", "PageUp")
         changed(page, ".swb-zoom img", before[0])

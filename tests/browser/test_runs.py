@@ -23,7 +23,7 @@ def fill(folder):
 def until(page, what, than=None):
     """Wait for something to be true of the page, and for its answer to be whole."""
     page.wait_for_function(f"than => {what}", arg=than)
-    page.wait_for_function("() => document.querySelector('.swb-said').innerText.startsWith('answered')")
+    page.wait_for_function("() => document.querySelector('.swb-status').innerText.startsWith('answered')")
 
 
 def test_runs(lab):

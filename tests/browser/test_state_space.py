@@ -14,7 +14,7 @@ def test_state_space(lab):
         page = notebook.page
         def answer(unit):
             page.get_by_text(f"one unit of time is {unit} samples").wait_for()
-            says(page, "said", "answered")
+            says(page, "status", "answered")
             return shown(page)
         notebook.run_all()
         start = answer(100)

@@ -66,7 +66,7 @@ def test_training(lab):
         assert page.locator(".swb-clips audio").first.get_attribute("src") == clip
         assert page.locator(".swb-clips audio").count() > 2
         plan.get_by_text("trains nothing").wait_for()
-        still = page.locator("div[class^=swb-still]")
+        still = page.locator("div[class^=swb-static]")
         still.locator(".swb-table").wait_for(state="attached")
         assert still.is_hidden() and still.locator("img").count() >= 2 and still.locator("audio").count() > 2, "for where nothing is live"
         check_export(notebook)

@@ -13,12 +13,12 @@ from made_runs import make_run
 
 from sashimi_wb.models.wave_model import WaveModel, stage_report
 from sashimi_wb.pages.layouts_page import explore_layouts
+from sashimi_wb.pages.page import Runner, error_html, note_html
 from sashimi_wb.pages.quantization_page import explore_quantization
 from sashimi_wb.pages.runs_page import explore_runs
 from sashimi_wb.pages.stage_figures import sounds_html, unet_html
 from sashimi_wb.pages.takes import takes_html
 from sashimi_wb.pages.training_page import plan_html, result_html
-from sashimi_wb.pages.widgets import Runner, error_html, note_html
 from sashimi_wb.show.figures import label_text, new_figure, plot_clips, plot_mel, plot_wave, tidy
 from sashimi_wb.show.players import figure_html, player, player_row, table
 from sashimi_wb.show.synced_players import players_in_step
@@ -103,7 +103,7 @@ def pages(top, text):
     own, layouts = explore_quantization(audio=audio), explore_layouts(audio=audio)
     for p in (own, layouts): p.run(SimpleNamespace(going=True))
     runner = Runner(text, lambda r: None)
-    runner.tell(0.5, text)
+    runner.report(0.5, text)
     fig = new_figure(6, 4)
     ax = tidy(fig.subplots(), text, text, text)
     ax.plot([1, 2], [1, 2], label=label_text(f"_{text}"))
@@ -121,7 +121,7 @@ def pages(top, text):
                        caption=text, note=text).data,
         "formatted": table([{"a": 1}], {"a": text}, {"a": lambda v: text}).data,
         "figure": figure_html(fig, text).data, "note": note_html(text), "error": error_html(ValueError(text)),
-        "fault": error_html(ArithmeticError(text)), "runner": runner.said.value + own.html + layouts.html,
+        "fault": error_html(ArithmeticError(text)), "runner": runner.status.value + own.html + layouts.html,
         "unet": unet_html(found[0].record["stages"] or
         next(r.record["stages"] for r in found if r.record["stages"]), text),
         "sounds": sounds_html(wave[:, None], 4000, wave[:20], 4000, text),
@@ -155,4 +155,4 @@ def test_one_function_makes_html_of_text():
     "Who writes an element by an f-string, or escapes by hand, goes past `markup`."
     made = re.compile(r"""\bf(["']|\"{3})[^\n]*?<[a-z/]+[ >]|from html import|(?<!re\.)\bescape\(""")
     found = {p.name: made.findall(p.read_text(encoding="utf-8")) for p in (ROOT/"sashimi_wb").rglob("*.py")}
-    assert {name for name, hits in found.items() if hits} <= {"widgets.py", "stage_figures.py"}
+    assert {name for name, hits in found.items() if hits} <= {"page.py", "stage_figures.py"}
