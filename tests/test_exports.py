@@ -1,4 +1,4 @@
-"""The committed package, notebooks and README are what the tools make of the notebooks; the package keeps its promises."""
+"""Package and README match the notebooks that they are made from; imports, docstrings and links are checked."""
 import ast
 import json
 import multiprocessing
@@ -18,11 +18,13 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "sashimi_wb"
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name not in ("__init__.py", "_modidx.py"))
 BIN = Path(sys.executable).parent
-# these may import Lightning, which costs seconds
+# modules that may import Lightning, which takes seconds
 TRAINS = {"training.lightning_parts", "training.trainer", "studies.live_worker", "trainer", "cli"}
-COMPILED = {"synthesis.simd", "synthesis.compiled_draws", "synthesis.compiled_step"}  # what numba compiles
+# modules of compiled functions, which import numba
+COMPILED = {"synthesis.simd", "synthesis.compiled_draws", "synthesis.compiled_step"}
+NOT_IN_EXPORTS = {"nbdev", "fastcore", "execnb"}  # development tools
+UNSAFE = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}  # loading a file may run code from it
 
-OWNERS = packages_distributions()
 
 def dotted(path: Path) -> str:
     """The name of a module inside the package."""
@@ -35,7 +37,7 @@ SETTINGS = config["DEFAULT"]
 
 
 def all_notebooks() -> list[Path]:
-    """Every notebook of the project, executed copies and check points aside."""
+    """Every notebook of the project, without executed copies and checkpoints of Jupyter."""
     found = (p.relative_to(ROOT) for p in ROOT.rglob("*.ipynb"))
     return sorted(p for p in found if p.parts[0] != "runs" and not any(part[0] == "." for part in p.parts))
 
@@ -46,7 +48,7 @@ def tree(path: Path) -> ast.Module:
 
 
 def imported(path: Path) -> set[str]:
-    """Full names of the modules that a file imports anywhere, its own package's aside."""
+    """Full names of the modules that a file imports anywhere, except those of this package."""
     names = set()
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import): names |= {alias.name for alias in node.names}
@@ -60,7 +62,7 @@ def run_python(code: str, *args: str) -> subprocess.CompletedProcess:
 
 
 def copy_sources(there: Path) -> Path:
-    """Copy the notebooks, the settings and the one module written by hand; the working tree stays as it is."""
+    """Copy the notebooks, the settings and the one handwritten module, so that the working tree stays as it is."""
     (there / "sashimi_wb").mkdir()
     for name in ("settings.ini", "setup.py", "pyproject.toml", "sashimi_wb/__init__.py"):
         shutil.copy(ROOT / name, there / name)
@@ -96,10 +98,7 @@ def test_notebooks_are_clean(tmp_path):
 
 
 def test_readme_matches_index():
-    if not (ROOT / "nbs/index.ipynb").exists():
-        assert not (ROOT / "README.md").exists(), "README.md is made from nbs/index.ipynb, which is missing"
-        pytest.skip("nbs/index.ipynb is not written yet")
-    assert not differences(), "not as nbs/index.ipynb says: run `make readme`"
+    assert not differences(), "README.md differs from nbs/index.ipynb: run `make readme`"
 
 
 def test_readme_tools():
@@ -118,15 +117,18 @@ def dead_links(text: str, folder: Path) -> list[str]:
     return [link for link in local if not (folder / link).exists()]
 
 
-@pytest.mark.parametrize("name", ["README.md", "data/README.md", "CHANGELOG.md", "CONTRIBUTING.md"])
-def test_links_lead_somewhere(name):
-    assert not dead_links((ROOT / name).read_text(encoding="utf-8"), (ROOT / name).parent)
+def markdown_of(path: Path) -> str:
+    """The Markdown of a text file or of a notebook's cells."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".ipynb": return text
+    return "\n\n".join("".join(c["source"]) for c in json.loads(text)["cells"] if c["cell_type"] == "markdown")
 
 
-@pytest.mark.parametrize("path", [ROOT / "nbs/start.ipynb", *sorted((ROOT / "nbs/explore").glob("*.ipynb"))], ids=lambda p: p.stem)
-def test_links_of_pages_lead_somewhere(path):
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    assert not dead_links("\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown"), path.parent)
+def test_links_lead_somewhere():
+    texts = [ROOT / name for name in ("README.md", "data/README.md", "CHANGELOG.md", "CONTRIBUTING.md")]
+    pages = [ROOT / "nbs/start.ipynb", *sorted((ROOT / "nbs/explore").glob("*.ipynb"))]
+    dead = {path.relative_to(ROOT).as_posix(): dead_links(markdown_of(path), path.parent) for path in texts + pages}
+    assert not {name: links for name, links in dead.items() if links}
 
 
 def test_pictures_are_small():
@@ -134,52 +136,80 @@ def test_pictures_are_small():
     assert not large
 
 
-@pytest.mark.parametrize("path", MODULES, ids=dotted)
-def test_public_names_have_docstrings(path):
+def public_names_without_docstring(path: Path) -> list[str]:
+    """The public functions and classes of a module that have no docstring, and the module itself if it has none."""
     module = tree(path)
-    bare = [] if ast.get_docstring(module) else ["the module (the notebook's H1 and > line)"]
-    for node in module.body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name[0] != "_":
-            if not ast.get_docstring(node): bare.append(node.name)
-    assert not bare, f"{path.name}: without a docstring"
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    public = [node for node in module.body if isinstance(node, kinds) and node.name[0] != "_"]
+    bare = [] if ast.get_docstring(module) else ["the module itself (the notebook's H1 and > line)"]
+    return bare + [node.name for node in public if not ast.get_docstring(node)]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=dotted)
-def test_imports_are_requirements(path):
-    """What the package imports is asked for in settings.ini, and none of it is a development tool."""
-    key = lambda name: re.sub(r"[-_.]+", "-", name).lower()
-    asked = {key(re.split(r"[<>=!~\[;]", r)[0]) for r in SETTINGS["requirements"].split()}
-    names = {name.split(".")[0] for name in imported(path)} - set(sys.stdlib_module_names)
-    assert not names & {"nbdev", "fastcore", "execnb"}, "exported code must run without nbdev and fastcore"
-    assert not [n for n in names
-                if not {key(o) for o in OWNERS.get(n, [])} & asked], "missing in requirements of settings.ini"
+def test_public_names_have_docstrings():
+    bare = {dotted(path): public_names_without_docstring(path) for path in MODULES}
+    assert not {name: names for name, names in bare.items() if names}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=dotted)
-def test_nothing_is_pickled(path):
-    """Loading a file must never run code from it; `trainer` may hand bytes to its own worker processes."""
+def package_key(name: str) -> str:
+    """A distribution's name as package indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def package_keys(requirements: str) -> set[str]:
+    """The names in a list of requirements."""
+    return {package_key(re.split(r"[<>=!~\[;]", r)[0]) for r in requirements.split()}
+
+
+def test_imports_are_requirements():
+    """What the package imports is listed in settings.ini, and none of it is a development tool."""
+    asked, owners = package_keys(SETTINGS["requirements"]), packages_distributions()
+    wrong = []
+    for path in MODULES:
+        names = {name.split(".")[0] for name in imported(path)} - set(sys.stdlib_module_names)
+        wrong += [f"{dotted(path)} imports {n}, a development tool" for n in names & NOT_IN_EXPORTS]
+        wrong += [f"{dotted(path)} imports {n}, which is not in requirements of settings.ini" for n in names
+                  if not {package_key(o) for o in owners.get(n, [])} & asked]
+    assert not wrong, "\n".join(wrong)
+
+
+def unsafe_loads(path: Path) -> list[str]:
+    """The places of a module that could run code from a file; `trainer` may hand bytes to its own worker processes."""
     allowed = {"pickle"} if path.stem == "trainer" else set()
-    assert not imported(path) & {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"} - allowed
-    for node in ast.walk(tree(path)):
-        if not isinstance(node, ast.Call): continue
-        words = {k.arg: ast.unparse(k.value) for k in node.keywords}
-        assert ast.unparse(node.func) not in ("pickle.load", "pickle.dump"), f"line {node.lineno}: a pickled file"
-        if ast.unparse(node.func) == "torch.load":
-            assert words.get("weights_only") == "True", f"line {node.lineno}: torch.load without weights_only=True"
-        assert words.get("allow_pickle", "False") == "False", f"line {node.lineno}: allow_pickle"
+    wrong = [f"imports {name}" for name in imported(path) & UNSAFE - allowed]
+    for call in (node for node in ast.walk(tree(path)) if isinstance(node, ast.Call)):
+        name, options = ast.unparse(call.func), {k.arg: ast.unparse(k.value) for k in call.keywords}
+        if name in ("pickle.load", "pickle.dump"): wrong.append(f"line {call.lineno}: {name}")
+        if name == "torch.load" and options.get("weights_only") != "True":
+            wrong.append(f"line {call.lineno}: torch.load without weights_only=True")
+        if options.get("allow_pickle", "False") != "False": wrong.append(f"line {call.lineno}: allow_pickle")
+    return wrong
+
+
+def test_nothing_is_pickled():
+    """Loading a file must never run code from it."""
+    wrong = {dotted(path): unsafe_loads(path) for path in MODULES}
+    assert not {name: places for name, places in wrong.items() if places}
+
+
+@pytest.mark.parametrize("line", ["import pickle", "import dill", "torch.load(p)", "np.load(p, allow_pickle=True)"])
+def test_an_unsafe_load_would_be_noticed(line, tmp_path):
+    (tmp_path / "x.py").write_text(line)
+    assert len(unsafe_loads(tmp_path / "x.py")) == 1
 
 
 def test_imports_are_light():
-    """`import sashimi_wb` costs nothing, only training imports Lightning, and numba comes with what it compiles; slow libraries wait for their first use."""
+    """`import sashimi_wb` loads no large library; slow ones are imported where they are used.
+
+    Lightning comes with training only, numba with the compiled functions only."""
     code = """
 import importlib, sys
-seconds = {"lightning", "pytorch_lightning", "librosa", "numba", "pykeops", "papermill", "torchaudio", "nbdev", "fastcore"}
+slow = {"lightning", "pytorch_lightning", "librosa", "numba", "pykeops", "papermill", "torchaudio", "nbdev", "fastcore"}
 import sashimi_wb
-loaded = ({"torch", "matplotlib", "numpy"} | seconds) & sys.modules.keys()
+loaded = ({"torch", "matplotlib", "numpy"} | slow) & sys.modules.keys()
 assert not loaded, f"import sashimi_wb loads {sorted(loaded)}"
 for name in sys.argv[1:]:
     importlib.import_module(f"sashimi_wb.{name}")
-    loaded = seconds & sys.modules.keys()
+    loaded = slow & sys.modules.keys()
     assert not loaded, f"import sashimi_wb.{name} loads {sorted(loaded)}"
 """
     done = run_python(code, *(name for name in map(dotted, MODULES) if name not in TRAINS | COMPILED))
@@ -187,27 +217,24 @@ for name in sys.argv[1:]:
 
 
 def resample(transform=None) -> int:
-    """Length of one second at 16 kHz taken to 8 kHz by torchaudio."""
+    """Resample one second from 16 kHz to 8 kHz with torchaudio; return its length."""
     import torch
 
     from sashimi_wb.core.system import import_torchaudio
-    transform = transform or import_torchaudio().transforms.Resample(16_000, 8_000)
+    torchaudio = import_torchaudio()
+    assert import_torchaudio() is torchaudio
+    assert torchaudio.functional.mu_law_encoding(torch.zeros(3), 256).tolist() == [128] * 3
+    transform = transform or torchaudio.transforms.Resample(16_000, 8_000)
     return transform(torch.zeros(1, 16_000)).shape[-1]
 
 
 def start_worker() -> None:
-    """What a worker must do before a torchaudio object reaches it."""
+    """Import torchaudio, which a worker must do before a torchaudio object reaches it."""
     from sashimi_wb.core.system import import_torchaudio
     import_torchaudio()
 
 
 def test_torchaudio_in_a_fresh_process():
-    done = run_python("from sashimi_wb.core.system import import_torchaudio as load; ta = load(); assert load() is ta; "
-                      "assert ta.functional.mu_law_encoding(__import__('torch').zeros(3), 256).tolist() == [128] * 3")
-    assert done.returncode == 0, done.stderr
-
-
-def test_torchaudio_in_a_spawned_worker():
     from sashimi_wb.core.system import import_torchaudio
     transform = import_torchaudio().transforms.Resample(16_000, 8_000)
     with multiprocessing.get_context("spawn").Pool(1, initializer=start_worker) as pool:
@@ -217,12 +244,10 @@ def test_torchaudio_in_a_spawned_worker():
 
 def test_constraints_pin_every_direct_requirement():
     pins = re.findall(r"^([\w.-]+)==([\w.]+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), flags=re.M)
-    key = lambda name: re.sub(r"[-_.]+", "-", name).lower()
-    names = [key(name) for name, _ in pins]
-    direct = {key(re.split(r"[<>=!~\[;]", r)[0])
-              for r in (SETTINGS["requirements"] + " " + SETTINGS["dev_requirements"]).split()}
+    names = [package_key(name) for name, _ in pins]
+    direct = package_keys(SETTINGS["requirements"] + " " + SETTINGS["dev_requirements"])
     assert not direct - set(names)
-    assert names == sorted(set(names)), "constraints.txt is alphabetical, each name once"
+    assert names == sorted(set(names)), "constraints.txt must be alphabetical and name each package once"
 
 
 def test_make_help_lists_the_targets():
