@@ -47,9 +47,9 @@ def place(tmp_path):
     return tmp_path
 
 
-BAD = [("folder.wav", "it is a folder"), ("kept.wav", "it is read-only"), ("text/x.wav", "is no folder"),
-    ("loop.wav", "no regular file"),
-       ("pipe.wav", "no regular file"), ("x"*252 + ".wav", "at most 255 bytes"),
+BAD = [("folder.wav", "it is a folder"), ("kept.wav", "it is read-only"), ("text/x.wav", "is not a folder"),
+    ("loop.wav", "not a regular file"),
+       ("pipe.wav", "not a regular file"), ("x"*252 + ".wav", "at most 255 bytes"),
        ("ö"*126 + ".wav", "at most 255 bytes"),
        ("deep/"*900 + "x.wav", "in a path of less than"), ("x.mp3", "ends in .flac or .wav"),
        ("", "ends in .flac|name of a file"),
