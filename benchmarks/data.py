@@ -95,6 +95,7 @@ def train(preset, threads, repeats=3):
 
     from sashimi_wb.models.wave_model import WaveModel
     from sashimi_wb.studies.experiments import experiment
+    from sashimi_wb.tokens.streams import shift
     from sashimi_wb.training.recipe import reuse_memory
     reuse_memory()
     torch.set_num_threads(threads)
@@ -102,7 +103,7 @@ def train(preset, threads, repeats=3):
     model = WaveModel(experiment(preset, {"sample_len": LENGTH}).model_config())
     optimizer = torch.optim.AdamW(model.parameter_groups(), fused=True)
     y = torch.randint(256, (1, LENGTH, 1))
-    x, best = torch.cat([torch.full_like(y[:, :1], 128), y[:, :-1]], 1), float("inf")
+    x, best = shift(y, 128), float("inf")
     for _ in range(repeats + 1):
         start = time.perf_counter()
         optimizer.zero_grad()

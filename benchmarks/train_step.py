@@ -20,6 +20,7 @@ def build(form, length, batch, threads):
     from sashimi_wb.models.sashimi import SaShiMiConfig
     from sashimi_wb.models.wave_model import ModelConfig, WaveModel
     from sashimi_wb.ssm.learned import KernelConfig
+    from sashimi_wb.tokens.streams import shift
     from sashimi_wb.training.recipe import reuse_memory
 
     reuse_memory()
@@ -29,7 +30,7 @@ def build(form, length, batch, threads):
     model = WaveModel(ModelConfig(8, backbone=SaShiMiConfig(kernel=kernel)))
     optimizer = torch.optim.AdamW(model.parameter_groups(), fused=True)
     y = torch.randint(256, (batch, length, 1))
-    return model, optimizer, torch.cat([torch.full_like(y[:, :1], 128), y[:, :-1]], 1), y
+    return model, optimizer, shift(y, 128), y
 
 
 def step(model, optimizer, x, y):

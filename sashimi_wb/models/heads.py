@@ -45,6 +45,7 @@ def valid_codes(
 # %% ../../nbs/models/05_heads.ipynb #4c32c805
 class Head(nn.Module):
     """What all heads share: sizes, the projection, the loss. Subclasses give log_prob, log_probs, cdf, rank and sample."""
+    tokens = "codes"                     # the targets, as of `TokenStream`: "codes" or "bytes"
     tokens_per_sample = 1
 
     def __init__(
@@ -260,6 +261,7 @@ class ByteHead(CategoricalHead):
 
     Codes are bytes, most significant first. Raises: ValueError for another depth, bytes out of range, a mode that adds
     steps up, a tie at more than one byte."""
+    tokens = "bytes"
 
     def __init__(
         self,

@@ -15,7 +15,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ..tokens.byte_tokens import whole_bytes
+from ..tokens.byte_tokens import n_placed_bytes, whole_bytes
+from ..tokens.quantization import Quantizer
+from ..tokens.streams import TokenStream
 from ..core.checks import Depth, OneOf, Range
 from ..core.system import check_bits, check_fields
 from .heads import HEADS, make_head
@@ -52,7 +54,11 @@ class ModelConfig:
     @property
     def n_inputs(self) -> int:
         """Input ids: a row for every code, or for every byte and place."""
-        return 256*whole_bytes(self.bits) if self.head == "bytes" else 2**self.bits
+        return n_placed_bytes(self.bits) if HEADS[self.head].tokens == "bytes" else 2**self.bits
+
+    def stream(self, quantizer: Quantizer) -> TokenStream:
+        """What the model is fed and what it predicts. A model on floats is given the levels of the quantizer."""
+        return TokenStream(quantizer, "dequantized" if self.input == "float" else "codes", HEADS[self.head].tokens)
 
 # %% ../../nbs/models/07_wave_model.ipynb #876e0179
 class WaveModel(nn.Module):

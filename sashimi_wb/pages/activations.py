@@ -18,13 +18,13 @@ import torch
 
 from ..core.checks import Depth, Natural
 from ..core.system import check_fields, choose
-from ..audio.windows import streams
 from ..models.heads import HEADS
 from ..studies.experiments import Experiment, experiment
 from ..audio.files import CHANNELS, AudioInfo, check_channels
 from ..tokens.layouts import interleave, token_order
 from ..models.wave_model import ModelConfig, WaveModel, stage_report, stages
 from ..tokens.quantization import check_wave
+from ..tokens.streams import shift
 from ..audio.resampling import resampler
 from ..ssm.s4 import S4Block
 from .sound_picker import Sound
@@ -148,15 +148,15 @@ def tokens_of(
     wave = resampled(CHANNELS[e.channels](wave), sound.rate, rate)[:most].astype(np.float64)
     config = replace(e, sample_len=len(wave), context_len=0, pad_len=0).data_config("-")
     wave = torch.from_numpy(wave)[None]
-    codes, n = config.quantizer.encode(wave, sound.name), config.tokens_per_sample
-    y, feed, first = streams(config, wave, codes, lambda x, fill: interleave(x, config.interleaving_strategy))
-    heard = config.quantizer.scale(wave) if config.input == "raw" else config.quantizer.decode(codes)
-    late = lambda x, fill: torch.cat([torch.full_like(x[:, :1], fill), x[:, :-1]], 1)
-    stream = late(interleave(heard, config.interleaving_strategy).repeat_interleave(n, 1), 0.0)
+    q, n = config.quantizer, config.tokens_per_sample
+    def layout(x, fill): return interleave(x, config.interleaving_strategy)
+    y, feed = config.stream.encode(wave, layout, sound.name)
+    heard = q.scale(wave) if config.input == "raw" else q.decode(q.encode(wave, sound.name))
+    stream = shift(layout(heard, 0.0).repeat_interleave(n, 1), 0.0)
     order = token_order(wave.shape[1], config.n_channels, config.interleaving_strategy)
-    channel = (order % config.n_channels).repeat_interleave(n).numpy()
-    return Tokens(late(feed, first), y, stream[0, :, 0].float().numpy(), np.roll(channel, 1), heard[0].float().numpy(),
-                  rate, rate*config.n_channels*n)
+    channel = (order % config.n_channels).repeat_interleave(n)[None]
+    return Tokens(shift(feed, config.stream.first_input), y, stream[0, :, 0].float().numpy(),
+                  shift(channel, channel[:, -1:])[0].numpy(), heard[0].float().numpy(), rate, rate*config.n_channels*n)
 
 # %% ../../nbs/pages/08_activations.ipynb #ec96214b
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..tokens.byte_tokens import silent_input
+from ..tokens.byte_tokens import place_bytes
 from ..core.system import choose, log
 from ..models.wave_model import WaveModel
 from ..tokens.quantization import Quantizer
@@ -129,6 +129,7 @@ def lay_out(
     """Lay a model out as a tape. Raises: Unsupported, with the reason."""
     if reason := why_not(model): raise Unsupported(reason)
     b, c, deepest = model.backbone, model.config.backbone, len(model.backbone.down)
+    stream = model.config.stream(quantizer)
     N, low_rank, tape, place, scales = c.kernel.d_state//2, c.kernel.form == "dplr", [], 0, []
     def put(*parts):
         nonlocal place
@@ -154,11 +155,12 @@ def lay_out(
     if model.config.input == "float":
         line = model.encoder.linear
         put(*(_fill(_real(v).ravel(), _filled(c.d_model)) for v in (line.bias, line.weight)))
-        table, first = np.append(_real(quantizer.decode(torch.arange(quantizer.n_codes))), 0), quantizer.n_codes
+        levels = _real(stream.inputs(torch.arange(quantizer.n_codes)[None, :, None])).ravel()
+        table, first = np.append(levels, stream.first_input), quantizer.n_codes
     else:
         rows = _real(model.encoder.weight)
         table = _fill(rows, len(rows), _filled(c.d_model)).ravel()
-        first = silent_input(quantizer.bits) if model.config.head == "bytes" else quantizer.zero_code
+        first = stream.first_input
     plan, n_state = np.zeros((deepest + 1, 10), np.int64), 0
     for i in range(deepest + 1):
         h = c.d_model*c.expand**i
@@ -249,7 +251,7 @@ class CompiledStepper:
                     states[heard] = reference.state
                 place_state(self.layout, tape, group.stop - group.start, row - group.start, states[heard])
         self.count = tokens.shape[1]
-        self.ids[:] = tokens[:, -1] + 256*((self.count - 1) % self.places)
+        self.ids[:] = place_bytes(tokens[:, -1:, None], self.places, (self.count - 1) % self.places).flatten()
 
     def draw(self, n: int) -> Int[Tensor, "b n"]:
         """Draw the next n tokens of every row."""

@@ -17,11 +17,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ..tokens.byte_tokens import place_bytes, silent_input
 from ..core.checks import Count, Natural, Probability, Temperature
 from ..core.system import check_fields, log
 from ..models.wave_model import WaveModel
 from ..tokens.quantization import Quantizer
+from ..tokens.streams import shift
 
 # %% ../../nbs/synthesis/01_stepping.ipynb #65c29c89
 @dataclass(frozen=True)
@@ -67,27 +67,24 @@ class Stepper:
         with torch.inference_mode(False):   # also where the caller is in that mode
             self.model = copy.deepcopy(model).eval().requires_grad_(False).to(dtype)
         self.sampling, self.where, self.dice = sampling, where, sampling.generators(batch, device)
-        self.levels, self.places, first = None, model.head.tokens_per_sample, quantizer.zero_code
-        if model.config.input == "float":
-            self.levels, first = quantizer.decode(torch.arange(quantizer.n_codes)).to(device, dtype), torch.zeros((), dtype=dtype)
-        elif model.config.head == "bytes": first = silent_input(quantizer.bits)
-        self.x = torch.full((batch, 1), first, device=device)       # the next input: what came last
+        self.stream, self.dtype, self.places = model.config.stream(quantizer), dtype, model.head.tokens_per_sample
+        before = torch.full((batch, 1), self.stream.first_input, device=device)
+        self.x = before.to(dtype) if before.is_floating_point() else before     # the next input: that of the last token
         self.state, self.count = self.model.initial_state(batch), 0
 
     def _inputs(self, tokens):
         "What the model is fed for the tokens from `count` on."
-        if self.levels is not None: return self.levels[tokens]
-        return tokens if self.places == 1 else place_bytes(tokens[..., None], self.places,
-                                                           self.count % self.places)[..., 0]
+        x = self.stream.inputs(tokens[..., None], self.count % self.places)[..., 0]
+        return x.to(self.dtype) if x.is_floating_point() else x
 
     @torch.inference_mode()
     def feed(self, tokens: Int[Tensor, "b l"], window: int = 8192) -> None:
         """Take in tokens that are known, by convolution, in windows that bound the memory."""
         if tokens.shape[1] == 0: return
-        x = torch.cat([self.x, self._inputs(tokens.to(self.x.device))], 1)
-        for part in x[:, :-1].split(window, 1):
+        feed = self._inputs(tokens.to(self.x.device))
+        for part in shift(feed, self.x).split(window, 1):
             _, self.state = self.model.backbone(self.model.encoder(part[..., None]), self.state)
-        self.x, self.count = x[:, -1:], self.count + tokens.shape[1]
+        self.x, self.count = feed[:, -1:], self.count + tokens.shape[1]
 
     @torch.inference_mode()
     def draw(self, n: int) -> Int[Tensor, "b n"]:

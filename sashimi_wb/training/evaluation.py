@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..core.system import pick_device
-from ..audio.windows import AudioData, WindowDataset, streams
+from ..audio.windows import AudioData, WindowDataset
 from ..tokens.layouts import interleave, parse_strategy
+from ..tokens.streams import shift
 from .metrics import Tally
 
 # %% ../../nbs/training/03_evaluation.ipynb #5108d136
@@ -69,10 +70,10 @@ def whole_tokens(
     before:Tensor,         # (1, 1, 1) the input of its first token
 )->tuple[Tensor, Tensor, Tensor]: # inputs (1, l, 1), targets (1, l, 1), and the input of the token after them
     """The tokens of a window that goes on from the one before it, as many as it has samples."""
-    config, q, wave = windows.config, windows.quantizer, torch.from_numpy(windows.wave(i))[None]
-    codes = q.encode(wave, windows.span(i)[0].name)
-    y, feed, _ = streams(config, wave, codes, lambda tensor, fill: interleave(tensor, config.interleaving_strategy))
-    return torch.cat([before, feed[:, :-1]], 1), y, feed[:, -1:]
+    config, wave = windows.config, torch.from_numpy(windows.wave(i))[None]
+    def layout(tensor, fill): return interleave(tensor, config.interleaving_strategy)
+    y, feed = config.stream.encode(wave, layout, windows.span(i)[0].name)
+    return shift(feed, before), y, feed[:, -1:]
 
 def whole_files(
     data:AudioData,  # whose test files are read

@@ -10,6 +10,7 @@ from test_sequence import close, in_windows, leaves, step_through
 from sashimi_wb.models.sashimi import SaShiMiConfig
 from sashimi_wb.models.wave_model import ModelConfig, WaveModel
 from sashimi_wb.ssm.learned import KernelConfig, SSMKernel
+from sashimi_wb.tokens.streams import shift
 
 torch.set_num_threads(1)
 FORMS = {"dplr": KernelConfig("dplr", 16), "diag": KernelConfig("diag", 16, disc="zoh")}
@@ -25,7 +26,7 @@ def made(form, encoder="embedding", head="categorical", length=300, width=16, la
     torch.manual_seed(0)
     model = WaveModel(ModelConfig(8, encoder, head, backbone=SaShiMiConfig(width, layers, (4, 2), kernel=FORMS[form])))
     y = torch.randint(256, (2, length, 1))
-    x = torch.cat([torch.full_like(y[:, :1], 128), y[:, :-1]], 1)
+    x = shift(y, 128)
     return model, x if encoder == "embedding" else x/128 - 1, y
 
 
@@ -59,7 +60,7 @@ def test_bf16_learns_what_float32_learns(form):
     for mixed in (False, True):
         model, _, _ = made(form)
         y = (128 + 100*torch.sin(torch.arange(600)*0.1)).long().view(2, 300, 1)
-        x = torch.cat([torch.full_like(y[:, :1], 128), y[:, :-1]], 1)
+        x = shift(y, 128)
         optimizer = torch.optim.AdamW(model.parameter_groups(0.01, 0.005))
         for _ in range(10):
             with torch.autocast("cpu", torch.bfloat16, enabled=mixed): loss = model.loss(x, y)

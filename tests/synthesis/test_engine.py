@@ -16,6 +16,7 @@ from sashimi_wb.synthesis.engine import ENGINES, CompiledStepper, Unsupported, l
 from sashimi_wb.synthesis.generation import generate, generate_stream
 from sashimi_wb.synthesis.stepping import Sampling, Stepper
 from sashimi_wb.tokens.quantization import Quantizer
+from sashimi_wb.tokens.streams import shift
 
 torch.set_num_threads(1)
 KINDS = [("embedding", "categorical", 8), ("linear_projection", "categorical", 8), ("embedding", "dml", 16),
@@ -33,7 +34,7 @@ def make(form="diag", encoder="embedding", head="categorical", bits=6, seed=0, d
 def forward(model, tokens, quantizer):
     "What the model says of every token, given those before: by convolution in double precision."
     reference = Stepper(model, len(tokens), Sampling(), quantizer)
-    x = torch.cat([reference.x, reference._inputs(tokens)[:, :-1]], 1)
+    x = shift(reference._inputs(tokens), reference.x)
     return reference.model(x[..., None], need_state=False)[0]
 
 

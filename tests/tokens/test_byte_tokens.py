@@ -10,6 +10,7 @@ from sashimi_wb.ssm.learned import KernelConfig
 from sashimi_wb.tokens.byte_tokens import from_bytes, n_bytes, place_bytes, silent_input, to_bytes
 from sashimi_wb.tokens.layouts import deinterleave, interleave
 from sashimi_wb.tokens.quantization import Quantizer
+from sashimi_wb.tokens.streams import shift
 
 
 @pytest.mark.parametrize("bits", range(1, 25))
@@ -63,9 +64,9 @@ def test_windows_steps_and_one_convolution_agree(bits, form):
     "Carried state in windows that cut samples in two, and stepping: float64, any place of a byte."
     torch.manual_seed(bits)
     config = ModelConfig(bits, head="bytes", backbone=SaShiMiConfig(8, 1, (2, 3), kernel=KernelConfig(form, 8)))
-    model, n = WaveModel(config).double(), n_bytes(bits)
+    model = WaveModel(config).double()
     y = to_bytes(torch.randint(2**bits, (2, 23, 1)), bits)
-    x = torch.cat([torch.full((2, 1, 1), silent_input(bits)), place_bytes(y, n)[:, :-1]], 1)
+    x = shift(place_bytes(y, n_bytes(bits)), silent_input(bits))
     with torch.no_grad():
         whole, _ = model(x)
         state, parts = model.initial_state(2), []
@@ -87,7 +88,7 @@ def test_the_place_is_known():
     model = WaveModel(ModelConfig(16, head="bytes",
                                   backbone=SaShiMiConfig(16, 1, (), ff=1, kernel=KernelConfig("diag", 4))))
     y = to_bytes(codes, 16)
-    x = torch.cat([torch.full((32, 1, 1), silent_input(16)), place_bytes(y, 2)[:, :-1]], 1)
+    x = shift(place_bytes(y, 2), silent_input(16))
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
     for _ in range(60):
         loss = model.loss(x, y)
