@@ -135,9 +135,10 @@ def main()->None:
     # also where it was ignored, as in the background of a shell
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        wish = json.loads(sys.stdin.readline())
+        request = json.loads(sys.stdin.readline())
         threading.Thread(target=watch, daemon=True).start()
-        carry_out(Run(from_json(Experiment, wish["experiment"]), wish["audio"], wish["runs"]), wish["every"], tell)
+        run = Run(from_json(Experiment, request["experiment"]), request["audio"], request["runs"])
+        carry_out(run, request["every"], tell)
         tell(ended="done")
     except KeyboardInterrupt as e: tell(ended="stopped", why=str(e))
     except (ValueError, OSError) as e: tell(ended="failed", why=str(e))
