@@ -20,7 +20,7 @@ from ..models.heads import HEADS
 from ..models.encoders import ENCODERS
 from ..studies.experiments import PRESETS, experiment
 from .page import FLOW, LivePage, control_style, note_html
-from ..show.players import figure_html
+from ..show.html import figure_html
 from ..tokens.quantization import QUANTIZATIONS
 from ..models.sequence_decoder import MODES
 from .sound_picker import SoundPicker

@@ -18,7 +18,8 @@ from ipywidgets import (BoundedIntText, Box, Dropdown, FloatSlider, FloatText, H
                         SelectMultiple, Text,
                         VBox)
 
-from ..show.players import figure_html, player
+from ..show.html import figure_html
+from ..show.players import player
 from .sound_picker import OWN_FILE, bundled_audio, own_audio
 from .takes import Take, Wish, clip_figure, growing_figure, takes_html
 from ..studies.trained import Saved, find_models, load_model

@@ -19,7 +19,7 @@ from ..tokens.layouts import token_order
 from ..show.synced_players import players_in_step
 from ..tokens.layout_views import NAMES, Moment, decibels, mid_side, moment_figure, moment_words, round_trip, stereo_figure, worth_bits
 from .page import FLOW, LivePage, control_style, note_html
-from ..show.players import figure_html, table
+from ..show.html import figure_html, table
 from .sound_picker import Sound, SoundPicker
 from ..show.figures import arm_color
 

@@ -17,7 +17,7 @@ from ipywidgets import HTML as Html
 from ipywidgets import Box, Button, FloatProgress, Layout, VBox, Widget
 
 from ..core.system import log
-from ..show.players import markup
+from ..show.html import markup
 
 # %% ../../nbs/pages/01_page.ipynb #bcb7fabb
 class CancelToken:

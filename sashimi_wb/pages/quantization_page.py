@@ -16,7 +16,7 @@ from ipywidgets import Box, Dropdown, FloatSlider, IntSlider, Layout, SelectionS
 from ..show.charts import plot_histogram
 from ..show.synced_players import players_in_step
 from .page import FLOW, LivePage, control_style, note_html
-from ..show.players import figure_html, table
+from ..show.html import figure_html, table
 from ..tokens.quantization import Quantizer
 from ..tokens.quantization_views import LAWS, Quantized, clips, noise_figure, sine_snr_db, sweep, whole_figure, why, zoom, zoom_figure
 from .sound_picker import Sound, SoundPicker

@@ -18,7 +18,7 @@ from ..studies.batch import near, train_command, train_parameters
 from ..show.charts import plot_curves
 from ..core.system import bundled, read_json
 from ..studies.experiments import PRESETS, Experiment, experiment
-from ..show.players import markup, table
+from ..show.html import markup, table
 from ..studies.report import bits_figure, in_step
 from ..studies.results import result_rows, rows_table, sentences
 from ..studies.run_table import PARAMETERS, Finished, arms, as_text, bundled_folder, differing

@@ -13,7 +13,7 @@ from IPython.display import HTML
 from ipywidgets import Box, Button, Dropdown, SelectMultiple, Text, VBox
 
 from .page import FLOW, LivePage, control_style, note_html, width_layout
-from ..show.players import figure_html, markup
+from ..show.html import figure_html, markup
 from ..studies.run_table import FIGURES, Finished, arms, differing, in_order, keep, read_runs, runs_table
 from .run_views import (CLIPS, CURVES, bits_of, commands, curves_of, differences, provenances,
                                         results_of,

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from ..show.charts import plot_unet
-from ..show.players import figure_html, markup, player, table
+from ..show.html import figure_html, markup, table
+from ..show.players import player
 from ..show.figures import INK, MARK, Picture, arm_color, envelope, tidy
 
 # %% ../../nbs/pages/09_stage_figures.ipynb #8044c98a

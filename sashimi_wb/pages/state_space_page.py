@@ -14,7 +14,8 @@ import numpy as np
 from ipywidgets import HTML, BoundedIntText, Box, Dropdown, FloatLogSlider, FloatText, SelectionSlider, VBox
 
 from .page import FLOW, LivePage, control_style, width_layout
-from ..show.players import figure_html, markup, player_row, table
+from ..show.html import figure_html, markup, table
+from ..show.players import player_row
 from .sound_picker import SoundPicker
 from ..ssm.learned import FORMS, KernelConfig
 from .state_space import (READ_LENGTH, eigenvalues, float32_errors, matched, memory_of, normal_part,

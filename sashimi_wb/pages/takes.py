@@ -14,7 +14,8 @@ import numpy as np
 
 from ..core.checks import Count, Natural, NonNegative, Positive, Probability, Temperature
 from ..core.system import check_fields
-from ..show.players import figure_html, markup, player
+from ..show.html import figure_html, markup
+from ..show.players import player
 from ..studies.trained import Trained
 from ..show.figures import (INK, MARK, Picture, arm_color, as_channels, draw_mel, draw_wave, mel_power,
                                      new_figure, plot_clips,

@@ -13,7 +13,8 @@ import soundfile
 
 from ..show.charts import plot_curves
 from ..show.figures import INK, Picture, plot_clips
-from ..show.players import figure_html, markup, player_row
+from ..show.html import figure_html, markup
+from ..show.players import player_row
 from ..studies.live_run import Progress, clip_files
 from ..studies.run import Run
 

@@ -19,7 +19,8 @@ from .page import FLOW, CancelToken, LivePage, RedrawLimiter, Runner, StaticCopy
 from .training_figures import clips_html, curves_html
 from ..studies.batch import train_command, train_parameters
 from ..studies.live_run import Progress, TrainingProcess
-from ..show.players import markup, player_row, table
+from ..show.html import markup, table
+from ..show.players import player_row
 from ..studies.run import Run
 
 # %% ../../nbs/pages/12_training_page.ipynb #665f4bfa

@@ -22,7 +22,7 @@ from ..core.system import file_name, log, reading, write_atomic
 from ..show.synced_players import players_in_step
 from ..tokens.layouts import token_order
 from ..tokens.layout_views import stereo_figure
-from ..show.players import figure_html, markup
+from ..show.html import figure_html, markup
 from ..tokens.quantization import Quantizer
 from ..tokens.quantization_views import Quantized, noise_figure, sweep
 from .results import BASELINES, result_rows, result_table

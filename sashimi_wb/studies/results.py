@@ -12,7 +12,7 @@ from IPython.display import HTML
 from ..core.system import choose
 from .experiments import ABLATIONS
 from ..training.metrics import bits_per_byte, compression_ratio
-from ..show.players import markup, table
+from ..show.html import markup, table
 
 # %% ../../nbs/studies/04_results.ipynb #78dca2f0
 METRICS = {"bits_per_sample": "bits per sample", "realisable": "bits, dequantized input", "whole": "whole file",

@@ -21,7 +21,7 @@ from IPython.display import HTML
 from ..core.system import bundled, from_json, read_json, runs_folder
 from .experiments import Experiment
 from ..audio.files import audio_names
-from ..show.players import markup, table
+from ..show.html import markup, table
 from .results import BASELINES, COLUMNS, METRICS, coded_signal
 from .run import check_record
 from .trained import describe

@@ -25,7 +25,8 @@ from sashimi_wb.show.charts import (
     plot_unet,
 )
 from sashimi_wb.show.figures import arm_color, figure_png, mel_sizes, plot_clips, plot_mel, plot_wave
-from sashimi_wb.show.players import figure_html, mean_spread, pcm16, player, player_row, table
+from sashimi_wb.show.html import figure_html, mean_spread, table
+from sashimi_wb.show.players import pcm16, player, player_row
 
 RATE = 8_000
 WAVE = 0.5 * np.sin(np.arange(RATE) * 0.2)[:, None] * np.array([1, 0.5])

@@ -21,7 +21,8 @@ from sashimi_wb.pages.takes import takes_html
 from sashimi_wb.pages.training_figures import clips_html, curves_html
 from sashimi_wb.pages.training_page import plan_html, result_html
 from sashimi_wb.show.figures import label_text, new_figure, plot_clips, plot_mel, plot_wave, tidy
-from sashimi_wb.show.players import figure_html, player, player_row, table
+from sashimi_wb.show.html import figure_html, table
+from sashimi_wb.show.players import player, player_row
 from sashimi_wb.show.synced_players import players_in_step
 from sashimi_wb.studies.live_run import Progress
 from sashimi_wb.studies.report import report_html
