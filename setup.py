@@ -1,4 +1,4 @@
-"""Package metadata comes from settings.ini, the one place where it is written down; what else goes into a wheel is listed here."""
+"""Build the package: metadata comes from settings.ini; the files that a wheel holds beside modules are listed here."""
 from configparser import ConfigParser
 from pathlib import Path
 from shutil import copyfile, rmtree
@@ -11,16 +11,19 @@ config = ConfigParser(delimiters=["="])
 config.read(here / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
 
-# What the commands and pages of an installed package need beside its modules; `core.system.bundled` finds it again.
-SHARED = ["data/README.md", "data/music/*.flac", "data/digits/*.flac", "data/checkpoints/*", "nbs/**/*.ipynb", "nbs/*.json",
-          "nbs/images/*.png"]
+# Files that the commands and pages of an installed package need; `core.system.bundled` finds them.
+SHARED = ["data/README.md", "data/music/*.flac", "data/digits/*.flac", "data/checkpoints/*",
+          "nbs/**/*.ipynb", "nbs/*.json", "nbs/images/*.png"]
 
 
 class BuildWithShared(build_py):
-    """The modules, and in `sashimi_wb/_share` what stands beside the package in a clone; an editable install uses the clone."""
+    """Build the modules, and copy the shared files of a clone into `sashimi_wb/_share`.
+
+    An editable install copies nothing: it uses the files of the clone."""
 
     def run(self):
-        if not self.editable_mode: rmtree(Path(self.build_lib) / "sashimi_wb", ignore_errors=True)  # left by an earlier build
+        if not self.editable_mode:    # an earlier build may have left files
+            rmtree(Path(self.build_lib) / "sashimi_wb", ignore_errors=True)
         super().run()
         if self.editable_mode: return
         for source in sorted(path for pattern in SHARED for path in here.glob(pattern)):

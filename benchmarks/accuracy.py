@@ -1,10 +1,11 @@
-"""How far float32 is from float64, and three ways of running from each other: the largest errors, in one run.
+"""Measure the error of float32 against float64, and the differences between the three ways to run a model.
 
     python benchmarks/accuracy.py [--samples 16384] [--steps 131072] [--threads 2]
 
-Kernels: the largest error of a channel, relative to its peak; "train" and "window" double, "sums" are Cauchy or Vandermonde
-sums. Gradients: of a kernel under white noise, the largest entry's error relative to the largest entry, the worst parameter.
-Full size: 8 layers, width 64, state 64, pools 4 and 4, 8 bit; differences of the logits, relative to the largest logit.
+Kernels: largest error of a channel, relative to its peak. "train" and "window" compute the kernel by doubling, "sums"
+by Cauchy or Vandermonde sums. Gradients: a kernel is weighted by white noise; the largest error of an entry relative
+to the largest entry, for the worst parameter. Full size: 8 layers, width 64, state 64, pools 4 and 4, 8 bits;
+differences of the logits, relative to the largest logit.
 """
 import argparse
 import copy
@@ -24,16 +25,17 @@ LENGTHS = [1, 2, 3, 63, 64, 65, 1000, 1024, 16000, 16001, 131072]
 
 
 def line(first, values):
+    """Print one row of a table."""
     print(f"{first:>16} " + " ".join(f"{v if isinstance(v, str) else f'{v:.1e}':>12}" for v in values), flush=True)
 
 
 def by_sums(kernel, length, dtype):
-    """The kernel by way of its spectrum."""
+    """The kernel, computed through its spectrum."""
     return dplr_kernel_cauchy(*kernel.continuous(), length, "torch", dtype)
 
 
 def made(form, width=64):
-    """A kernel in float32 and the same in float64."""
+    """A kernel in float32, and a copy in float64."""
     torch.manual_seed(0)
     kernel = SSMKernel(width, FORMS[form])
     return kernel, copy.deepcopy(kernel).double()
@@ -41,7 +43,7 @@ def made(form, width=64):
 
 @torch.no_grad()
 def kernels():
-    """Errors of channels; a channel's peak is that of its first 64 samples at least."""
+    """Print errors of channels, relative to the peak over at least the first 64 samples."""
     print("\nkernels, width 64, state 64, float32 against float64")
     line("length", ["dplr train", "dplr window", "sums f64", "sums f32", "diag train", "diag window"])
     (dplr, exact), (diag, diag_exact) = made("dplr"), made("diag")
@@ -56,7 +58,7 @@ def kernels():
 
 @torch.no_grad()
 def infinite_node():
-    """At even lengths the spectrum's last node is infinite; there it is an alternating sum of the kernel."""
+    """Print errors at even lengths, where the last node is infinite and the spectrum is an alternating sum."""
     _, exact = made("dplr")
     sums = [(by_sums(exact, length, torch.float64) - exact(length)).abs().max().item()
             for length in (2, 64, 1024, 16000)]
@@ -64,29 +66,34 @@ def infinite_node():
 
 
 def gradients():
-    """Errors of gradients, and which parameter has the largest."""
+    """Print the largest error of a gradient, and the parameter it belongs to."""
+    def train(kernel, length): return kernel(length)
+    def window(kernel, length): return kernel.window(length).K
+    def sums_f64(kernel, length): return by_sums(kernel, length, torch.float64)
+    def sums_f32(kernel, length): return by_sums(kernel, length, torch.float32)
+    methods = {"dplr": (train, window, sums_f64, sums_f32), "diag": (train,)}
     print("\ngradients of a kernel, width 16, state 64, float32 against float64")
     line("length", ["dplr train", "dplr window", "sums f64", "sums f32", "diag train"])
     for length in LENGTHS:
         row = []
-        for form, ways in {"dplr": [lambda k, n: k(n), lambda k, n: k.window(n).K, lambda k,
-                                    n: by_sums(k, n, torch.float64),
-                                    lambda k, n: by_sums(k, n, torch.float32)], "diag": [lambda k, n: k(n)]}.items():
+        for form, computations in methods.items():
             kernel, exact = made(form, 16)
             noise = torch.randn(1, 16, length, dtype=torch.float64)
             wanted = torch.autograd.grad((exact(length)*noise).sum(), list(exact.parameters()))
-            for way in ways:
-                got = torch.autograd.grad((way(kernel, length)*noise).sum(), list(kernel.parameters()))
+            for compute in computations:
+                got = torch.autograd.grad((compute(kernel, length)*noise).sum(), list(kernel.parameters()))
                 worst, name = max(zip(map(relative, got, wanted), dict(kernel.named_parameters())))
                 row.append(f"{worst:.0e} {name}")
         line(f"{length:,}", row)
 
 
-def relative(a, b): return ((a.double() - b).abs().max()/b.abs().max()).item()
+def relative(a, b):
+    """The largest difference to `b`, over the largest value of `b`."""
+    return ((a.double() - b).abs().max()/b.abs().max()).item()
 
 
 def model_gradients(form, samples):
-    """Of the full-size model's loss: every parameter's gradient against float64."""
+    """Print errors of the gradients of the full-size model's loss, over all parameters."""
     torch.manual_seed(0)
     model = WaveModel(ModelConfig(8, backbone=SaShiMiConfig(kernel=FORMS[form])))
     x, y = torch.randint(256, (2, 1, samples, 1))
@@ -95,13 +102,14 @@ def model_gradients(form, samples):
     for loss in losses: loss.backward()
     rows = sorted(((relative(p.grad, q.grad), name)
                    for (name, p), q in zip(model.named_parameters(), exact.parameters())), reverse=True)
-    print(f"\nfull size, {form}, gradients of the loss over {samples:,} samples: loss {abs(losses[0] - losses[1]).item():.1e},"
-          f" the worst {rows[0][0]:.1e} {rows[0][1]}, the median {rows[len(rows)//2][0]:.1e}")
+    (worst, name), (median, _), off = rows[0], rows[len(rows)//2], abs(losses[0] - losses[1]).item()
+    print(f"\nfull size, {form}, gradients of the loss over {samples:,} samples: loss {off:.1e}, "
+          f"the worst {worst:.1e} {name}, the median {median:.1e}")
 
 
 @torch.no_grad()
 def three_ways(form, samples):
-    """One convolution, windows in sequence and steps, of the full-size model in float32."""
+    """Compare one convolution, windows in sequence and steps of the full-size model in float32."""
     torch.manual_seed(0)
     model = WaveModel(ModelConfig(8, backbone=SaShiMiConfig(kernel=FORMS[form]))).eval()
     x = torch.randint(256, (1, samples, 1))
@@ -125,7 +133,7 @@ def three_ways(form, samples):
 
 @torch.no_grad()
 def over_time(form, steps):
-    """Errors of one layer's steps in float32 against its convolution in float64, by eighths of the time."""
+    """Print errors of one layer's steps in float32 against its convolution in float64, by eighths of the time."""
     torch.manual_seed(0)
     layer, u = S4(64, FORMS[form]), torch.randn(1, steps, 64)
     exact = copy.deepcopy(layer).double()(u.double(), need_state=False)[0]

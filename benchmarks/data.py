@@ -1,10 +1,11 @@
-"""Does loading keep up with training? Windows per second by format, beside what the models consume; and an index of many files.
+"""Does loading keep up with training? Measure windows per second by format, training steps, and indexing.
 
     python benchmarks/data.py [--threads 2] [--seconds 5] [--files 100000 | --files 0]
 
-The audio is the bundled music, written as wav, flac, ogg, mp3 and five-stream mp4 into a temporary folder: 44.1 kHz stereo, read as
-mono windows of 8,192 samples by one thread a process. Files are in the memory of the system by then, as a corpus smaller than it is while training.
-The last part makes a corpus of so many files (links to a few), and indexes it without and with a cache.
+The audio is the bundled music, written as wav, flac, ogg, mp3 and five-stream mp4 into a temporary folder: 44.1 kHz
+stereo, read as mono windows of 8,192 samples with one thread per process. The files are in the system's page cache,
+as those of a corpus that fits into memory are during training. The last part makes a corpus of many files (links to a
+few) and indexes it without and with a cache.
 """
 import argparse
 import json
@@ -23,7 +24,7 @@ KINDS = ("wav", "flac", "ogg", "mp3", "mp4")
 # ---- the audio
 
 def music(seconds):
-    """Bundled pieces, one after the other, of so many seconds each: three arrays (t 2), float32."""
+    """Three arrays (t 2), float32, each of bundled pieces in sequence, repeated to the given seconds."""
     import numpy as np
     import soundfile as sf
 
@@ -35,7 +36,7 @@ def music(seconds):
 
 
 def write_mp4(path, wave):
-    """Five AAC streams, as in MUSDB18."""
+    """Write five AAC streams, as in MUSDB18."""
     import av
     import numpy as np
     with av.open(str(path), "w") as c:
@@ -51,7 +52,7 @@ def write_mp4(path, wave):
 
 
 def write_corpus(folder, seconds=60):
-    """The same music in every format."""
+    """Write the same music in every format."""
     import soundfile as sf
     for i, wave in enumerate(music(seconds)):
         for kind in KINDS:
@@ -66,7 +67,7 @@ def write_corpus(folder, seconds=60):
 # ---- loading
 
 def load(folder, workers, seconds):
-    """Windows per second of a training loader, at the files' rate and at 16 kHz."""
+    """Windows per second of a training loader, at the sample rate of the files and at 16 kHz."""
     import torch
 
     from sashimi_wb.audio.windows import AudioData, DataConfig
@@ -76,7 +77,7 @@ def load(folder, workers, seconds):
 
 
 def windows(data, seconds):
-    """Windows per second of training batches, once the first one of an epoch is there."""
+    """Windows per second of training batches, not counting the first batch of an epoch."""
     n = spent = epoch = 0
     while spent < seconds:
         batches = iter(data.train_loader(epoch))
@@ -90,7 +91,7 @@ def windows(data, seconds):
 
 
 def train(preset, threads, repeats=3):
-    """Windows per second of training steps of a preset's model, one window each."""
+    """Windows per second of training steps of a preset's model, with batch size 1."""
     import torch
 
     from sashimi_wb.models.wave_model import WaveModel
@@ -116,7 +117,7 @@ def train(preset, threads, repeats=3):
 # ---- the index
 
 def write_many(folder, n):
-    """A corpus of n one-second files, half wav and half flac, in folders of a thousand: links to forty."""
+    """Write a corpus of n one-second files, half wav and half flac, in folders of a thousand: links to forty files."""
     import numpy as np
     import soundfile as sf
     waves = [np.random.default_rng(i).normal(0, 0.1, 16_000).clip(-1, 1) for i in range(40)]
@@ -127,20 +128,20 @@ def write_many(folder, n):
         path = folder/"many"/f"{i//1000:04}"/f"{i:07}{source.suffix}"
         if not i % 1000: path.parent.mkdir(parents=True)
         try: os.link(source, path)
-        except OSError: path.symlink_to(source)  # a file system without hard links; then few files are looked at
+        except OSError: path.symlink_to(source)  # no hard links here; then only forty files are read
 
 
 def memory(name):
-    """Bytes of this process: "VmRSS" now, "VmHWM" at most; 0 where there is no /proc."""
+    """Bytes of memory of this process: "VmRSS" at present, "VmHWM" the peak; 0 where there is no /proc."""
     try: return next(int(line.split()[1])*1024 for line in open("/proc/self/status") if line.startswith(name))
     except (OSError, StopIteration): return 0
 
 
 def index(folder):
-    """Seconds and memory of one index."""
+    """Seconds and memory of indexing a folder."""
     from sashimi_wb.audio.index import cache_path, index_audio
-    # the peak counts from here
-    Path("/proc/self/clear_refs").exists() and Path("/proc/self/clear_refs").write_text("5")
+    reset = Path("/proc/self/clear_refs")
+    if reset.exists(): reset.write_text("5")    # the peak of memory counts from here
     idle, start = memory("VmRSS"), time.perf_counter()
     infos = index_audio(folder)
     spent = time.perf_counter() - start
@@ -150,9 +151,9 @@ def index(folder):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=2, help="of a training step")
-    parser.add_argument("--seconds", type=float, default=5, help="of loading, for every row")
-    parser.add_argument("--files", type=int, default=100_000, help="of the corpus that is indexed; 0: no such part")
+    parser.add_argument("--threads", type=int, default=2, help="threads of a training step")
+    parser.add_argument("--seconds", type=float, default=5, help="seconds of loading per measurement")
+    parser.add_argument("--files", type=int, default=100_000, help="files of the corpus to index; 0: skip this part")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.case:
@@ -166,28 +167,33 @@ def main():
     with tempfile.TemporaryDirectory() as top:
         os.environ["SASHIMI_WB_CACHE"] = f"{top}/cache"
         write_corpus(Path(top))
-        print(f"\nwindows of {LENGTH:,} samples a second\n{'':8} {'at the rate of the file':^23}  {'resampled to 16 kHz':^23}")
+        print(f"\nwindows of {LENGTH:,} samples per second")
+        print(f"{'':8} {'at the rate of the file':^23}  {'resampled to 16 kHz':^23}")
         print(f"{'format':8} {'0 workers':>11} {'2 workers':>11}  {'0 workers':>11} {'2 workers':>11}")
         for kind in KINDS:
             none, two = (case(__file__, "--case", f"load,{top}/{kind},{workers}", *common) for workers in (0, 2))
             if note := none.get("note") or two.get("note"): print(f"{kind:8} {note}", flush=True)
             else:
-                print(f"{kind:8} {none['None']:11,.0f} {two['None']:11,.0f}  {none['16000']:11,.0f} {two['16000']:11,.0f}", flush=True)
+                native, resampled = ([row[rate] for row in (none, two)] for rate in ("None", "16000"))
+                print(f"{kind:8} {native[0]:11,.0f} {native[1]:11,.0f}  {resampled[0]:11,.0f} {resampled[1]:11,.0f}",
+                      flush=True)
     print("\none training step, batch 1, 8 bit, categorical")
     for name, preset in (("small", "small"), ("full size", "sashimi-musdb18mono")):
         row = case(__file__, "--case", f"train,{preset}", *common)
-        print(f"{name:10}", row.get("note") or f"{row['rate']:.2f} windows a second ({row['parameters']:,} parameters)",
-              flush=True)
+        if "note" in row: print(f"{name:10} {row['note']}", flush=True)
+        else: print(f"{name:10} {row['rate']:.2f} windows per second ({row['parameters']:,} parameters)", flush=True)
     if not args.files: return
     with tempfile.TemporaryDirectory() as top:
         os.environ["SASHIMI_WB_CACHE"] = f"{top}/cache"
         write_many(Path(top), args.files)
-        print(f"\nindex of {args.files:,} files\n{'':20} {'seconds':>8} {'files/s':>9} {'MB more':>9} {'MB idle':>9} {'MB cache':>9}")
+        print(f"\nindex of {args.files:,} files")
+        print(f"{'':20} {'seconds':>8} {'files/s':>9} {'MB more':>9} {'MB idle':>9} {'MB cache':>9}")
         for what in ("without a cache", "with it"):
             row = case(__file__, "--case", f"index,{top}/many", *common, limit=3600)
             if "note" in row: print(f"{what:20} {row['note']}", flush=True)
             else:
-                print(f"{what:20} {row['seconds']:8.1f} {row['files']/row['seconds']:9,.0f} {row['more_mb']:9.0f} {row['idle_mb']:9.0f} {row['cache_mb']:9.1f}", flush=True)
+                print(f"{what:20} {row['seconds']:8.1f} {row['files']/row['seconds']:9,.0f} {row['more_mb']:9.0f} "
+                      f"{row['idle_mb']:9.0f} {row['cache_mb']:9.1f}", flush=True)
 
 
 if __name__ == "__main__": main()

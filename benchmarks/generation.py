@@ -1,13 +1,14 @@
-"""Samples a second of every way to generate, against what the caches and the arithmetic of this machine allow.
+"""Measure samples per second of every engine, and compare them with the limits of this machine's caches and arithmetic.
 
     python benchmarks/generation.py [--seconds 3]
 
-The full-size model, 8 bit, categorical, unless said otherwise. "plain torch" is the model's own `step` in float32, one
-row; "reference" is `Stepper`, the same in float64. Each rate is the best of some stretches of a few seconds. The bound
-by memory takes every byte of weights and states that a sample touches, by the rate at which one core reads an array that
-lies in its second cache, and one as large as the whole model; the bound by arithmetic takes the multiply-adds by the rate
-of one layer that lies in the first cache. "first" and "later" calls are whole processes, with an empty and a filled cache of
-compiled code, less the time they take to import torch and make the model.
+The model is the full-size one, 8 bits, categorical, unless stated otherwise. "plain torch" is the model's own `step`
+in float32, one row; "reference" is `Stepper`, the same in float64. Each rate is the best of several runs of a few
+seconds. The bound by memory divides the rate at which one core reads memory by the bytes of weights and states that a
+sample needs; the rate is measured on an array that fits into the second-level cache, and on one of the size of the
+model. The bound by arithmetic divides the rate of multiply-adds in a layer that fits into the first-level cache by
+those that a sample needs. "first" and "later" calls are new processes, with an empty and a filled cache of compiled
+code, without the time to import torch and to build the model.
 """
 import argparse
 import json
@@ -31,7 +32,7 @@ def full_size(form="diag", head="categorical", bits=8):
 
 
 def rate(work, unit, seconds, repeats=3):
-    """Units a second: the best of some stretches; `work(n)` does n units."""
+    """Units per second, the best of several runs; `work(n)` does n units."""
     n, best = unit, 0.0
     work(unit)
     for _ in range(repeats + 1):
@@ -43,7 +44,7 @@ def rate(work, unit, seconds, repeats=3):
 
 
 def engine_rate(form, head, bits, batch, threads, engine, seconds):
-    """Samples a second of all rows together."""
+    """Samples per second, summed over all rows."""
     import torch
 
     from sashimi_wb.synthesis.engine import make_engine
@@ -55,7 +56,7 @@ def engine_rate(form, head, bits, batch, threads, engine, seconds):
 
 
 def depth_ratio(seconds, rounds=4):
-    """16-bit mixtures against 8-bit classes, turn by turn, so that both meet the same machine."""
+    """Rates of 8-bit classes and 16-bit mixtures, measured alternately so that both see the same load."""
     best = [0.0, 0.0]
     for _ in range(rounds):
         for i, (head, bits) in enumerate((("categorical", 8), ("dml", 16))):
@@ -64,21 +65,22 @@ def depth_ratio(seconds, rounds=4):
 
 
 def torch_rate(form, seconds):
-    """Samples a second of the model's own step, float32, one row."""
+    """Samples per second of the model's own step, float32, one row."""
     import torch
     torch.set_num_threads(1)
     model = full_size(form)
-    held = [torch.zeros(1, 1, dtype=torch.int64), model.initial_state(1)]
+    token, state = torch.zeros(1, 1, dtype=torch.int64), model.initial_state(1)
     @torch.inference_mode()
     def work(n):
+        nonlocal token, state
         for _ in range(n):
-            params, held[1] = model.step(*held)
-            held[0] = model.head.sample(params)[:, None]
+            params, state = model.step(token, state)
+            token = model.head.sample(params)[:, None]
     return rate(work, 16, seconds)
 
 
 def first_call():
-    """Seconds from the model to its first samples, in this process."""
+    """Seconds from a model to its first samples, in this process."""
     import torch
     torch.set_num_threads(1)
     model = full_size()
@@ -89,7 +91,7 @@ def first_call():
 
 
 def levels(form):
-    """Of every level: how often it runs in a sample, its floats of tape and of state, its multiply-adds."""
+    """For every level: how often it runs per sample, its floats of weights and of state, its multiply-adds."""
     from sashimi_wb.synthesis.engine import lay_out
     from sashimi_wb.tokens.quantization import Quantizer
     layout = lay_out(full_size(form), Quantizer(bits=8))
@@ -105,7 +107,7 @@ def levels(form):
 
 
 def stage_times(form, seconds):
-    """Microseconds of the stage of every level, run again and again."""
+    """Microseconds of one run of the stage of every level."""
     from sashimi_wb.synthesis.compiled_step import stage, zeros
     from sashimi_wb.synthesis.engine import lay_out
     from sashimi_wb.tokens.quantization import Quantizer
@@ -120,7 +122,7 @@ def stage_times(form, seconds):
 
 
 def machine_rates(seconds):
-    """Bytes a second read from arrays of several sizes, and multiply-adds a second, one core."""
+    """Bytes per second read from arrays of several sizes, and multiply-adds per second, on one core."""
     from sashimi_wb.synthesis.compiled_step import affine, zeros
     from sashimi_wb.synthesis.simd import jit, load, spread, total
 
@@ -145,7 +147,7 @@ def machine_rates(seconds):
 
 
 def bound(form, seconds):
-    """Bytes and multiply-adds of a sample, and the samples a second that they allow."""
+    """Bytes and multiply-adds of a sample, and the samples per second that they allow."""
     reads, multiplies = machine_rates(seconds)
     rows = levels(form)
     n_bytes = 4*sum(r["share"]*(r["weights"] + 2*r["states"]) for r in rows) + 4*64*256
@@ -167,7 +169,7 @@ def main():
         return print(json.dumps({"engine": engine_rate, "depth": depth_ratio, "torch": torch_rate, "first": first_call,
                                  "bound": bound}[what](*rest)))
     def ask(*what): return case(__file__, "--seconds", args.seconds, "--case", json.dumps(what))
-    print("generation, full-size model, samples a second")
+    print("generation, full-size model, samples per second")
     print(describe(2))
     s, found = args.seconds, {}
     def show(name, value, goal=""): print(f"{name:58} {value:>12} {goal:>12}", flush=True)
@@ -185,7 +187,7 @@ def main():
          f"{ask('engine', 'dplr', 'categorical', 8, 32, 2, 'compiled', s):,.0f}")
     plain, deep = ask("depth", s)
     show("diag, 16 bit, dml, batch 1", f"{deep:,.0f}")
-    show("  ratio to 8 bit categorical, turn by turn", f"{deep/plain:.2f}", "0.85")
+    show("  ratio to 8 bit categorical, alternately", f"{deep/plain:.2f}", "0.85")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["NUMBA_CACHE_DIR"] = folder
         for name, goal in (("first call, compiling, seconds", "20"), ("later call in a new process, seconds", "1")):
@@ -193,14 +195,15 @@ def main():
     os.environ.pop("NUMBA_CACHE_DIR")
     for form in ("diag", "dplr"):
         b = ask("bound", form, s)
-        print(f"\n{form}: {b['bytes']/1e6:.2f} MB and {b['adds']/1e3:.0f} thousand multiply-adds a sample")
+        print(f"\n{form}: {b['bytes']/1e6:.2f} MB and {b['adds']/1e3:.0f} thousand multiply-adds per sample")
         for name, value in b["by memory"].items():
             show(f"  bound by memory, {b['reads'][name]/1e9:.0f} GB/s ({name})", f"{value:,.0f}")
         show(f"  bound by arithmetic, {b['multiplies']/1e9:.0f} G/s", f"{b['by arithmetic']:,.0f}")
-        for row, time_ in zip(b["levels"], b["times"]):
+        for row, time_us in zip(b["levels"], b["times"]):
             mb = 4*(row["weights"] + 2*row["states"])/1e6
-            show(f"  stage of width {row['width']}, {mb:.1f} MB: {time_:.0f} us at {mb*1e6/time_/1e3:.0f} GB/s, of every sample", f"{time_*row['share']:.1f} us")
-        show("  together with the rest, as generated", f"{1e6/found[form]:.1f} us")
+            stage = f"  stage of width {row['width']}, {mb:.1f} MB: {time_us:.0f} us at {mb*1e3/time_us:.0f} GB/s"
+            show(f"{stage}, per sample", f"{time_us*row['share']:.1f} us")
+        show("  whole sample, as generated", f"{1e6/found[form]:.1f} us")
 
 
 if __name__ == "__main__": main()

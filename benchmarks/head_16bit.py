@@ -1,12 +1,12 @@
-"""Seconds and memory of a categorical head's loss and gradients at 65,536 codes, for every way of computing it.
+"""Measure time and memory of a categorical head's loss and gradients at 65,536 codes, for four implementations.
 
     python benchmarks/head_16bit.py [--tokens 8192] [--codes 65536] [--threads 2]
 
-Ways: "plain" keeps all logits; "torch chunked" is `torch.nn.functional.linear_cross_entropy`, where torch has it;
-"checkpointed" makes blocks of 256 tokens again in the backward pass; "blocks" is `sashimi_wb.models.blocked_cross_entropy`. Memory is
-the peak above that of inputs and parameters, gradients included; each way has a process of its own. Time is the best of
-some steps after a first. Ratios are to "plain"; differences are those of the loss and of single gradients, over the
-largest of the same array of "plain".
+"plain" stores all logits; "torch chunked" is `torch.nn.functional.linear_cross_entropy`, if torch has it;
+"checkpointed" recomputes blocks of 256 tokens in the backward pass; "blocks" is
+`sashimi_wb.models.blocked_cross_entropy`. Memory is the peak minus that of inputs and parameters, gradients included;
+each implementation runs in its own process. Time is the best of several steps after the first. Ratios are to "plain".
+Differences to "plain", in loss and gradients, are relative to the largest value of the same array.
 """
 import argparse
 import json
@@ -21,7 +21,7 @@ WAYS = ["plain", "torch chunked", "checkpointed", "blocks"]
 
 
 def ways(name):
-    """The loss as a function of feats, table, bias, codes; None where torch does not have it."""
+    """An implementation of the loss by name, a function of feats, table, bias, codes; None if torch lacks it."""
     import torch
     from torch.nn import functional as F
     from torch.utils.checkpoint import checkpoint
@@ -45,7 +45,7 @@ def ways(name):
 
 
 def measure(name, tokens, codes, width, threads, repeats, folder):
-    """One way: a first step, then more of them against the clock; loss and gradients go to a file."""
+    """Time one implementation after a first step; write loss and gradients to a file."""
     import torch
 
     from sashimi_wb.training.recipe import peak_bytes
@@ -70,7 +70,7 @@ def measure(name, tokens, codes, width, threads, repeats, folder):
 
 
 def difference(folder, name):
-    """The largest difference of a loss or gradient to that of "plain", over the largest value of its array."""
+    """The largest difference to "plain" in loss and gradients, relative to the largest value of the array."""
     found, want = (np.load(Path(folder)/f"{n}.npz") for n in (name, "plain"))
     return max(float(np.abs(found[k] - want[k]).max()/np.abs(want[k]).max()) for k in want)
 
@@ -85,7 +85,8 @@ def main():
     if args.case:
         return print(json.dumps(measure(args.case, args.tokens, args.codes, args.width, args.threads, args.repeats,
                                         args.folder)))
-    print(f"loss and gradients of a categorical head: {args.tokens:,} tokens, {args.codes:,} codes, width {args.width}, float32")
+    print(f"loss and gradients of a categorical head: "
+          f"{args.tokens:,} tokens, {args.codes:,} codes, width {args.width}, float32")
     print(describe(args.threads))
     print(f"{'way':14} {'seconds':>8} {'extra MB':>9} {'time ratio':>11} {'largest difference':>19}")
     options = [word for name in ("tokens", "codes", "width", "threads", "repeats")

@@ -1,9 +1,10 @@
-"""Seconds and memory of one layer's kernel for every way of computing it, and of the whole layer, at three lengths.
+"""Measure time and memory of one layer's kernel for every method, and of the whole layer, at three lengths.
 
     python benchmarks/kernels.py [--lengths 8192 131072 1048576] [--threads 2] [--limit 600]
 
-Width 64, 32 conjugate pairs. A way is a form ("dplr", "diag") and a setting of `KernelConfig.method`; "layer" is S4 with
-its convolution. Ratios are to "auto" of the same form and length, of one run. pykeops compiles in a case that is not timed.
+Width 64, 32 conjugate pairs. A case is a form ("dplr", "diag") and a value of `KernelConfig.method`; "layer" is S4
+with its convolution. Ratios are to "auto" of the same form and length in the same run. pykeops compiles in a case
+that is not timed.
 """
 import argparse
 import json
@@ -16,7 +17,7 @@ LENGTHS = [8192, 131072, 1048576]
 
 
 def measure(way, length, args):
-    """One case: forward without gradient, then forward and backward, the best of some; memory is of all."""
+    """Time a forward pass without gradients, and a forward and backward pass, the best of several runs."""
     import torch
 
     from sashimi_wb.ssm.kernel_cauchy import keops_works
@@ -34,7 +35,7 @@ def measure(way, length, args):
         layer = S4(args.width, config)
         def run(length): return layer(torch.randn(1, length, args.width), need_state=False)[0]
     else: run = SSMKernel(args.width, config)
-    run(64).sum().backward()                                   # warm: thread pools, compiled formulas
+    run(64).sum().backward()     # warm-up: thread pools, compiled formulas
     idle, forward, both = peak_bytes(), [], []
     for _ in range(args.repeats):
         start = time.perf_counter()
@@ -56,18 +57,20 @@ def main():
     parser.add_argument("--d-state", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--limit", type=float, default=600, help="seconds for one case")
+    parser.add_argument("--limit", type=float, default=600, help="seconds per case")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.case:
         way, length = args.case.split(",")
         return print(json.dumps(measure(way, int(length), args)))
     options = ["--width", args.width, "--d-state", args.d_state, "--threads", args.threads, "--repeats", args.repeats]
-    print(f"one layer: width {args.width}, state {args.d_state} ({args.d_state//2} pairs), n_ssm 1, float32 with float64 inside")
+    print(f"one layer: width {args.width}, state {args.d_state} ({args.d_state//2} pairs), n_ssm 1, "
+          "float32, float64 inside the kernel")
     print(describe(args.threads))
     for way in args.ways:
-        if "keops" in way: case(__file__, "--case", f"{way},64", *options)   # compile outside the limit
-    print(f"{'way':11} {'length':>9} {'forward s':>10} {'with backward':>14} {'extra GB':>9} {'peak GB':>8} {'ratio':>6}")
+        if "keops" in way: case(__file__, "--case", f"{way},64", *options)   # compile outside the time limit
+    columns = f"{'forward s':>10} {'with backward':>14} {'extra GB':>9} {'peak GB':>8} {'ratio':>6}"
+    print(f"{'method':11} {'length':>9} {columns}")
     for length in args.lengths:
         base = {}
         for way in args.ways:
@@ -77,8 +80,8 @@ def main():
                 continue
             form = way.split()[0]
             base.setdefault(form, row["both"] if way == f"{form} auto" else float("nan"))
-            print(f"{way:11} {length:9,} {row['forward']:10.3f} {row['both']:14.3f} {row['extra_gb']:9.3f} {row['peak_gb']:8.2f}"
-                  f" {row['both']/base[form]:6.2f}", flush=True)
+            print(f"{way:11} {length:9,} {row['forward']:10.3f} {row['both']:14.3f} {row['extra_gb']:9.3f} "
+                  f"{row['peak_gb']:8.2f} {row['both']/base[form]:6.2f}", flush=True)
 
 
 if __name__ == "__main__": main()

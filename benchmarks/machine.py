@@ -1,4 +1,4 @@
-"""What a benchmark prints beside its numbers, and a process of its own for every case, so that its peak memory is its own."""
+"""Describe the machine, and run each case of a benchmark in its own process, which measures its peak memory alone."""
 import json
 import platform
 import subprocess
@@ -6,19 +6,22 @@ import sys
 
 
 def processor():
-    """The processor's name, where the system tells it."""
+    """The name of the processor, if the system reports it."""
     try: return next(line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name"))
     except (OSError, StopIteration): return platform.processor() or platform.machine()
 
 
 def describe(threads):
-    """One line on hardware and software."""
+    """Hardware and software in one line."""
     import torch
-    return f"{processor()}, {threads} threads, {platform.system()}, Python {platform.python_version()}, torch {torch.__version__}"
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    return f"{processor()}, {threads} threads, {platform.system()}, {versions}"
 
 
 def case(script, *arguments, limit=600):
-    """Run `script` again with `arguments`; its last line is JSON. A case that fails or takes too long gives {"note": why}."""
+    """Run `script` with `arguments` in a new process and read its last line as JSON.
+
+    A case that fails, or takes over `limit` seconds, gives {"note": reason}."""
     try:
         done = subprocess.run([sys.executable, script, *map(str, arguments)], capture_output=True, text=True,
                               timeout=limit)

@@ -1,8 +1,8 @@
-"""Seconds and memory of one training step of the full-size model, for both kernel forms, two window lengths, two batch sizes.
+"""Measure time and memory of a training step of the full-size model: two kernel forms, window lengths and batch sizes.
 
     python benchmarks/train_step.py [--threads 2] [--repeats 3] [--profile]
 
-Ratios are of one run. `--profile` adds where the time of a step goes, by part of the model.
+Ratios are within one run. `--profile` adds the share of time of each part of the model.
 """
 import argparse
 import json
@@ -14,7 +14,7 @@ CASES = [(form, length, batch) for form in ("dplr", "diag") for length, batch in
 
 
 def build(form, length, batch, threads):
-    """The full-size model, its optimiser and a random batch."""
+    """The full-size model, its optimizer and a random batch."""
     import torch
 
     from sashimi_wb.models.sashimi import SaShiMiConfig
@@ -34,6 +34,7 @@ def build(form, length, batch, threads):
 
 
 def step(model, optimizer, x, y):
+    """Make one training step; return its loss."""
     loss = model.loss(x, y)
     optimizer.zero_grad()
     loss.backward()
@@ -42,7 +43,7 @@ def step(model, optimizer, x, y):
 
 
 def measure(form, length, batch, threads, repeats):
-    """One case: warm up with one step, time the rest."""
+    """Time steps after one warm-up step."""
     from sashimi_wb.training.recipe import peak_bytes
     made, seconds = build(form, length, batch, threads), []
     idle = peak_bytes()
@@ -57,11 +58,11 @@ def measure(form, length, batch, threads, repeats):
 PARTS = {"state-space kernels": ("_DenseKernel", "_DiagonalKernel", "discretize"), "convolution (FFT)": ("_Convolve",),
          "linear maps": ("aten::addmm", "aten::mm"),
          "GELU, GLU, norms": ("aten::gelu", "aten::glu", "aten::native_layer_norm"),
-         "optimiser": ("aten::_fused_adamw_",)}
+         "optimizer": ("aten::_fused_adamw_",)}
 
 
 def profile(form, length, batch, threads):
-    """Share of a step's time by part: operators counted whole, with what they call."""
+    """The share of a step's time of each part; an operator counts with the operators that it calls."""
     import torch
     made = build(form, length, batch, threads)
     step(*made)
@@ -95,7 +96,8 @@ def main():
         if "note" in row: print(f"{form:5} {length:7,} {batch:5} {row['note']}", flush=True)
         else:
             seconds[form, length, batch] = row["seconds"]
-            print(f"{form:5} {length:7,} {batch:5} {row['seconds']:7.2f} {row['first']:7.2f} {row['peak_gb']:8.2f} {row['idle_gb']:8.2f}", flush=True)
+            print(f"{form:5} {length:7,} {batch:5} {row['seconds']:7.2f} {row['first']:7.2f} "
+                  f"{row['peak_gb']:8.2f} {row['idle_gb']:8.2f}", flush=True)
     for form in ("dplr", "diag"):
         print(f"{form}: batch 4 / batch 1 at 8,192: {seconds[form, 8192, 4]/seconds[form, 8192, 1]:.2f}")
     print(f"dplr / diag at 8,192: {seconds['dplr', 8192, 1]/seconds['diag', 8192, 1]:.2f}")
