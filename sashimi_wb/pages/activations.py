@@ -29,6 +29,7 @@ from ..audio.resampling import resampler
 from ..ssm.s4 import S4Block
 from .sound_picker import Sound
 from ..studies.trained import load_model
+from ..show.figures import hann_power
 
 # %% ../../nbs/pages/08_activations.ipynb #436cbda1
 FITTING = {"codes": "embedding", "dequantized": "linear_projection", "raw": "linear_projection"}
@@ -193,8 +194,7 @@ def power_spectrum(
     x = x[:, ::-(-x.shape[1]//most)]
     n = min(n_fft, 2**int(np.log2(max(len(x), 1))))
     if n < 16: return np.zeros(0)
-    frames = np.lib.stride_tricks.sliding_window_view(x - x.mean(0), n, 0)[::n//2]
-    return (np.abs(np.fft.rfft(frames*np.hanning(n).astype(np.float32)))**2).mean((0, 1))
+    return hann_power(x - x.mean(0), n, n//2).mean((0, 1))
 
 
 def _log_probs(logits, block=256):

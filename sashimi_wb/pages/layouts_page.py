@@ -17,11 +17,11 @@ from ipywidgets import Box, Dropdown, FloatSlider, IntSlider, SelectionSlider, V
 from ..show.charts import plot_layout
 from ..tokens.layouts import token_order
 from ..show.synced_players import players_in_step
-from ..tokens.layout_views import NAMES, Moment, decibels, mid_side, moment_figure, moment_words, round_trip, stereo_figure, worth_bits
+from ..tokens.layout_views import Moment, decibels, mid_side, moment_figure, moment_words, round_trip, stereo_figure, worth_bits
 from .page import FLOW, LivePage, control_style, note_html
 from ..show.html import figure_html, table
 from .sound_picker import Sound, SoundPicker
-from ..show.figures import arm_color
+from ..show.figures import CHANNEL_NAMES, arm_color
 
 # %% ../../nbs/pages/04_layouts_page.ipynb #967ad2ca
 ONE_CHANNEL = ("This file has one channel, so there is nothing to interleave: every layout is the same stream, one token for each sample, "
@@ -47,7 +47,7 @@ def _stereo_html(sound:Sound)->str:
 @lru_cache(maxsize=4)
 def _sound_html(sound:Sound)->str:
     x = sound.heard
-    sides = {"mono": x} if x.shape[1] == 1 else dict(zip((*NAMES, "mid", "side"), np.hstack([x, mid_side(x)]).T))
+    sides = {"mono": x} if x.shape[1] == 1 else dict(zip((*CHANNEL_NAMES, "mid", "side"), np.hstack([x, mid_side(x)]).T))
     titles = {name: f"{name}, {decibels(wave)}" for name, wave in sides.items()}
     return players_in_step({titles[name]: wave for name, wave in sides.items()}, sound.rate,
                            {titles[name]: arm_color(name) for name in sides}, "channels").data
@@ -64,7 +64,7 @@ def _firsts_html()->str:
 def _worth(sound:Sound, channel:int, ahead:int)->str:
     bits = worth_bits(sound.wave, channel, ahead)
     if bits is None: return "The segment is too short, or a channel too quiet, to say what the other one is worth."
-    return f"What the {NAMES[1 - channel]} channel has shown by now saves a linear predictor {bits:.2f} bits on this token, compared with the 16 samples before it in its own channel alone."
+    return f"What the {CHANNEL_NAMES[1 - channel]} channel has shown by now saves a linear predictor {bits:.2f} bits on this token, compared with the 16 samples before it in its own channel alone."
 
 # %% ../../nbs/pages/04_layouts_page.ipynb #9020f38e
 BLOCKS, WINDOWS = [2**k for k in range(13)], [8, 16, 32, 64, 128, 256, 1024, 4096, 16384]

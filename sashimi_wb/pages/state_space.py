@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['READ_LENGTH', 'eigenvalues', 'normal_part', 'sampled', 'single', 'time_to', 'time_constants', 'Memory', 'coordinates',
-           'memory_of', 'recall', 'ThreeWays', 'three_ways', 'matched', 'float32_errors']
+           'memory_of', 'recall', 'ThreeWays', 'three_ways', 'float32_errors']
 
 # %% ../../nbs/pages/05_state_space.ipynb #596dde6d
 import math
@@ -187,18 +187,6 @@ def three_ways(
     return ThreeWays(*(z[..., 0].T.numpy() for z in (whole, torch.cat(out, 1), torch.stack(stepped, 1))), loudest*size,
                      size)
 
-
-def matched(
-    output:np.ndarray, # samples (t, c), any level
-    like:np.ndarray,   # samples (t, c) whose level it is to have
-)->tuple[np.ndarray, float]: # samples within full scale, and the gain in dB that made them so
-    """A sound at the level (root mean square) of another, or as near as full scale allows."""
-    rms, peak = (float(np.sqrt(np.mean(np.square(z, dtype=np.float64))))
-                 for z in (output, like)), float(np.abs(output).max())
-    own, other = rms
-    if own == 0 or other == 0: return np.zeros_like(output), 0.0
-    gain = min(other/own, 0.999/peak)
-    return output*np.float32(gain), 20*math.log10(gain)
 
 # %% ../../nbs/pages/05_state_space.ipynb #b797f70c
 @lru_cache(maxsize=16)

@@ -15,10 +15,10 @@ from ipywidgets import HTML, BoundedIntText, Box, Dropdown, FloatLogSlider, Floa
 
 from .page import FLOW, LivePage, control_style, width_layout
 from ..show.html import figure_html, markup, table
-from ..show.players import player_row
+from ..show.players import level_matched, player_row
 from .sound_picker import SoundPicker
 from ..ssm.learned import FORMS, KernelConfig
-from .state_space import (READ_LENGTH, eigenvalues, float32_errors, matched, memory_of, normal_part,
+from .state_space import (READ_LENGTH, eigenvalues, float32_errors, memory_of, normal_part,
                                           recall, sampled, single,
                                     three_ways, time_constants, time_to)
 from .state_space_figures import plot_eigenvalues, plot_float32, plot_kernel, plot_memory, plot_ways
@@ -125,7 +125,7 @@ def float32_part(config, length, seed, rate):
 # %% ../../nbs/pages/07_state_space_page.ipynb #ba440707
 def sound_part(sound, ways, form):
     """Players of input and output, and the ways that made it."""
-    output, gain = matched(ways.whole, sound.wave)
+    output, gain = level_matched(ways.whole, sound.wave)
     rate, n, (carried, stepped) = sound.rate, len(ways.stepped), ways.differences
     clips = player_row({"input": sound.heard, f"output, level-matched ({gain:+.1f} dB)": output}, rate).data
     part = slice(ways.at, ways.at + n)

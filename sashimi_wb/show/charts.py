@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BASELINE_STYLES', 'KIND_COLORS', 'plot_codes', 'plot_histogram', 'plot_layout', 'mean_curve', 'plot_curves',
-           'plot_bits', 'plot_unet', 'plot_params_bar']
+           'plot_bits', 'plot_unet']
 
 # %% ../../nbs/show/02_charts.ipynb #54615e7d
 import math
@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from .figures import INK, MARK, Picture, arm_color, as_channels, label_text, new_figure, tidy
+from .figures import CHANNEL_NAMES, INK, MARK, Picture, arm_color, as_channels, label_text, new_figure, tidy
 
 # %% ../../nbs/show/02_charts.ipynb #4ae72814
 def _as_codes(codes, n_codes, axis="codes"):
@@ -95,7 +95,7 @@ def plot_layout(
     orders:dict[str, np.ndarray], # strategy -> token order (l,): flat index sample * n_channels + channel
     n_channels:int=2,             # channels
     n_tokens:int=32,              # tokens drawn of each row, up to 64
-    channel_names:tuple[str, ...]=("left", "right"), # for colours and legend
+    channel_names:tuple[str, ...]=CHANNEL_NAMES, # for colours and legend
 )->Figure:                        # one row of coloured tokens per strategy
     """The first tokens of each layout, coloured by channel and numbered by sample.
 
@@ -302,24 +302,3 @@ def _draw_paths(ax, stages, places, sizes):
             ax.annotate("", (xb - sizes[i][0] / 2 - 0.03, yb), (xa + sizes[before[-1]][0] / 2 + 0.03, ya),
                         arrowprops=arrow | dict(linestyle=(0, (5, 3)), color="#8A939C"))
             ax.text((xa + xb) / 2, ya + 0.05, "skip", ha="center", fontsize=9, color="#59636D")
-
-# %% ../../nbs/show/02_charts.ipynb #78036592
-def plot_params_bar(
-    parts:dict[str, int], # part -> number of parameters
-    title:str="",         # heading; the total is added to it
-)->Figure:                # one bar per part, with its number and share
-    """Parameters of each part, with exact numbers and shares.
-
-    Raises: ValueError for no parts or a negative number."""
-    if not parts or min(parts.values()) < 0: raise ValueError(f"expected parts with numbers of at least 0, got {parts}")
-    total = max(sum(parts.values()), 1)
-    fig = new_figure(7.5, 0.75 + 0.36 * len(parts))
-    ax = tidy(fig.subplots(), f"{title} {sum(parts.values()):,} parameters".strip(), "", "", grid="")
-    for y, (name, n) in enumerate(parts.items()):
-        kind = next((k for k in KIND_COLORS if k in name), "")
-        ax.barh(y, n, height=0.66, color=KIND_COLORS.get(kind, "#7A7A7A"))
-        ax.text(n + 0.01 * max(parts.values()), y, f"{n:,} ({n / total:.1%})", va="center", fontsize=9.5, color=INK)
-    ax.set(yticks=range(len(parts)), yticklabels=list(map(label_text, parts)), xticks=[],
-           xlim=(0, 1.3 * max(*parts.values(), 1)), ylim=(len(parts) - 0.4, -0.6))
-    ax.spines["bottom"].set_visible(False)
-    return fig

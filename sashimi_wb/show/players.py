@@ -74,9 +74,9 @@ def level_matched(
     like:np.ndarray, # samples whose level is wanted
 )->tuple[np.ndarray, float]: # samples in [-1, 1], and the gain in dB
     """A clip at the level of another, or as near as full scale allows; unscaled if either is silent."""
-    own, wanted = _level(wave), _level(like)
-    if own < 1e-9 or wanted < 1e-9: return np.clip(wave, -1, 1), 0.0
-    gain = min(wanted/own, 1/float(np.abs(wave).max()))
+    own, wanted, peak = _level(wave), _level(like), float(np.abs(wave).max())
+    if own <= 1e-9*peak or wanted == 0: return np.clip(wave, -1, 1), 0.0
+    gain = min(wanted/own, 1/peak)
     return np.clip(wave*gain, -1, 1), 20*math.log10(gain)
 
 def _level(wave):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LAWS', 'LOOKS', 'snr_db', 'sine_snr_db', 'level_db', 'Quantized', 'sweep', 'why', 'zoom', 'zoom_figure',
-           'whole_figure', 'spectrum', 'noise_figure', 'matched', 'clips']
+           'whole_figure', 'spectrum', 'noise_figure', 'clips']
 
 # %% ../../nbs/tokens/06_quantization_views.ipynb #9bf6c7b4
 import math
@@ -19,7 +19,8 @@ from torch import Tensor
 from ..core.system import as_array
 from ..show.charts import plot_codes
 from .quantization import QUANTIZATIONS, Quantizer
-from ..show.figures import INK, MARK, Picture, arm_color, draw_wave, fixed, new_figure, tidy
+from ..show.figures import INK, MARK, Picture, arm_color, draw_wave, fixed, hann_power, new_figure, tidy
+from ..show.players import level_matched
 
 # %% ../../nbs/tokens/06_quantization_views.ipynb #e568dc74
 def snr_db(
@@ -189,13 +190,11 @@ def spectrum(
 )->tuple[np.ndarray, np.ndarray, float]: # frequencies in Hz, levels in dB (full-scale sine: 0), and of white noise of power 1
     """Mean power spectrum of at most about 400 Hann windows of at most 2,048 samples."""
     n = 2**min(max(int(math.log2(len(x))), 6), 11)
-    x = np.pad(x, ((0, max(n - len(x), 0)), (0, 0)))
-    frames = np.lib.stride_tricks.sliding_window_view(x, n, axis=0)[::max(n//2, len(x)//400)]
-    hann = 0.5 - 0.5*np.cos(2*np.pi*np.arange(n)/n)
-    power = (np.abs(np.fft.rfft(frames*hann))**2).mean((0, 1))/(hann.sum()/2)**2
-    return np.fft.rfftfreq(n,
-                           1/rate), 10*np.log10(np.maximum(power,
-                                                           1e-20)), 10*math.log10((hann**2).sum()/(hann.sum()/2)**2)
+    x = np.pad(np.asarray(x, np.float64), ((0, max(n - len(x), 0)), (0, 0)))
+    sine = (n/4)**2                          # power of a full-scale sine on a bin: the Hann window sums to n/2
+    white_db = 10*math.log10(3*n/8/sine)     # the squares of the Hann window sum to 3n/8
+    power = hann_power(x, n, max(n//2, len(x)//400)).mean((0, 1))/sine
+    return np.fft.rfftfreq(n, 1/rate), 10*np.log10(np.maximum(power, 1e-20)), white_db
 
 
 def noise_figure(
@@ -248,27 +247,16 @@ def _draw_snr(ax, q, rows):
     ax.legend(**_LEGEND)
 
 # %% ../../nbs/tokens/06_quantization_views.ipynb #b8e6b55d
-def matched(
-    x:np.ndarray,  # samples (t, c)
-    rms:float,     # to be reached, without the mean
-)->tuple[np.ndarray, float]: # samples in [-1, 1], gain in dB
-    """Samples as loud as others, or as loud as full scale allows."""
-    own, peak = float(x.std()), float(np.abs(x).max())
-    if own < 1e-9 or rms < 1e-9: return np.clip(x, -1, 1), 0.0
-    gain = min(rms/own, 1/peak)
-    return np.clip(x*gain, -1, 1), 20*math.log10(gain)
-
-
 def clips(
     q:Quantized,
 )->dict[str, np.ndarray]: # title -> samples (t, c) in [-1, 1]
     """The sound, what its codes decode to, and the error as loud as the sound, for players."""
-    rms, z = float(q.original.std()), q.quantizer
+    z = q.quantizer
     found = {"original": q.original.clip(-1, 1)}
-    decoded, gain = (q.decoded, 0.0) if z.scaling == "full_scale" else matched(q.decoded, rms)
+    decoded, gain = (q.decoded, 0.0) if z.scaling == "full_scale" else level_matched(q.decoded, q.original)
     found[f"{z.bits} bit{'s'*(z.bits > 1)}, {LAWS[z.quantization]}" + (f", stretched; played {gain:+.1f} dB" if gain
                                                                        else "")] = decoded
     if np.ptp(q.error) > 0:
-        error, gain = matched(q.error, rms)
+        error, gain = level_matched(q.error, q.original)
         found[f"error, {gain:+.1f} dB"] = error
     return found

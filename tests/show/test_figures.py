@@ -21,7 +21,6 @@ from sashimi_wb.show.charts import (
     plot_curves,
     plot_histogram,
     plot_layout,
-    plot_params_bar,
     plot_unet,
 )
 from sashimi_wb.show.figures import arm_color, figure_png, mel_sizes, plot_clips, plot_mel, plot_wave
@@ -209,7 +208,7 @@ def test_figures_draw_themselves_leave_their_input_alone_and_repeat():
             "histogram": lambda: plot_histogram(codes, 1024),
             "layout": lambda: plot_layout({"temporal": np.arange(9)}), "unet": lambda: plot_unet(_unet(1, 0)),
             "curves": lambda: plot_curves({"a": [([0, 1], [1, np.nan]), ([0, 1], [2, 3])]}, {"FLAC": 1.0}),
-            "bits": lambda: plot_bits([{"arm": "a", "bits": 2}]), "params": lambda: plot_params_bar({"head": 0})}
+            "bits": lambda: plot_bits([{"arm": "a", "bits": 2}])}
     for name, make in draw.items():
         fig = make()
         png, size = fig._repr_png_()
@@ -259,8 +258,7 @@ def test_figure_html_needs_words():
     (lambda: plot_mel(np.zeros(63), RATE), "at least 64"), (lambda: plot_clips({"a": WAVE}, RATE, {"a": 1.5}), "within the 1.000 s"),
     (lambda: plot_histogram([-1], 4), "from -1"), (lambda: plot_histogram([1.0], 4), "integer"), (lambda: plot_layout({}), "layouts"),
     (lambda: plot_curves({"a": ([1, 1], [1, 2])}), "rising"), (lambda: plot_bits([{"arm": "a"}]), "finite bits"),
-    (lambda: plot_unet([]), "at least one stage"), (lambda: plot_unet([dict(name="a", depth=0, kind="up", shape=(1, 0, 2))]), "shape \\(b, l, h\\)"),
-    (lambda: plot_params_bar({"a": -1}), "at least 0")])
+    (lambda: plot_unet([]), "at least one stage"), (lambda: plot_unet([dict(name="a", depth=0, kind="up", shape=(1, 0, 2))]), "shape \\(b, l, h\\)")])
 def test_wrong_input_says_what_was_expected(draw, message):
     with pytest.raises(ValueError, match=message): draw()
 
