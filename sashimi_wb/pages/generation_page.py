@@ -22,7 +22,7 @@ from ..show.html import figure_html
 from ..show.players import player
 from .sound_picker import OWN_FILE, bundled_audio, own_audio
 from .takes import Take, Wish, clip_figure, growing_figure, takes_html
-from ..studies.trained import Saved, find_models, load_model
+from ..studies.trained import ModelFile, find_models, load_model
 from .page import FLOW, CancelToken, LatestOnly, Runner, StaticCopy, control_style, note_html
 
 # %% ../../nbs/pages/14_generation_page.ipynb #3b0eac11
@@ -37,7 +37,7 @@ def _slider(low, high, label):
 class Controls:
     """What to generate, by widgets; all in `box`."""
     def __init__(self,
-        models: list[Saved],
+        models: list[ModelFile],
         files: dict[str, str], # prompts: name -> path
         own: str = "",         # the user's own file
     ):
@@ -131,7 +131,7 @@ def temperatures(
 
 class SideBySide:
     """A button, and clips in a row: one wish at several temperatures, or for several models."""
-    def __init__(self, controls: Controls, models: list[Saved], load, latest: LatestOnly):
+    def __init__(self, controls: Controls, models: list[ModelFile], load, latest: LatestOnly):
         self.controls, self.load, self.clips = controls, load, HTML()
         self.by = Dropdown(options=["temperatures", "models"], description="Compare", **control_style())
         self.values = Text("0.5, 0.8, 1, 1.2", description="Temperatures", **control_style())
@@ -147,7 +147,7 @@ class SideBySide:
         self.values.layout.display, self.arms.layout.display = ("",
                                                                 "none") if self.by.value == "temperatures" else ("none", "")
 
-    def wishes(self) -> Iterator[tuple[str, Saved, Wish]]:
+    def wishes(self) -> Iterator[tuple[str, ModelFile, Wish]]:
         """Title, model and wish of every clip. Raises: ValueError for no model or no number."""
         wish, model = self.controls.wish(), self.controls.model.value
         if self.by.value == "temperatures":
@@ -175,7 +175,7 @@ class SideBySide:
 # %% ../../nbs/pages/14_generation_page.ipynb #f3254d3d
 class GenerationPage:
     """Controls, a clip that grows, and a comparison; shown when a cell ends in it."""
-    def __init__(self, models: list[Saved], files: dict[str, str], own: str = ""):
+    def __init__(self, models: list[ModelFile], files: dict[str, str], own: str = ""):
         self.static, self.latest = StaticCopy(), LatestOnly()
         load = lru_cache(maxsize=4)(load_model)
         self.controls = Controls(models, files, own)

@@ -14,7 +14,7 @@ from sashimi_wb.audio.windows import DataConfig
 from sashimi_wb.core.checks import Count, check_int, check_value, field_types, from_json, read_values, to_json, words
 from sashimi_wb.models.sashimi import SaShiMi, SaShiMiConfig
 from sashimi_wb.models.wave_model import ModelConfig
-from sashimi_wb.pages.activations import Way
+from sashimi_wb.pages.activations import PassSettings
 from sashimi_wb.pages.takes import Wish
 from sashimi_wb.ssm.learned import KernelConfig
 from sashimi_wb.studies.experiments import (
@@ -32,7 +32,7 @@ from sashimi_wb.training.recipe import History, TrainConfig
 
 GIVEN = {DataConfig: {"path": "x"}, TrainConfig: {"max_steps": 1}}
 CONFIGS = (Experiment, DataConfig, ModelConfig, SaShiMiConfig, KernelConfig,
-           TrainConfig, Sampling, Quantizer, Wish, Way, AblationParameters)
+           TrainConfig, Sampling, Quantizer, Wish, PassSettings, AblationParameters)
 FIELDS = [(cls, f.name) for cls in CONFIGS for f in fields(cls)]
 
 
