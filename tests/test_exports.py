@@ -19,7 +19,8 @@ PACKAGE = ROOT / "sashimi_wb"
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name not in ("__init__.py", "_modidx.py"))
 BIN = Path(sys.executable).parent
 # modules that may import Lightning, which takes seconds
-TRAINS = {"training.lightning_parts", "training.trainer", "studies.live_worker", "trainer", "cli"}
+TRAINS = {"training.lightning_parts", "training.run_checkpoints", "training.trainer",
+          "studies.live_worker", "trainer", "cli"}
 # modules of compiled functions, which import numba
 COMPILED = {"synthesis.simd", "synthesis.compiled_draws", "synthesis.compiled_step"}
 NOT_IN_EXPORTS = {"nbdev", "fastcore", "execnb"}  # development tools

@@ -15,7 +15,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -225,16 +225,17 @@ def execute(
     progress:bool=True,               # bars while it trains, scores and generates
     show:Callable[[str, object], None]|None=None, # called with ("stages", rows), ("history", ...), ("clips", ...)
     wait:bool=True,                   # for another process that carries it out; False: raise
+    callbacks:Iterable=(),            # Lightning callbacks for the training, as of `fit`
 )->dict:                              # the record
     """Carry out a run and leave its record; a finished run is not repeated.
 
     Raises: OSError if the folder cannot be written; ValueError as training does, or if another process has the run and is not waited for."""
     if run.done: return run.record
     with holding(run.folder, "run", wait):
-        return run.record if run.done else _carry_out(run, progress, show or (lambda what, value: None))
+        return run.record if run.done else _carry_out(run, progress, show or (lambda what, value: None), tuple(callbacks))
 
 
-def _score_at(run, steps, progress, tick):
+def _score_at(run, steps, progress, tick, callbacks):
     "History, model and result at a count of steps; the result is kept on the disk."
     from sashimi_wb.training.trainer import fit, trained_steps   # imports Lightning, which takes seconds
     e, device, path, training = run.experiment, pick_device(), run.folder/"scores"/f"{steps or 'end'}.ckpt", run.folder/"training"
@@ -245,7 +246,8 @@ def _score_at(run, steps, progress, tick):
         if kept: return None, None, kept
         log.warning("the score after %d steps is gone, and the training has gone on to step %d: training again up to it", steps, done)
         training = run.folder/f"training-{steps}"
-    history = fit(model, run.data, e.train_config(steps), training, progress=progress, on_epoch=tick)
+    history = fit(model, run.data, e.train_config(steps), training, progress=progress, on_epoch=tick,
+                  callbacks=callbacks)
     if steps and history.steps != steps:
         raise ValueError(f"{training}: expected {steps} steps, got {history.steps}; delete it, to train again")
     if not kept:
@@ -271,7 +273,7 @@ def _kept(path, run, steps):
     except ValueError as e: log.warning("%s", e)
 
 
-def _carry_out(run, progress, show):
+def _carry_out(run, progress, show, callbacks):
     "Train, score, listen, and write the record."
     e, started = run.experiment, time.time()
     seed_everything(e.seed)
@@ -286,7 +288,7 @@ def _carry_out(run, progress, show):
         if total: write_atomic(run.folder/"progress.json", json.dumps({"share": 0.9*min(1, epoch["step"]/total)}))
 
     for steps in e.steps or (None,):
-        history, model, result = _score_at(run, steps, progress, tick)
+        history, model, result = _score_at(run, steps, progress, tick, callbacks)
         results.append(result)
     show("history", history)
     try: clips, unheard = listen(run, model.to("cpu"), progress), {}

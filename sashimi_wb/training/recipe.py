@@ -51,15 +51,22 @@ class TrainConfig:
         if self.max_steps is None and self.max_epochs is None:
             raise ValueError("expected max_steps or max_epochs, got neither: for example TrainConfig(max_steps=1000)")
 
-    def rate(self, step:int, total:int)->float:
-        """Factor of the learning rates at a step of `total`."""
-        return min(1.0, (step + 1)/max(self.warmup_steps, 1))*SCHEDULES[self.scheduler](step/total)
+    def lr_factor(self,
+        step:int,  # optimizer steps done
+        total:int, # optimizer steps of the whole run
+    )->float:      # 0 to 1
+        """Factor of all learning rates: warm-up times schedule."""
+        warmup = min(1.0, (step + 1)/max(self.warmup_steps, 1))
+        return warmup*SCHEDULES[self.scheduler](step/total)
 
-    def length(self, n_batches:int)->tuple[int, int]:
-        """Steps and epochs of a run with `n_batches` per epoch."""
-        epochs = min(self.max_epochs or math.inf,
-                     math.ceil((self.max_steps or math.inf)/n_batches) if self.max_steps else math.inf)
-        return min(self.max_steps or math.inf, epochs*n_batches), epochs
+    def steps_and_epochs(self,
+        n_batches:int, # batches per epoch
+    )->tuple[int, int]:
+        """Length of the run in steps and in epochs, the last of which may be incomplete."""
+        if self.max_steps is None: return self.max_epochs*n_batches, self.max_epochs
+        epochs = math.ceil(self.max_steps/n_batches)
+        if self.max_epochs is not None: epochs = min(epochs, self.max_epochs)
+        return min(self.max_steps, epochs*n_batches), epochs
 
 # %% ../../nbs/training/05_recipe.ipynb #d21e836e
 @dataclass

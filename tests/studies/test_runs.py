@@ -211,7 +211,7 @@ def test_a_notebook_that_is_stopped_saves_first(tmp_path):
     thread.join(60)
     assert errors and not psutil.Process().children(recursive=True)
     assert "KeyboardInterrupt" in (tmp_path/"n.ipynb").read_text()
-    assert "the same call goes on from" in (tmp_path/"n.ipynb").read_text()
+    assert "the same call resumes from" in (tmp_path/"n.ipynb").read_text()
 
 
 # Damage: whatever is in a file, only an error that names it comes out

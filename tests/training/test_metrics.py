@@ -101,7 +101,8 @@ def test_tally_does_not_depend_on_the_batches(seed, cuts):
     whole = Tally(4).add(nats, mask, ranks).result()
     edges = [0, *sorted(cuts), 40]
     parts = Tally(4)
-    for a, b in zip(edges, edges[1:]): parts = parts + Tally(4).add(nats[a:b], mask[a:b], ranks[a:b])
+    for a, b in zip(edges, edges[1:]):
+        parts.set_sums(parts.sums() + Tally(4).add(nats[a:b], mask[a:b], ranks[a:b]).sums())
     assert parts.result() == pytest.approx(whole, rel=1e-9)
 
 
@@ -113,7 +114,6 @@ def test_tally_shapes_and_errors():
     assert Tally(16,
                  tokens_per_sample=2).add(nats).result()["bits_per_sample"] == pytest.approx(2 * nats.mean().item() / math.log(2))
     with pytest.raises(ValueError, match="at least one token"): Tally(8).add(nats, torch.zeros(2, 5)).result()
-    with pytest.raises(ValueError, match="same bits"): Tally(8) + Tally(16)
     with pytest.raises(ValueError, match="1 to 24"): Tally(0)
 
 

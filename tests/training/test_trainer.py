@@ -180,7 +180,7 @@ def test_sigterm_in_the_last_step_of_an_epoch(data, whole, tmp_path):
 @pytest.mark.parametrize("step", [7, 10])
 def test_interrupt_saves_and_says_how_to_go_on(data, whole, tmp_path, step):
     before, quiet = signal.getsignal(signal.SIGINT), replace(CPU, save_every=None)
-    with pytest.raises(KeyboardInterrupt, match=f"stopped after step {step} of 15; the same call goes on"):
+    with pytest.raises(KeyboardInterrupt, match=f"stopped after step {step} of 15; the same call resumes"):
         run(data, tmp_path, quiet, at_step(small(), step, lambda: signal.raise_signal(signal.SIGINT)))
     assert signal.getsignal(signal.SIGINT) is before
     assert_same_run(run(data, tmp_path, quiet), tmp_path, whole)
@@ -281,7 +281,7 @@ def test_bad_weights_are_never_saved(data, tmp_path):
 
 
 def test_diverging_before_the_first_checkpoint(data, tmp_path):
-    with pytest.raises(ValueError, match="there was no checkpoint yet"):
+    with pytest.raises(ValueError, match="there is no checkpoint yet"):
         run(data, tmp_path, replace(CPU, save_every=None, lr=1e30, grad_clip=None, weight_decay=0))
 
 
@@ -309,7 +309,7 @@ def test_logs_on_a_full_disk(data, tmp_path, monkeypatch):
     from lightning.pytorch.loggers import CSVLogger
     def full(self): raise OSError(errno.ENOSPC, "No space left on device")
     monkeypatch.setattr(CSVLogger, "save", full)
-    with pytest.raises(OSError, match="cannot write in .*free some space.*the same call goes on"): run(data, tmp_path)
+    with pytest.raises(OSError, match="cannot write in .*free some space.*the same call resumes"): run(data, tmp_path)
 
 
 def test_a_damaged_checkpoint_is_named(data, tmp_path):
@@ -348,9 +348,9 @@ def test_learning_rates(data, tmp_path, config):
             return self.groups
     history = run(data, tmp_path, replace(config, patience=50), small(cls=Watching), on_epoch=rates.append)
     last = 1 - 1/15 if config.scheduler == "cosine" else 0
-    expected = [config.lr*config.rate(e["step"] - 1, 15) for e in history.epochs]
+    expected = [config.lr*config.lr_factor(e["step"] - 1, 15) for e in history.epochs]
     assert rates == history.epochs and [e["lr"] for e in rates] == pytest.approx(expected)
-    assert config.rate(14, 15) == pytest.approx(0.5*(1 + math.cos(math.pi*14/15)) if last else 1)
+    assert config.lr_factor(14, 15) == pytest.approx(0.5*(1 + math.cos(math.pi*14/15)) if last else 1)
 
 
 def test_plateau_lowers_the_rate(data, tmp_path):
