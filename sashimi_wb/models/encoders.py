@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ENCODERS', 'check_input_codes', 'Encoder', 'smooth_rows', 'Embedding', 'EmbeddingSqueeze', 'LinearProjection',
-           'make_encoder']
+           'make_encoder', 'fitting_encoder']
 
 # %% ../../nbs/models/01_encoders.ipynb #34888093
 import math
@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..core.system import as_tensor, check_int, check_shape, choose
+from ..tokens.streams import INPUTS
 
 # %% ../../nbs/models/01_encoders.ipynb #642d6c15
 def check_input_codes(
@@ -159,3 +160,23 @@ def make_encoder(
 
     Raises: ValueError for an unknown name, with the known ones."""
     return choose(name, ENCODERS, "encoder")(n_codes, d_model)
+
+# %% ../../nbs/models/01_encoders.ipynb #c59567eb
+_USUAL = {"codes": "embedding", "float": "linear_projection"} # what an encoder takes -> the usual one that takes it
+
+
+def fitting_encoder(
+    input:str,             # what the model is fed: "codes", "dequantized" or "raw"
+    encoder:str|None=None, # the encoder that was asked for; None: the usual one for this input
+)->str:                    # the name of an encoder that takes this input
+    """Name the encoder for an input.
+
+    Raises: ValueError for an unknown name, or an encoder that takes something else."""
+    kind = choose(input, INPUTS, "input")
+    if encoder is None: return _USUAL[kind]
+    takes = choose(encoder, ENCODERS, "encoder").input
+    if takes != kind:
+        expected = " or ".join(name for name, of in INPUTS.items() if of == takes)
+        raise ValueError(f"the encoder {encoder} takes {expected}, got input={input!r}; "
+                         f"use {_USUAL[kind]}, or leave the encoder out")
+    return encoder

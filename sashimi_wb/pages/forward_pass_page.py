@@ -16,13 +16,14 @@ import numpy as np
 from ipywidgets import Box, Button, Dropdown, IntSlider, Label, ToggleButtons, VBox
 from traitlets import Any, HasTraits, Int
 
-from .activations import FITTING, ForwardPass, PassSettings, power_spectrum, run_pass, settings_of
+from .activations import ForwardPass, PassSettings, power_spectrum, run_pass, settings_of
 from ..models.heads import HEADS
-from ..models.encoders import ENCODERS
+from ..models.encoders import ENCODERS, fitting_encoder
 from ..studies.experiments import PRESETS, experiment
 from .page import FLOW, LivePage, control_style, note_html
 from ..show.html import figure_html
 from ..tokens.quantization import QUANTIZATIONS
+from ..tokens.streams import INPUTS
 from ..models.sequence_decoder import MODES
 from .sound_picker import SoundPicker
 from .stage_figures import mark_html, plot_stage, sounds_html, stages_table, unet_html
@@ -53,7 +54,7 @@ class PassControls(HasTraits):
         self.quantization = dropdown("Quantization", tuple(QUANTIZATIONS))
         self.channels = dropdown("Channels", ("mono", "left", "right", "stereo"))
         self.strategy = dropdown("Layout", LAYOUTS, "Interleaving of two channels in one stream")
-        self.input = dropdown("Input", tuple(FITTING),
+        self.input = dropdown("Input", tuple(INPUTS),
                               "Codes, the same codes as floats, or the samples before quantization")
         self.encoder = dropdown("Encoder", [("fitting the input", ""), *((name, name) for name in ENCODERS)])
         self.head = dropdown("Head", tuple(HEADS))
@@ -74,7 +75,7 @@ class PassControls(HasTraits):
         for name in ("bits", "quantization", "channels", "strategy", "input", "head", "mode"):
             getattr(self, name).value = getattr(settings, name)
         self.l_output.value = -1 if settings.l_output is None else settings.l_output
-        fits = settings.encoder == FITTING[settings.input]
+        fits = settings.encoder == fitting_encoder(settings.input)
         self.encoder.value = "" if fits and not settings.path else settings.encoder
         for widget in (self.bits, self.encoder, self.head): widget.disabled = bool(settings.path)
         self.filling = False

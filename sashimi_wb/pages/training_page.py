@@ -14,6 +14,7 @@ import soundfile
 from ipywidgets import HTML, BoundedIntText, Box, Dropdown, FloatText, Text, VBox
 
 from ..core.system import bundled, choose, read_json, reading
+from ..models.encoders import fitting_encoder
 from ..studies.experiments import PRESETS, Experiment, experiment
 from .page import FLOW, CancelToken, LivePage, RedrawLimiter, Runner, StaticCopy, control_style
 from .training_figures import clips_html, curves_html
@@ -25,10 +26,10 @@ from ..studies.run import Run
 
 # %% ../../nbs/pages/12_training_page.ipynb #665f4bfa
 OWN_FOLDER = "own folder, by its path"
-INPUTS = {"codes, embedding": {"input": "codes", "encoder": "embedding"},
+INPUTS = {"codes, embedding": {"input": "codes", "encoder": fitting_encoder("codes")},
           "codes, squeezed embedding": {"input": "codes", "encoder": "embedding_squeeze"},
-          "dequantized, projection": {"input": "dequantized", "encoder": "linear_projection"},
-          "raw samples, projection": {"input": "raw", "encoder": "linear_projection"}}
+          "dequantized, projection": {"input": "dequantized", "encoder": fitting_encoder("dequantized")},
+          "raw samples, projection": {"input": "raw", "encoder": fitting_encoder("raw")}}
 LAYOUTS = {"mono, mean of the channels": {"channels": "mono"}, "left": {"channels": "left"},
            "right": {"channels": "right"}} | {
            f"stereo, {s}": {"channels": "stereo", "interleaving_strategy": s}

@@ -7,7 +7,7 @@ __all__ = ['PRESETS', 'ABLATIONS', 'Experiment', 'experiment', 'materials', 'abl
            'ablation_parameters', 'arm_parameters']
 
 # %% ../../nbs/studies/01_experiments.ipynb #0f72976d
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +17,8 @@ from ..core.checks import (Count, NonNegative, OneOf, Positive, Range, Seconds, 
 from ..core.system import bundled, check_fields, check_int, check_value, choose
 from ..audio.windows import DataConfig
 from ..ssm.learned import FORMS, KernelConfig
+from ..models.encoders import fitting_encoder
+from ..models.heads import HEADS
 from ..models.wave_model import ModelConfig
 from ..training.recipe import TrainConfig
 from ..models.sashimi import SaShiMiConfig
@@ -48,7 +50,7 @@ class Experiment:
     pad_len: int = 0                         # samples of silence before a window
     test_s: Positive | None = None           # seconds of every test file that are scored; None: all
     # the model
-    encoder: str = "embedding"               # "embedding", "embedding_squeeze" or "linear_projection"
+    encoder: str | None = None               # "embedding", "embedding_squeeze" or "linear_projection"; None: what fits
     head: str = "categorical"                # "categorical", "dml" or "bytes"
     n_mixtures: int = 10                     # parts of the mixture of logistics
     tie_weights: bool = False                # one table for embedding and output
@@ -76,25 +78,21 @@ class Experiment:
 
     def __post_init__(self):
         check_fields(self)
+        object.__setattr__(self, "encoder", fitting_encoder(self.input, self.encoder))
         if any(b <= a for a, b in zip(self.steps, self.steps[1:])):
             raise ValueError(f"Experiment.steps: expected rising counts of at least 1, got {self.steps}")
         if len(self.steps) > 1 and self.scheduler == "cosine":
             raise ValueError("steps: a cosine schedule depends on the last step, so a run can be scored only at its end; "
                              'give one count, or scheduler="constant" or "plateau"')
-        model = self.model_config()
-        _ = self.train_config(max(self.steps, default=None)), self.data_config("any folder")        # for their checks
-        wants = {"codes": "codes", "float": "a float input: dequantized or raw"}[model.input]
-        if (self.input == "codes") != (wants == "codes"):
-            raise ValueError(f"the encoder {self.encoder} takes {wants}, got input={self.input!r}")
+        self.model_config()                                 # these three raise what does not fit together
+        self.train_config(max(self.steps, default=None))
+        self.data_config("any folder")
 
     def data_config(self, path) -> DataConfig:
         """How the audio of a folder becomes batches."""
-        return DataConfig(str(path), self.bits, self.quantization, self.scaling, self.input, self.sample_len,
-                          self.channels,
-                          self.interleaving_strategy, self.target_sr, self.train_percentage, self.drop_last,
-                          self.batch_size, self.train_chunk_size, self.val_chunk_size, self.split_seed,
-                          dataset=self.dataset, stem=self.stem, tokens="bytes" if self.head == "bytes" else "codes",
-                          context_len=self.context_len, pad_len=self.pad_len, test_s=self.test_s)
+        shared = {f.name for f in fields(DataConfig)} & {f.name for f in fields(Experiment)} - {"seed"}
+        return DataConfig(path=str(path), seed=self.split_seed, tokens=HEADS[self.head].tokens,
+                          **{name: getattr(self, name) for name in shared})
 
     def model_config(self) -> ModelConfig:
         """The model's sizes."""
@@ -109,7 +107,7 @@ class Experiment:
                            self.scheduler, warmup_steps=self.warmup_steps, seed=self.seed)
 
 # %% ../../nbs/studies/01_experiments.ipynb #50420b27
-_RAW = {"input": "raw", "encoder": "linear_projection"}
+_RAW = {"input": "raw"}
 _DML = {"head": "dml", "lr": 0.01}
 _STEREO = {"channels": "stereo"}
 _SC09 = {"dataset": "sc09", "quantization": "mu_law", "sample_len": 16000, "target_sr": 16000, "batch_size": 32}
@@ -176,9 +174,9 @@ def _at_depth(base, bits, head):
 
 ABLATIONS = {
     "quantized_vs_raw": {
-        "codes": lambda base: replace(base, input="codes", encoder="embedding"),
-        "dequantized": lambda base: replace(base, input="dequantized", encoder="linear_projection"),
-        "raw": lambda base: replace(base, input="raw", encoder="linear_projection"),
+        "codes": lambda base: replace(base, input="codes", encoder=None),
+        "dequantized": lambda base: replace(base, input="dequantized", encoder=None),
+        "raw": lambda base: replace(base, input="raw", encoder=None),
     },
     "mono_vs_stereo": {
         "left": lambda base: replace(base, channels="left"),

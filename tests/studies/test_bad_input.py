@@ -34,7 +34,7 @@ SMOKE = experiment("smoke")
     ({"head": "softmax"}, "known: categorical"),
     ({"kernel": "hyena"}, "known: dplr, diag"),
     ({"steps": (5, 3)}, "rising counts"),
-    ({"input": "raw"}, "the encoder embedding takes codes, got input='raw'"),
+    ({"input": "raw", "encoder": "embedding"}, "the encoder embedding takes codes, got input='raw'"),
     ({"sampel_len": 3}, "unknown parameter sampel_len; known: bits"),
 ])
 def test_parameters(changes, words):
