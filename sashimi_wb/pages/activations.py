@@ -23,7 +23,8 @@ from ..models.heads import HEADS
 from ..studies.experiments import Experiment, experiment
 from ..audio.files import CHANNELS, AudioInfo, check_channels
 from ..tokens.layouts import interleave, token_order
-from ..models.wave_model import ModelConfig, WaveModel, stage_report, stages
+from ..models.stage_report import stage_report, stages
+from ..models.wave_model import ModelConfig, WaveModel
 from ..tokens.quantization import check_wave
 from ..tokens.streams import shift
 from ..audio.resampling import resampler

@@ -35,7 +35,8 @@ from .experiments import Experiment
 from ..audio.files import read_span
 from ..synthesis.generation import generate
 from ..core.locks import clear_leftovers, holding
-from ..models.wave_model import WaveModel, stage_report
+from ..models.stage_report import stage_report
+from ..models.wave_model import WaveModel
 from ..show.players import PlayableRate, sound_bytes
 from ..training.recipe import peak_bytes
 

@@ -11,6 +11,7 @@ import math
 import numpy as np
 
 from .simd import fma, floor, jit, least, load, most, power_of_two, spread, spread_at, store
+from ..models.mixtures import LEAST_LOG2_SCALE, MEAN_RANGE, MEAN_UNIT, MOST_LOG2_SCALE
 from ..tokens.portable import LN_2, LOG2_E
 
 # %% ../../nbs/synthesis/03_compiled_draws.ipynb #8c1561f6
@@ -127,9 +128,10 @@ def pick_mixture(params, bits, u, v, temperature):
         for i in range(k):
             below, best = below + _exp((np.float64(params[i]) - peak)/temperature), i
             if below > u*whole: break
-    point = half*_squash(np.float64(params[k + best])/8, -1.25, 1.25)
+    point = half*_squash(MEAN_UNIT*np.float64(params[k + best]), MEAN_RANGE[0], MEAN_RANGE[1])
     if temperature > 0:
-        scale = _exp(_squash(np.float64(params[2*k + best]) + (bits - 1)*LN_2, -6*LN_2, (bits + 1)*LN_2))
+        low, high = LEAST_LOG2_SCALE*LN_2, (bits - 1 + MOST_LOG2_SCALE)*LN_2
+        scale = _exp(_squash(np.float64(params[2*k + best]) + (bits - 1)*LN_2, low, high))
         v = min(max(v, 2.0**-53), 1 - 2.0**-53)
         point += temperature*scale*(_log(v) - _log(1 - v))
     return np.int64(min(max(math.floor(point + 0.5), -half), half - 1) + half)

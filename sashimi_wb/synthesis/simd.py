@@ -172,7 +172,8 @@ def _fingerprint(names):
     return hashlib.sha256(b"".join((folder/f"{name}.py").read_bytes() for name in names)).hexdigest()[:12]
 
 
-_VERSION = _fingerprint(("tokens/portable", "synthesis/simd", "synthesis/compiled_draws", "synthesis/compiled_step"))
+_VERSION = _fingerprint(("tokens/portable", "models/mixtures", "synthesis/simd", "synthesis/compiled_draws",
+                         "synthesis/compiled_step"))
 _told = []
 
 

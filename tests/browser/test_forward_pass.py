@@ -21,8 +21,8 @@ def wait_for_first_pass(notebook):
 def step_through_stages(notebook):
     page = notebook.page
     unet, stage, (played, feature) = sources(page, UNET), sources(page, STAGE), sources(page, AUDIO)
-    page.get_by_role("button", name="centre", exact=True).click()
-    says(page, "about", "centre: RMS")
+    page.get_by_role("button", name="center", exact=True).click()
+    says(page, "about", "center: RMS")
     says(page, "status", "answered")
     assert sources(page, STAGE) != stage and sources(page, AUDIO)[1] != feature
     assert sources(page, UNET) == unet and sources(page, AUDIO)[0] == played, "the stages are those of one pass"

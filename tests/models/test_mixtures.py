@@ -8,13 +8,13 @@ import soundfile
 import torch
 
 from sashimi_wb.models.heads import DMLHead
+from sashimi_wb.models.mixture_rank import mixture_rank
 from sashimi_wb.models.mixtures import (
     Mixture,
     mixture_cdf,
     mixture_log_prob,
     mixture_log_probs,
     mixture_of,
-    mixture_rank,
     mixture_sample,
     start_params,
 )

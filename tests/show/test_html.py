@@ -11,7 +11,8 @@ import pytest
 import soundfile
 from made_runs import make_run
 
-from sashimi_wb.models.wave_model import WaveModel, stage_report
+from sashimi_wb.models.stage_report import stage_report
+from sashimi_wb.models.wave_model import WaveModel
 from sashimi_wb.pages.layouts_page import explore_layouts
 from sashimi_wb.pages.page import Runner, error_html, note_html
 from sashimi_wb.pages.quantization_page import explore_quantization
