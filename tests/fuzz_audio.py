@@ -1,9 +1,10 @@
-"""Damage audio files in many ways and see that each is read right or refused by name.
+"""Damage audio files in many ways, and check that each is read correctly or refused by name.
 
     python tests/fuzz_audio.py [--files 10000] [--seed 0]
 
-Files are read in a process of their own, with a limit on memory and one on time, so that a crash or a hang is seen and the next
-file gets a new process. Read right means: every span equals that slice of the whole, and no other decoder finds more samples.
+Files are read in a separate process with limits on memory and time, so that a crash or a hang is noticed and the next
+file gets a new process. Read correctly means: every span equals that slice of the whole, and no other decoder finds
+more samples.
 """
 import argparse
 import io
@@ -23,7 +24,8 @@ import numpy as np
 import soundfile as sf
 from made_audio import noise, write_flac32, write_stems
 
-PATIENCE_S, MEMORY = 60, 2 << 30  # for one file; bytes above what the modules take
+PATIENCE_S = 60      # seconds to wait for one file
+MEMORY = 2 << 30     # bytes above those that the imported modules need
 FRAMES = 6_000
 
 
@@ -39,8 +41,8 @@ def coded(kind, subtype=None, rate=16_000, channels=2, **options):
 def packets(codec, **options):
     """The bytes of an MP4."""
     with tempfile.TemporaryDirectory() as folder:
-        return write_stems(Path(folder)/"a.mp4", [noise(FRAMES, 2)],
-                           **options).read_bytes() if codec == "aac" else _lossless(folder, codec)
+        if codec != "aac": return _lossless(folder, codec)
+        return write_stems(Path(folder)/"a.mp4", [noise(FRAMES, 2)], **options).read_bytes()
 
 
 def _lossless(folder, codec):
@@ -97,7 +99,7 @@ def flip(rng, b, within):
 
 
 def extreme(rng, b):
-    """A number in the header becomes one of those that overflow."""
+    """Replace a number in the header by one that may overflow."""
     size = int(rng.choice([1, 2, 4, 8]))
     at = int(rng.integers(min(HEAD, len(b) - size)))
     values = [0, 1, 2**(8*size - 1) - 1, 2**(8*size - 1), 2**(8*size) - 1, 2**(8*size) - 37,
@@ -164,12 +166,12 @@ def count_of_others(path, info):
         else:
             with sf.SoundFile(path) as f:
                 while len(wave := f.read(4_096)): n += len(wave)
-    except Exception: pass  # it need not read what is read here
+    except Exception: pass  # this decoder may refuse what the package reads
     return n
 
 
 def judge(path, rng):
-    """What became of a file: "read", "refused", "refused while reading", or what is wrong."""
+    """The verdict on a file: "read", "refused", "refused while reading", or "WRONG" with the reason."""
     from sashimi_wb.audio.files import decode_all, probe, read_frames
     name = os.path.basename(path)
     try: info = probe(path)
@@ -182,7 +184,7 @@ def judge(path, rng):
     except ValueError as e:
         return "refused while reading" if name in str(e) else f"WRONG: an error without the name of the file: {e}"
     got = np.concatenate(pieces)
-    if not np.isfinite(got).all(): return "WRONG: samples that are no numbers"
+    if not np.isfinite(got).all(): return "WRONG: samples that are not finite"
     for _ in range(6):
         start = int(rng.integers(len(got)))
         n = int(rng.integers(1, min(3_000, len(got) - start) + 1))
@@ -195,14 +197,14 @@ def judge(path, rng):
 
 
 def work(folder, seed, first, last):
-    """Judge files and write a line before and after each of them."""
+    """Judge files; print a line of JSON before and after each of them."""
     import sashimi_wb.audio.files  # noqa: F401  modules are loaded before the limit holds
-    status = dict(line.split(":", 1)
-                  for line in open("/proc/self/status")) if os.path.exists("/proc/self/status") else {}
+    status = {}
+    if os.path.exists("/proc/self/status"): status = dict(line.split(":", 1) for line in open("/proc/self/status"))
     if "VmSize" in status: resource.setrlimit(resource.RLIMIT_AS, (int(status["VmSize"].split()[0])*1024 + MEMORY,)*2)
     for i in range(first, last):
         name, what, content = damaged(seed, i)
-        path = f"{folder}/{i}.{('wav', 'flac', 'ogg', 'mp3', 'mp4')[i % 5]}"  # a suffix says nothing
+        path = f"{folder}/{i}.{('wav', 'flac', 'ogg', 'mp3', 'mp4')[i % 5]}"  # the suffix need not fit the content
         Path(path).write_bytes(content)
         print(json.dumps([i, name, what, None]), flush=True)
         try: verdict = judge(path, np.random.default_rng([seed, i, 1]))
@@ -212,7 +214,7 @@ def work(folder, seed, first, last):
 
 
 def run(folder, n, seed):
-    """Judge n files; gives rows (number, container, damage, verdict), one per file, with crashes and hangs among the verdicts."""
+    """Judge n files; yield (number, container, damage, verdict) for each. A crash or a hang is a verdict too."""
     rows, first = [], 0
     while first < n:
         p = subprocess.Popen([sys.executable, __file__, "--work", folder, str(seed), str(first), str(n)],

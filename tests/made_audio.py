@@ -7,12 +7,14 @@ import soundfile as sf
 
 
 def noise(frames, channels=2, seed=0, peak=0.5):
+    """Brownian noise (t c) with the given peak."""
     rng = np.random.default_rng(seed)
     smooth = np.cumsum(rng.normal(size=(frames, channels)), axis=0)
     return peak*(smooth/np.abs(smooth).max()) if frames else smooth
 
 
 def write(folder, name, frames=4000, channels=2, rate=16_000, seed=0, **options):
+    """Write noise to an audio file; return its path."""
     path = folder/name
     path.parent.mkdir(parents=True, exist_ok=True)
     sf.write(path, noise(frames, channels, seed), rate, **options)
@@ -20,7 +22,7 @@ def write(folder, name, frames=4000, channels=2, rate=16_000, seed=0, **options)
 
 
 def write_integers(path, k, bits, rate=16_000):
-    """Integers (t c) of `bits` bits as a wav or flac file. WAV by the standard library, so that reading meets another writer."""
+    """Write integers (t c) of `bits` bits as flac, or as wav by the standard library instead of libsndfile."""
     if path.suffix == ".wav":
         with stdlib_wave.open(str(path), "wb") as f:
             f.setnchannels(k.shape[1]), f.setsampwidth(bits//8), f.setframerate(rate)
@@ -32,7 +34,7 @@ def write_integers(path, k, bits, rate=16_000):
 
 
 def write_flac32(path, k, rate=16_000):
-    """A FLAC of 32 bits, which libsndfile neither writes nor reads."""
+    """Write a FLAC file of 32 bits, which libsndfile neither writes nor reads."""
     with av.open(str(path), "w") as c:
         s = c.add_stream("flac", rate=rate, layout=("mono", "stereo")[k.shape[1] - 1])
         s.codec_context.format, s.codec_context.options = "s32", {"strict": "-2"}
@@ -46,7 +48,7 @@ def write_flac32(path, k, rate=16_000):
 
 
 def write_stems(path, waves, rate=44_100, bit_rate=256_000, codec="aac", noise=False):
-    """An mp4 with one AAC stream for every wave (t c), interleaved, as MUSDB18's five stems are; `noise` allows packets of noise."""
+    """Write an mp4 with one interleaved stream per wave (t c), as in MUSDB18; `noise` allows noise substitution."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", format="mp4") as c:
         streams = [c.add_stream(codec, rate=rate, layout=("mono", "stereo")[w.shape[1] - 1]) for w in waves]
@@ -65,5 +67,5 @@ def write_stems(path, waves, rate=44_100, bit_rate=256_000, codec="aac", noise=F
 
 
 def decode_stream(path, stream=0):
-    """What ffmpeg's decoder gives for a whole stream, from start to end."""
+    """A whole stream, decoded by ffmpeg from start to end."""
     with av.open(str(path)) as c: return np.concatenate([f.to_ndarray().T for f in c.decode(c.streams.audio[stream])])

@@ -8,7 +8,7 @@ from sashimi_wb.training.checkpoints import save_weights
 
 
 def save_model(path, **changes):
-    """A model of the smoke preset with changes, linear codes if nothing else is said."""
+    """Save an untrained model of the smoke preset with changes; codes are linear unless changed."""
     e = experiment("smoke", {"quantization": "linear"} | changes)
     torch.manual_seed(1)
     return save_weights(path, WaveModel(e.model_config()), to_json(e.model_config()),

@@ -1,4 +1,4 @@
-"""Finished runs that tests make in no time: the true identity, sound and format of a run, with figures that nothing was trained for."""
+"""Make finished runs without training: identity, audio and format are those of real runs, the figures are invented."""
 import json
 
 import numpy as np
@@ -12,22 +12,21 @@ from sashimi_wb.training.metrics import bits_per_byte, compression_ratio
 
 
 def _figures(bits, bps):
-    "What a test of so many bits per sample holds."
+    "The figures of a test that needs so many bits per sample."
     return {"tokens": 1000, "nats_per_token": bps*np.log(2), "bits_per_sample": bps,
             "bits_per_byte": bits_per_byte(bps, bits),
-            "compression_ratio": compression_ratio(bps, bits), "perplexity": 2**bps, "accuracy": 0.1, "accuracy@3": 0.2,
-            "accuracy@5": 0.3,
-            "accuracy@10": 0.4, "realisable": bps, "whole": bps*0.97}
+            "compression_ratio": compression_ratio(bps, bits), "perplexity": 2**bps, "accuracy": 0.1,
+            "accuracy@3": 0.2, "accuracy@5": 0.3, "accuracy@10": 0.4, "realisable": bps, "whole": bps*0.97}
 
 
 def make_run(folder, audio="", share=0.6, **changes):
-    """A run of the smoke preset with changes, linear codes if nothing else is said; it needs `share` of its bits."""
+    """Make a run of the smoke preset with changes, which needs `share` of its bits; codes are linear unless changed."""
     run = Run(experiment("smoke", {"quantization": "linear", "prompt_s": 0.3, "continuation_s": 0.7} | changes), audio,
               folder)
     e, data = run.experiment, run.data
-    original = excerpt(data, e.prompt_s + e.continuation_s).numpy()
-    quantized = data.quantizer.decode(data.quantizer.encode(excerpt(data,
-                                                                    e.prompt_s + e.continuation_s)[None]))[0].clamp(-1, 1).numpy()
+    clip = excerpt(data, e.prompt_s + e.continuation_s)
+    original = clip.numpy()
+    quantized = data.quantizer.decode(data.quantizer.encode(clip[None]))[0].clamp(-1, 1).numpy()
     n, noise = round(e.prompt_s*data.sample_rate), np.random.default_rng(e.seed).normal(0, 0.02, quantized.shape)
     made = np.concatenate([quantized[:n], (quantized*0.8 + noise).clip(-1, 1)[n:]]).astype(np.float32)
     for name, wave in {"original": original, "quantized": quantized, "continuation": made}.items():

@@ -1,6 +1,6 @@
-"""Make the pictures of the explorations in nbs/images from the pages themselves, in a real browser: `make pictures`.
+"""Make the pictures in nbs/images from the interactive pages, in a real browser: `make pictures`.
 
-It needs Chromium, and runs of `make ablations` for the page that browses them.
+This needs Chromium, and finished runs of `make ablations` for the page that shows runs.
 """
 import io
 import sys
@@ -12,18 +12,18 @@ from PIL import Image
 
 IMAGES = ROOT / "nbs/images"
 NAMES = ("quantization", "layouts", "state_space", "forward_pass", "training", "generation", "runs")
-WIDTH, COLORS = 900, 255  # a small file: pixels across, entries of the palette
+WIDTH, COLORS = 900, 255  # pixels across and entries of the palette, for small files
 
 
 def wait_training(page):
-    """Let a run begin and its first curves be drawn."""
+    """Start a run and wait for its first curves."""
     page.get_by_role("button", name="Start", exact=True).click()
     page.locator(".swb-clips audio").nth(1).wait_for()
     page.wait_for_timeout(5000)
 
 
 def choose_runs(page):
-    """Choose the arms of the first ablation."""
+    """Select the arms of the first ablation."""
     box = page.get_by_role("textbox", name="Filter")
     box.fill("bits=8 channels=mono quantization=mu_law steps=240 seed=0")
     box.press("Enter")
@@ -37,7 +37,7 @@ PREPARE = {"training": wait_training, "runs": choose_runs}
 
 
 def take(lab: Lab, name: str) -> Path:
-    """The page as it looks after all cells have run, scaled, with a palette of its own."""
+    """Run all cells of a page and save its picture, scaled and with a palette."""
     with lab.open(f"{name}.ipynb", width=1240, height=1500) as notebook:
         page = notebook.page
         notebook.command("application:toggle-left-area")
@@ -55,7 +55,7 @@ def take(lab: Lab, name: str) -> Path:
 
 
 def main(names: list[str]) -> None:
-    """Take the pictures of some pages, or of all."""
+    """Take the pictures of the named pages."""
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
             runs = str(Path(folder) / "runs" if name == "training" else ROOT / "runs")

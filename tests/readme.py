@@ -1,7 +1,8 @@
-"""Make README.md, and the pictures in it, from nbs/index.ipynb as it is saved: `make readme`. It runs no cell.
+"""Make README.md and its pictures from the saved outputs of nbs/index.ipynb, without running it: `make readme`.
 
-A page on a code host plays no sound and drops styles, so a player becomes a pointer to the notebook and a table loses its
-style; cells marked `#| hide` go, `#| echo: false` keeps the output only, and links are made to fit the other folder.
+A code host plays no audio and ignores styles, so a player becomes a link to the notebook and a table loses its style.
+Cells marked `#| hide` are left out, `#| echo: false` keeps only the output, and relative links are adapted to the
+other folder.
 """
 import re
 import sys
@@ -18,14 +19,14 @@ PLAYER = "*(A player: open [nbs/index.ipynb](index.ipynb) to listen.)*"
 
 
 def move_link(match: re.Match) -> str:
-    """A link relative to nbs/ as it reads from the top folder; others stay."""
+    """Convert a link relative to nbs/ to one relative to the top folder; keep others."""
     start, link, end = match.groups()
     outside = re.match(r"[a-z][a-z0-9+.-]*:|[#/]", link, re.I)
     return match.group(0) if outside else start + normpath(f"nbs/{link}") + end
 
 
 def move_links(text: str) -> str:
-    """All links and image sources of a Markdown text, from nbs/ to the top folder; code blocks stay as they are."""
+    """Convert all links and image sources of a Markdown text, except in code blocks."""
     parts = re.split(r"(^```.*?^```|`[^`\n]+`)", text, flags=re.M | re.S)
     for i in range(0, len(parts), 2):
         parts[i] = re.sub(r"(\]\()([^)\s]+)(\))", move_link, parts[i])
@@ -34,7 +35,7 @@ def move_links(text: str) -> str:
 
 
 def plain_html(html: str) -> str:
-    """HTML that a code host shows: no style, script or class, no blank line (it would end the block)."""
+    """Reduce HTML to what a code host shows: no style, script or class, no blank line (it would end the block)."""
     if "<audio" in html: return PLAYER
     html = re.sub(r"<(style|script)\b.*?</\1>", "", html, flags=re.S)
     html = re.sub(r"""\s(?:class|style|tabindex|role|aria-[a-z]+)=(?:"[^"]*"|'[^']*'|[^\s>]+)""", "", html)
@@ -42,7 +43,7 @@ def plain_html(html: str) -> str:
 
 
 def readable(output: dict) -> dict | None:
-    """One cell output with the one form of it that a README can show, or None."""
+    """The part of a cell's output that a README can show, or None."""
     if output.output_type == "stream": return output if output.name == "stdout" else None
     if output.output_type == "error": raise ValueError(f"nbs/index.ipynb was saved with an error: {output.evalue}")
     data = output.data
@@ -55,7 +56,7 @@ def readable(output: dict) -> dict | None:
 
 
 def render(path: Path) -> tuple[str, dict[str, bytes]]:
-    """The README's text, and its pictures by path from the top folder."""
+    """The text of the README, and its pictures by path relative to the top folder."""
     notebook = nbformat.read(path, 4)
     notebook.metadata["language_info"] = {"name": "python"}
     cells = []
@@ -79,7 +80,7 @@ def render(path: Path) -> tuple[str, dict[str, bytes]]:
 
 
 def differences(root: Path = ROOT) -> list[str]:
-    """What of README.md and its pictures is not as nbs/index.ipynb says."""
+    """The files among README.md and its pictures that do not match nbs/index.ipynb."""
     text, images = render(root / "nbs/index.ipynb")
     wanted = {"README.md": text.encode(), **images}
     found = {p.relative_to(root).as_posix() for p in (root / IMAGES).glob("index_*")}

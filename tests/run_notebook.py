@@ -1,4 +1,4 @@
-"""A notebook in a process of its own. It imports little: every such process imports this first."""
+"""Run a notebook in its own process. This module imports little, since every such process imports it first."""
 import atexit
 import multiprocessing
 import os
@@ -7,13 +7,13 @@ from pathlib import Path
 
 
 def run(path: Path, root: Path, flags: list[str], output: Path) -> None:
-    """Run a notebook's cells in this process, which ends with status 0 if they pass; flagged cells are left out."""
+    """Run the cells of a notebook, except flagged ones, and end this process with status 0 if they pass."""
     from nbdev.test import test_nb
     with open(output, "wb") as out:
         for stream in (1, 2): os.dup2(out.fileno(), stream)
     os.chdir(root / "nbs")
-    multiprocessing.set_start_method(None, force=True)   # the system's own again, for the workers of a notebook
+    multiprocessing.set_start_method(None, force=True)   # the default again, for workers that the notebook starts
     passed, _ = test_nb(path, skip_flags=flags, basepath=root)
-    # a forked process leaves without them, and temporary folders stay
+    # a forked process would end without these functions, which remove temporary folders
     atexit._run_exitfuncs()
     sys.exit(0 if passed else 1)

@@ -1,4 +1,4 @@
-"""The folders of the package: what each may import, and that notebooks and modules lie side by side under the same names."""
+"""The folders of the package: what each may import, and that notebooks and modules have the same folders and names."""
 import ast
 import re
 from pathlib import Path
@@ -21,17 +21,17 @@ MAY_IMPORT = {                # folder -> the folders that it may import, beside
     "synthesis": "core tokens models",
     "studies": "core show tokens audio ssm models training synthesis",
     "pages": "core show tokens audio ssm models training synthesis studies",
-}                             # the modules at the top, the command line and the promised names, may import everything
+}                             # modules at the top (the command line and the public names) may import everything
 
 
 def modules() -> dict[str, Path]:
-    """Every exported module by its dotted name inside the package."""
+    """Every exported module: its dotted name inside the package, and its path."""
     found = {p: p.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".") for p in PACKAGE.rglob("*.py")}
     return {name: p for p, name in sorted(found.items()) if not name.endswith(("__init__", "_modidx"))}
 
 
 def own_imports(source: str, module: str) -> set[str]:
-    """Modules of this package that a source imports, at the top or inside a function, relative or by full name."""
+    """Modules of this package that a source imports, at the top or inside functions, by relative or full name."""
     found, package = set(), ["sashimi_wb", *module.split(".")[:-1]]
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import): found |= {a.name for a in node.names}
@@ -45,13 +45,13 @@ def own_imports(source: str, module: str) -> set[str]:
 
 
 def folder(module: str) -> str:
-    """The folder of a module; of one at the top its own name."""
+    """The folder of a module; for a module at the top its own name."""
     return module.split(".")[0]
 
 
 def test_every_form_of_import_is_seen():
-    source = "from .codes import x\nfrom ..core.system import y\nfrom sashimi_wb.ssm.s4 import S4\nimport sashimi_wb.models.heads\n" \
-             "def f():\n    from sashimi_wb.audio import files\nimport torch"
+    source = "from .codes import x\nfrom ..core.system import y\nfrom sashimi_wb.ssm.s4 import S4\n" \
+             "import sashimi_wb.models.heads\ndef f():\n    from sashimi_wb.audio import files\nimport torch"
     assert own_imports(source, "tokens.layouts") == {"core.system", "ssm.s4", "models.heads", "audio.files"}
 
 
@@ -76,7 +76,7 @@ def test_folders_have_no_cycle_inside():
 
 
 def test_numbers_are_the_reading_order():
-    """Numbers restart in each folder, are unique and without gaps, and no page leans on a later one of its folder."""
+    """Numbers start at 01 in each folder and have no gaps, and no page imports a later one of its folder."""
     for name in set(MAY_IMPORT):
         pages = sorted(p.stem for p in (NOTEBOOKS / name).glob("*.ipynb"))
         assert [p[:2] for p in pages] == [f"{i:02d}" for i in range(1, len(pages) + 1)], name
@@ -91,17 +91,18 @@ def test_numbers_are_the_reading_order():
 def test_notebook_and_module_lie_side_by_side():
     for module, path in modules().items():
         name = path.stem
-        expected = rf"nbs/(api/{name}|{name}|\d\d_{name})\.ipynb" if "." not in module else rf"nbs/{folder(module)}/\d\d_{name}\.ipynb"
+        if "." in module: expected = rf"nbs/{folder(module)}/\d\d_{name}\.ipynb"
+        else: expected = rf"nbs/(api/{name}|{name}|\d\d_{name})\.ipynb"
         first = path.read_text(encoding="utf-8").split("\n# %%")[0]
         assert re.search(expected, first), f"{module} should come from {expected}"
 
 
 @pytest.mark.parametrize("name", sorted(set(MAY_IMPORT)))
-def test_every_folder_says_what_it_is_for(name):
+def test_every_folder_has_a_readme(name):
     text = (NOTEBOOKS / name / "README.md").read_text(encoding="utf-8")
     may = re.search(r"\*\*May import:\*\* (.*)", text).group(1)
-    every = set(list(MAY_IMPORT)[: list(MAY_IMPORT).index(name)])
-    said = every if may == "every folder above." else set(re.findall(r"`(\w+)`", may))
-    assert said == set(MAY_IMPORT[name].split())
+    above = set(list(MAY_IMPORT)[: list(MAY_IMPORT).index(name)])
+    listed = above if may == "every folder above." else set(re.findall(r"`(\w+)`", may))
+    assert listed == set(MAY_IMPORT[name].split())
     for module in (p.stem[3:] for p in (NOTEBOOKS / name).glob("*.ipynb")):
         assert f"`{module}`" in text, f"{name}/README.md leaves out {module}"

@@ -1,6 +1,6 @@
-"""Every notebook under nbs/ runs with its small defaults, by nbdev's own runner (`#| eval: false` and flags count).
+"""Every notebook under nbs/ runs with its small defaults, in the runner of nbdev, which obeys `#| eval: false`.
 
-The pages of nbs/explore run in a real browser where there is one (tests/browser), and here where there is none.
+The pages of nbs/explore run in a real browser (tests/browser); without a browser they run here.
 """
 import multiprocessing
 from configparser import ConfigParser
@@ -11,12 +11,16 @@ from browser import missing
 from run_notebook import run
 
 ROOT = Path(__file__).resolve().parents[1]
-HANGS_S = 1200   # no measure of speed: machines differ
+TIMEOUT_S = 1200   # ends a notebook that hangs; machines differ, so it does not measure speed
+
+pytestmark = [pytest.mark.slow, pytest.mark.notebook]
 
 
 def processes() -> multiprocessing.context.BaseContext:
-    """A process for each notebook, so that none leans on what another one patched or seeded; where the system can fork,
-    from one that has imported what most need and done nothing else: that takes seconds each time."""
+    """Start methods of a process per notebook, so that no notebook depends on what another one patched or seeded.
+
+    Where the system can fork, they are forked from a process that has only imported the libraries that most notebooks
+    need, which saves seconds for each."""
     if "forkserver" not in multiprocessing.get_all_start_methods(): return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "nbdev.test", "matplotlib.pyplot", "lightning.pytorch"])
@@ -24,14 +28,14 @@ def processes() -> multiprocessing.context.BaseContext:
 
 
 def notebooks() -> list[Path]:
-    """What nbdev would test: all notebooks under nbs/ but those in a hidden folder or with a leading underscore."""
+    """The notebooks that nbdev would test: those under nbs/, except names with a leading dot or underscore."""
     found = (p.relative_to(ROOT) for p in (ROOT / "nbs").rglob("*.ipynb"))
     return sorted(p for p in found if not any(part[0] in "._" for part in p.parts)
                   and (missing() or p.parent.name != "explore"))
 
 
 def skipped_flags() -> list[str]:
-    """Flags (`#| slow`) whose cells the ordinary run leaves out."""
+    """Flags, such as `#| slow`, whose cells are not run."""
     config = ConfigParser(delimiters=["="])
     config.read(ROOT / "settings.ini", encoding="utf-8")
     return config["DEFAULT"]["tst_flags"].split()
@@ -46,8 +50,8 @@ def test_notebook_runs(path, tmp_path):
     process = processes().Process(target=run,
                                   args=(ROOT / path, ROOT, skipped_flags(), output := tmp_path / "output.txt"))
     process.start()
-    process.join(HANGS_S)
+    process.join(TIMEOUT_S)
     if process.exitcode is None:
         process.kill()
-        pytest.fail(f"{path} hangs: nothing after {HANGS_S} s", pytrace=False)
+        pytest.fail(f"{path} hangs: it did not end within {TIMEOUT_S} s", pytrace=False)
     if process.exitcode: pytest.fail(f"{path} stopped:\n{output.read_text(errors='replace')[-8000:]}", pytrace=False)

@@ -1,4 +1,4 @@
-"""A wheel, installed away from any clone: the command, an experiment notebook, a bundled checkpoint and the pages work, and write nothing into it."""
+"""A wheel works outside any clone: command, experiment, checkpoint and pages run, and the package stays unchanged."""
 import json
 import os
 import shutil
@@ -13,6 +13,7 @@ import pytest
 import soundfile
 
 ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.slow
 pytest.importorskip("setuptools", minversion="77",
                     reason="the set-up of the development tools brings setuptools 77 or later: call make")
 
@@ -26,7 +27,7 @@ def call(*words, **options):
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    "Built from a source distribution, which is built from what a clone holds."
+    "A wheel, built from a source distribution, which is built from the files of a clone."
     top = tmp_path_factory.mktemp("build")
     unwanted = shutil.ignore_patterns(".git", ".venv*", "runs", "build", "dist", "*.egg-info", "__pycache__", "tests",
                                       "lightning_logs")
@@ -54,12 +55,12 @@ def test_the_wheel_holds_what_it_needs_and_no_more(wheel):
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
-    "A program that runs a script of a fresh environment, in an empty folder, within a repository that has nothing to do with the project."
+    "A function that runs a script of a new environment in an empty folder inside another project's repository."
     top = tmp_path_factory.mktemp("away")
     for folder in ("home", "work"): (top/folder).mkdir()
     (top/"work/sashimi_wb.py").write_text("raise SystemExit('a module of the current folder was imported')")
     keep = ("PATH", "LANG", "SYSTEMROOT", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
-    # compiling takes most of a minute, and is tested elsewhere
+    # compiling takes long and is tested elsewhere
     env = {k: os.environ[k] for k in keep if k in os.environ} | {"HOME": str(top/"home"), "NUMBA_DISABLE_JIT": "1"}
     venv.create(top/"env", with_pip=False, symlinks=os.name != "nt")
     paths = sysconfig.get_paths(vars={"base": str(top/"env"), "platbase": str(top/"env")})
@@ -67,7 +68,7 @@ def installed(wheel, tmp_path_factory):
     call(sys.executable, "-m", "pip", "--python", bin_folder/"python", "install", "--no-deps", "--no-index", "-q",
          wheel, env=env)
     others = dict.fromkeys((sysconfig.get_path("purelib"), sysconfig.get_path("platlib")))
-    # the editable install there is no folder, so it stays behind
+    # the development environment's packages, without its editable install, which is not a folder
     (site/"dependencies.pth").write_text("\n".join(others))
     identity = ("-c", "user.name=a", "-c", "user.email=a@example.org")
     call("git", "init", "-q", top)
@@ -98,7 +99,8 @@ def test_an_installed_package_works_away_from_any_clone(installed):
     installed("python", "-P", "-c", f"""if True:
         from pathlib import Path
         from sashimi_wb.studies.batch import run_notebook
-        run_notebook("train_arm", "in {{br}}aces/out.ipynb", dict(preset="smoke", audio={lines['digits']!r}, runs=str(Path('runs').absolute())))""")
+        parameters = dict(preset="smoke", audio={lines['digits']!r}, runs=str(Path('runs').absolute()))
+        run_notebook("train_arm", "in {{br}}aces/out.ipynb", parameters)""")
     result, = (work/"runs").glob("*/result.json")
     record = json.loads(result.read_text(encoding="utf-8"))
     assert (record["provenance"]["revision"], record["provenance"]["changed"]) == ("", False)

@@ -1,4 +1,4 @@
-"""JupyterLab in a real browser: a server on this machine only, Chromium driven by playwright, everything in temporary folders.
+"""JupyterLab in a real browser: a local server, and Chromium controlled by playwright, with temporary folders only.
 
     with Lab(folder) as lab, lab.open("generation.ipynb") as notebook:
         notebook.run_all()
@@ -32,15 +32,16 @@ CURRENT = "window.jupyterapp?.shell?.currentWidget"
 
 
 def chromium() -> str | None:
-    """The browser: $CHROMIUM, else the first of its usual names that is installed."""
+    """Path of the browser: $CHROMIUM, else the first installed one of the usual names."""
     return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
 
 
 def missing() -> str:
-    """What the browser tests lack here and how to get it; empty where they can run."""
+    """What the browser tests lack on this machine, and how to get it; empty if they can run."""
     if not find_spec("playwright"): return "no browser tests: playwright is not installed (`make setup` brings it)"
     if not chromium():
-        return "no browser tests: no Chromium here; install it (Debian, Ubuntu: apt install chromium) or name one: CHROMIUM=/path/to/chrome"
+        return "no browser tests: no Chromium found; install it (Debian, Ubuntu: apt install chromium) " \
+               "or set CHROMIUM=/path/to/chrome"
     return ""
 
 
@@ -52,7 +53,7 @@ def free_port() -> int:
 
 
 def copy_notebook(source: Path, target: Path, parameters: dict) -> None:
-    """A copy to run, with those parameters that it has set as papermill would: in a cell after the one with that tag."""
+    """Copy a notebook; set the parameters that it has in a new cell after the tagged one, as papermill does."""
     notebook = nbformat.read(source, 4)
     at = next((i for i, c in enumerate(notebook.cells) if "parameters" in c.metadata.get("tags", [])), None)
     has = "" if at is None else notebook.cells[at].source
@@ -107,7 +108,7 @@ class Lab:
         raise RuntimeError(f"JupyterLab does not answer:\n{self.log.read_text()[-4000:]}")
 
     def open(self, name: str, width: int = 1280, height: int = 900) -> "Notebook":
-        """A notebook of the folder, in a window of its own."""
+        """Open a notebook of the folder in a new window."""
         return Notebook(self, name, width, height)
 
     def __exit__(self, *error):
@@ -146,7 +147,7 @@ class Notebook:
         finally: self.context.close()
 
     def command(self, name: str, **arguments) -> None:
-        """One of JupyterLab's commands, to its end."""
+        """Run a command of JupyterLab and wait for its end."""
         self.page.evaluate("([name, args]) => jupyterapp.commands.execute(name, args).then(() => null)",
                            [name, arguments])
 
@@ -156,12 +157,14 @@ class Notebook:
         self.page.wait_for_function(f"() => {CURRENT}.sessionContext.session.kernel.status === 'idle'")
 
     def execute(self, code: str) -> None:
-        """Run code in the kernel beside the page, and wait for its end."""
-        status = self.page.evaluate(f"code => {CURRENT}.sessionContext.session.kernel.requestExecute({{code}}).done.then(m => m.content.status)", code)
+        """Run code in the kernel of the page, and wait for its end."""
+        kernel = f"{CURRENT}.sessionContext.session.kernel"
+        request = f"code => {kernel}.requestExecute({{code}}).done.then(message => message.content.status)"
+        status = self.page.evaluate(request, code)
         if status != "ok": raise RuntimeError(f"{code!r} ended with {status}")
 
     def problems(self) -> list[str]:
-        """Page errors, requests that left this machine, and tracebacks in the notebook."""
+        """Page errors, requests to other machines, and tracebacks in the notebook."""
         cells = self.page.evaluate(f"() => {CURRENT}.content.model.toJSON().cells")
         outputs = [o for c in cells for o in c.get("outputs", [])]
         return self.seen + [f"{o['ename']}: {o['evalue']}" for o in outputs if o["output_type"] == "error"] + \
@@ -207,24 +210,24 @@ def enter(page, label: str, value) -> None:
 
 
 def says(page, part: str, text) -> None:
-    """Wait until a part of a page holds a text."""
+    """Wait until a part of a page contains a text."""
     page.locator(f".swb-{part}", has_text=text).wait_for()
 
 
 def sources(page, selector: str) -> list[str]:
-    """What the pictures and players of a selector hold."""
+    """The sources of the pictures and players of a selector."""
     return page.locator(selector).evaluate_all("all => all.map(e => e.getAttribute('src'))")
 
 
 def changed(page, selector: str, before: list[str]) -> None:
-    """Wait until a selector's pictures and players are there and hold none of what they held."""
+    """Wait until a selector's pictures and players exist and all have new sources."""
     page.wait_for_function("""([selector, before]) => {
         const now = [...document.querySelectorAll(selector)].map(e => e.getAttribute('src'))
         return now.length && !now.some(source => before.includes(source)) }""", arg=[selector, before])
 
 
 def forgotten(page, selector: str) -> None:
-    """Wait until a page holds nothing of a selector."""
+    """Wait until a page has no element of a selector."""
     from playwright.sync_api import expect
     expect(page.locator(selector)).to_have_count(0, timeout=PATIENCE_MS)
 
@@ -233,11 +236,12 @@ def press(page, name: str) -> None:
     """Press a button, and wait until its work is done."""
     page.get_by_role("button", name=name, exact=True).click()
     time.sleep(0.3)
-    page.wait_for_function("() => [...document.querySelectorAll('button')].filter(b => b.innerText.trim() === 'Stop').every(b => b.disabled)")
+    page.wait_for_function("""() => [...document.querySelectorAll('button')]
+        .filter(b => b.innerText.trim() === 'Stop').every(b => b.disabled)""")
 
 
 def check_export(notebook: Notebook) -> None:
-    """What a page shows is in its HTML export too, without network or kernel: at least a picture and a player, each of some size."""
+    """Check that the HTML export of a page, without network or kernel, shows a picture and a player of some size."""
     page = notebook.exported()
     still = page.locator("div[class^=swb-static]")
     for kind in ("img", "audio"):
