@@ -198,6 +198,7 @@ def test_an_unsafe_load_would_be_noticed(line, tmp_path):
     assert len(unsafe_loads(tmp_path / "x.py")) == 1
 
 
+@pytest.mark.slow
 def test_imports_are_light():
     """`import sashimi_wb` loads no large library; slow ones are imported where they are used.
 
@@ -235,6 +236,7 @@ def start_worker() -> None:
     import_torchaudio()
 
 
+@pytest.mark.slow
 def test_torchaudio_in_a_fresh_process():
     from sashimi_wb.core.system import import_torchaudio
     transform = import_torchaudio().transforms.Resample(16_000, 8_000)

@@ -355,6 +355,7 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
 
 # ---- damage of every kind
 
+@pytest.mark.slow
 def test_damaged_files_are_read_right_or_refused(tmp_path):
     """A small part of what `python tests/fuzz_audio.py` tries: no crash, no hang, bounded memory, no wrong sample, every error names its file."""
     import fuzz_audio

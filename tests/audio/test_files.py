@@ -119,6 +119,7 @@ ODD_NAMES = [b"caf\xe9.wav", b"new\nline.wav", b"\xf0\x9f\x98\x80.wav", b"\xff\x
              b"n" * 251 + b".wav", b"tab\t'\"<b>%{x}.wav", b" .wav", b"\xc3\x28/in.wav"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes, as Linux has them")
 def test_names_of_any_bytes_go_all_the_way(tmp_path):
     """Order, index, cache, split, windows and fingerprint; equal names give an equal split, whatever the letters of this machine are."""
@@ -520,6 +521,7 @@ def test_an_interrupted_index_goes_on(tmp_path, looks, monkeypatch):
     assert looked(looks, tmp_path)[1] == [f"{i:02}.wav" for i in range(12, 20)]
 
 
+@pytest.mark.slow
 def test_a_killed_index_goes_on(tmp_path, looks):
     for i in range(30): write(tmp_path, f"{i:02}.wav", 100)
     time.sleep(0.03)
@@ -687,6 +689,7 @@ def test_content_is_hashed_once(corpus, looks, monkeypatch):
     assert [index.content_hash(i) for i in infos] == want
 
 
+@pytest.mark.slow
 def test_several_processes_at_a_time(tmp_path, looks):
     for i in range(40): write(tmp_path, f"{i:02}.flac", 200)
     code = f"import sashimi_wb.audio.index as i; i._PATIENCE_S = 0; print(sum(len(i.content_hash(f)) for f in i.index_audio({str(tmp_path)!r})))"

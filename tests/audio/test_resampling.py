@@ -24,6 +24,7 @@ def made(rate, target, kind=None):
     return r
 
 
+@pytest.mark.slow
 @given(rates, rates, st.integers(1, 900), st.integers(0, 2**31))
 @settings(max_examples=25)
 def test_both_ways_give_torchaudios_values(rate, target, n, seed):

@@ -114,6 +114,7 @@ def models():
 def leaves(state): return [x for part in state for x in leaves(part)] if isinstance(state, tuple) else [state]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [k for k in LAYOUTS if k != "with gradients"])
 @pytest.mark.parametrize("name", ("codes", "squeeze", "floats"))
 def test_models_take_arrays_of_any_layout(models, name, layout):

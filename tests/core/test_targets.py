@@ -204,6 +204,7 @@ def test_the_cache_folder(tmp_path, monkeypatch, own, shared, want):
     assert cache_path().parent == Path(want)
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_heard_keeps_its_record(tmp_path, monkeypatch):
     why = "the model's output is <not> finite"
     def silent(*args, **kw): raise ValueError(why)

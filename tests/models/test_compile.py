@@ -12,6 +12,8 @@ from sashimi_wb.models.wave_model import ModelConfig, WaveModel
 from sashimi_wb.ssm.learned import KernelConfig, SSMKernel
 from sashimi_wb.tokens.streams import shift
 
+pytestmark = pytest.mark.slow
+
 torch.set_num_threads(1)
 FORMS = {"dplr": KernelConfig("dplr", 16), "diag": KernelConfig("diag", 16, disc="zoh")}
 KINDS = [("embedding", "categorical"), ("linear_projection", "dml")]

@@ -17,6 +17,8 @@ from sashimi_wb.ssm.kernels import discretize_dplr
 from sashimi_wb.ssm.learned import KernelConfig, SSMKernel
 from sashimi_wb.ssm.s4 import S4
 
+pytestmark = pytest.mark.slow
+
 torch.set_num_threads(1)
 FORMS = {"dplr": KernelConfig(), "zoh": KernelConfig("diag", disc="zoh"),
          "bilinear": KernelConfig("diag", init="lin", n_ssm=None)}

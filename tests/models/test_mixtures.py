@@ -122,6 +122,7 @@ def test_loss_and_gradient_are_finite_for_every_parameter(bits):
             assert nats.isfinite().all() and (nats > -1e-5).all() and grad.isfinite().all(), name
 
 
+@pytest.mark.slow
 def test_sixteen_bits_are_learned_at_the_learning_rate_of_the_notes():
     wave, _ = soundfile.read(MUSIC, frames=2*44_100, start=44_100, dtype="float32", always_2d=True)
     quantizer = Quantizer("linear", 16)

@@ -157,6 +157,7 @@ def test_no_mel_band_is_empty(rate):
         assert (visualise.mel_filters(rate, n_fft, n_mels).max(1) > 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [8_000, 44_100])
 def test_mel_power_equals_librosa(rate):
     librosa = pytest.importorskip("librosa")
@@ -198,6 +199,7 @@ def test_unet_is_legible(n_pools, down_blocks, length):
     assert sum("2,900,000" in text for text, _ in texts) == len(_unet(n_pools, down_blocks))
 
 
+@pytest.mark.slow
 def test_figures_draw_themselves_leave_their_input_alone_and_repeat():
     codes, levels = np.arange(200) % 16, np.arange(-8, 8) / 8
     wave = levels[codes] + 0.01
@@ -263,6 +265,7 @@ def test_wrong_input_says_what_was_expected(draw, message):
     with pytest.raises(ValueError, match=message): draw()
 
 
+@pytest.mark.slow
 def test_importing_the_figures_is_light():
     code = "import sys, sashimi_wb.show.charts, sashimi_wb.show.players; print([m for m in ('torch', 'librosa', 'matplotlib.pyplot', 'nbdev', 'fastcore') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,

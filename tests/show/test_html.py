@@ -139,6 +139,7 @@ def both(tmp_path_factory):
     return {text: pages(tmp_path_factory.mktemp("pages"), text) for text in (PLAIN, MARKUP)}
 
 
+@pytest.mark.slow
 def test_markup_in_a_text_is_no_markup_of_the_page(both):
     for name, page in both[MARKUP].items():
         plain, marked = Elements(both[PLAIN][name]), Elements(page)

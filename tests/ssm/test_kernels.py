@@ -113,6 +113,7 @@ def keops():
     if not keops_works(): pytest.fail("pykeops could not compile though there is a C++ compiler")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 2, 5, 64, 100, 256, 1024, 2048])
 def test_keops_equals_doubling(keops, length):
     kernel, *gradients, step = errors(length, system(n=16), "keops", torch.float32)
@@ -121,6 +122,7 @@ def test_keops_equals_doubling(keops, length):
     assert step < 2e-2
 
 
+@pytest.mark.slow
 def test_keops_sum_equals_reference(keops):
     v, w = torch.randn(4, 3, 8, dtype=torch.complex64), torch.complex(-torch.rand(3, 8) - 0.1, torch.randn(3, 8))
     for length in (1, 2, 33, 64):
@@ -152,16 +154,19 @@ def test_diagonal_kernel(length):
     assert max(diagonal_errors(length, "auto", torch.float32)) < 2e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 2, 5, 64, 100, 1024, 2048, 16000])
 def test_keops_vandermonde(keops, length):
     assert max(diagonal_errors(length, "keops", torch.float64)) < 1e-11
 
 
+@pytest.mark.slow
 def test_keops_vandermonde_of_a_dead_mode(keops):
     v, step = torch.ones(1, 1, 2, dtype=torch.complex128), torch.tensor([[0j, 0.5]], dtype=torch.complex128)
     torch.testing.assert_close(vandermonde_keops(v, step, 4), vandermonde_ref(v, step, 4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["torch", "keops"])
 @pytest.mark.parametrize("config", [KernelConfig(d_state=16), KernelConfig("diag", 16, disc="zoh"), KernelConfig("diag", 16, disc="bilinear", dt_tie=False),
                                     KernelConfig(d_state=16, init="legt", n_ssm=None)], ids=str)
@@ -197,6 +202,7 @@ def test_without_a_compiler_torch_and_one_line(error, monkeypatch, caplog):
     finally: keops_works.cache_clear()
 
 
+@pytest.mark.slow
 def test_real_machine_without_a_compiler(tmp_path):
     """A process that finds no compiler and an empty cache: the sum is right, one line is logged, nothing is printed to stdout."""
     code = "import sys, logging, torch; logging.basicConfig(level=logging.INFO, format='LOG %(name)s %(message)s');" \

@@ -21,6 +21,8 @@ from sashimi_wb.studies.batch import run_all
 from sashimi_wb.studies.experiments import Experiment, ablation_arms, ablation_parameters, experiment
 from sashimi_wb.studies.run import Run, execute
 
+pytestmark = pytest.mark.slow
+
 SMOKE = experiment("smoke")
 
 

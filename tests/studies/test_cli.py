@@ -17,6 +17,8 @@ from sashimi_wb.cli import generate_file, main
 from sashimi_wb.studies.trained import load_model
 from sashimi_wb.synthesis.generation import generate
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):

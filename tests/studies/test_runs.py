@@ -26,6 +26,8 @@ from sashimi_wb.studies.trained import find_models, load_model
 from sashimi_wb.training import trainer
 from sashimi_wb.training.checkpoints import load_tree, read_weights, save_tree, save_weights
 
+pytestmark = pytest.mark.slow
+
 TWO = experiment("smoke", {"steps": (2, 6), "dropout": 0.1})
 CLIPS = ("original.flac", "quantized.flac", "continuation.flac")
 

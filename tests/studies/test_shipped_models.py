@@ -16,6 +16,8 @@ from sashimi_wb.studies.experiments import experiment
 from sashimi_wb.synthesis.generation import generate
 from sashimi_wb.training.evaluation import evaluate
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).resolve().parents[2] / "data" / "checkpoints"
 PAGE = (FOLDER / "README.md").read_text(encoding="utf-8")
 NAMES = "music", "digits"

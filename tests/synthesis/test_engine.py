@@ -18,6 +18,8 @@ from sashimi_wb.synthesis.stepping import Sampling, Stepper
 from sashimi_wb.tokens.quantization import Quantizer
 from sashimi_wb.tokens.streams import shift
 
+pytestmark = pytest.mark.slow
+
 torch.set_num_threads(1)
 KINDS = [("embedding", "categorical", 8), ("linear_projection", "categorical", 8), ("embedding", "dml", 16),
          ("linear_projection", "dml", 16), ("embedding", "bytes", 24)]

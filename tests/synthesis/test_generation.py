@@ -16,6 +16,8 @@ from sashimi_wb.tokens.byte_tokens import from_bytes, place_bytes, silent_input,
 from sashimi_wb.tokens.layouts import deinterleave, interleave, token_order
 from sashimi_wb.tokens.quantization import Quantizer
 
+pytestmark = pytest.mark.slow
+
 torch.set_num_threads(1)
 STRATEGIES = ("temporal", "blocking-1", "blocking-4", "blocking-24", "blocking")
 KINDS = [("embedding", "categorical"), ("linear_projection", "categorical"), ("embedding", "dml"),

@@ -20,6 +20,8 @@ from sashimi_wb.synthesis.engine import Unsupported, make_engine
 from sashimi_wb.synthesis.stepping import Sampling, TracedStepper
 from sashimi_wb.tokens.quantization import Quantizer
 
+pytestmark = pytest.mark.slow
+
 SOURCE = """
 import numpy as np
 from sashimi_wb.synthesis.simd import jit, load, total

@@ -58,6 +58,7 @@ def test_errors():
         with pytest.raises(ValueError, match=words): call()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", (8, 16, 24))
 @pytest.mark.parametrize("form", ("dplr", "diag"))
 def test_windows_steps_and_one_convolution_agree(bits, form):

@@ -26,6 +26,8 @@ from sashimi_wb.training.evaluation import evaluate
 from sashimi_wb.training.recipe import History, TrainConfig, reuse_memory
 from sashimi_wb.training.trainer import fit
 
+pytestmark = pytest.mark.slow
+
 STEPS = 5  # per epoch, in the data below
 CPU = TrainConfig(max_epochs=3, device="cpu", save_every=2, patience=0, log_every=1)
 
