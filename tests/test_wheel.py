@@ -112,10 +112,10 @@ def test_an_installed_package_works_away_from_any_clone(installed):
         from sashimi_wb.pages.generation_page import explore_generation
         from sashimi_wb.pages.runs_page import explore_runs
         from sashimi_wb.studies.run_table import read_runs
-        from sashimi_wb.pages.run_views import command
+        from sashimi_wb.pages.run_views import repeat_command
         runs, notes = read_runs()
         page, models = explore_runs(), explore_generation()
-        print(core.package_folder(), len(runs), command(runs[0]), notes, sep="\\n")
+        print(core.package_folder(), len(runs), repeat_command(runs[0]), notes, sep="\\n")
         import os; os.chdir(core.bundled("nbs/explore")); print(core.runs_folder())
         """
     package, n, command, notes, home_runs = installed("python", "-P", "-c", program).splitlines()

@@ -15,7 +15,7 @@ from sashimi_wb.core.checks import Count, check_int, check_value, field_types, f
 from sashimi_wb.models.sashimi import SaShiMi, SaShiMiConfig
 from sashimi_wb.models.wave_model import ModelConfig
 from sashimi_wb.pages.activations import PassSettings
-from sashimi_wb.pages.takes import Wish
+from sashimi_wb.pages.growing_clip import GenerationRequest
 from sashimi_wb.ssm.learned import KernelConfig
 from sashimi_wb.studies.experiments import (
     PRESETS,
@@ -32,7 +32,7 @@ from sashimi_wb.training.recipe import History, TrainConfig
 
 GIVEN = {DataConfig: {"path": "x"}, TrainConfig: {"max_steps": 1}}
 CONFIGS = (Experiment, DataConfig, ModelConfig, SaShiMiConfig, KernelConfig,
-           TrainConfig, Sampling, Quantizer, Wish, PassSettings, AblationParameters)
+           TrainConfig, Sampling, Quantizer, GenerationRequest, PassSettings, AblationParameters)
 FIELDS = [(cls, f.name) for cls in CONFIGS for f in fields(cls)]
 
 

@@ -13,12 +13,12 @@ from made_runs import make_run
 
 from sashimi_wb.models.stage_report import stage_report
 from sashimi_wb.models.wave_model import WaveModel
+from sashimi_wb.pages.growing_clip import clips_html as cards_html
 from sashimi_wb.pages.layouts_page import explore_layouts
 from sashimi_wb.pages.page import Runner, error_html, note_html
 from sashimi_wb.pages.quantization_page import explore_quantization
 from sashimi_wb.pages.runs_page import explore_runs
 from sashimi_wb.pages.stage_figures import sounds_html, unet_html
-from sashimi_wb.pages.takes import takes_html
 from sashimi_wb.pages.training_figures import clips_html, curves_html
 from sashimi_wb.pages.training_page import plan_html, result_html
 from sashimi_wb.show.figures import label_text, new_figure, plot_clips, plot_mel, plot_wave, tidy
@@ -102,7 +102,7 @@ def pages(top, text):
     clips.mkdir()
     for step in range(3): (clips/f"step-{step}.flac").write_bytes((live.folder/"original.flac").read_bytes())
     wave = rng.uniform(-0.5, 0.5, 4000)
-    take = SimpleNamespace(clip=wave[:, None], rate=4000, filled=4000, n_prompt=0, prompt_s=0.0)
+    clip = SimpleNamespace(wave=wave[:, None], rate=4000, n_filled=4000, n_prompt=0, prompt_s=0.0, duration_s=1.0)
     own, layouts = explore_quantization(audio=audio), explore_layouts(audio=audio)
     for p in (own, layouts): p.run(SimpleNamespace(going=True))
     runner = Runner(text, lambda r: None)
@@ -117,7 +117,7 @@ def pages(top, text):
         "report": report_html({"quantized_vs_raw": with_stages}, text),
         "depths": report_html({"bit_depth": {f"{text}: 8 bit categorical": next(iter(with_stages.values()))}}, text),
         "clips": clips_html(live, players=2), "curves": curves_html(Progress.of_done(live)),
-        "plan": plan_html(live, "smoke", {text: text}), "result": result_html(live), "takes": takes_html({text: take}),
+        "plan": plan_html(live, "smoke", {text: text}), "result": result_html(live), "cards": cards_html({text: clip}),
         "player": player(wave, 4000, text).data, "players": player_row({text: wave, "b": wave}, 4000).data,
         "steps": players_in_step({text: wave, "b": wave}, 4000, label=text).data,
         "table": table([{text: text, "n": [1, 2]}, {text: [text, 2], "n": 3}, {text: {text: 1}, "n": None}],
