@@ -91,48 +91,51 @@ def first_call():
 
 
 def levels(form):
-    """For every level: how often it runs per sample, its floats of weights and of state, its multiply-adds."""
-    from sashimi_wb.synthesis.engine import lay_out
+    """Per level: its share of the samples, its floats of weights and of state, its multiply-adds."""
+    from sashimi_wb.synthesis.packing import CHANNELS, FF, POOL, WIDTH, pack_model
     from sashimi_wb.tokens.quantization import Quantizer
-    layout = lay_out(full_size(form), Quantizer(bits=8))
-    L, N, low_rank = layout.config[:3]
+    packed = pack_model(full_size(form), Quantizer(bits=8))
+    L, N, low_rank = packed.config.n_layers, packed.config.n_states, packed.config.low_rank
     every, rows = 1, []
-    for i, (H, pool, *_, h, ff) in enumerate(layout.plan.tolist()):
-        matrices = L*(2*H*H + 2*H*ff) + (2*pool*H*layout.plan[i + 1, 0]/pool if i < len(layout.plan) - 1 else 0)
+    for i, level in enumerate(packed.plan.tolist()):
+        H, pool, ff = level[WIDTH], level[POOL], level[FF]
+        matrices = L*(2*H*H + 2*H*ff)
+        if i < len(packed.plan) - 1: matrices += 2*H*packed.plan[i + 1, WIDTH]
         spaces = L*H*N*(8 if low_rank else 4)
-        rows.append({"width": h, "share": 1/every, "weights": matrices + spaces, "states": L*H*N*2,
+        rows.append({"width": level[CHANNELS], "share": 1/every, "weights": matrices + spaces, "states": L*H*N*2,
                      "multiply-adds": matrices + L*H*N*(9 if low_rank else 6)})
         every *= pool
     return rows
 
 
 def stage_times(form, seconds):
-    """Microseconds of one run of the stage of every level."""
+    """Microseconds of the stage of every level, run again and again."""
     from sashimi_wb.synthesis.compiled_step import stage, zeros
-    from sashimi_wb.synthesis.engine import lay_out
+    from sashimi_wb.synthesis.packing import CHANNELS, FF, STAGE, STATES, WIDTH, pack_model
     from sashimi_wb.tokens.quantization import Quantizer
-    layout = lay_out(full_size(form), Quantizer(bits=8))
-    L, N, low_rank, S = *layout.config[:3], layout.config[-1]
-    state, x, a, b = zeros(layout.n_state), zeros(S), zeros(S), zeros(S)
-    def work(n, row):
+    packed = pack_model(full_size(form), Quantizer(bits=8))
+    c, S = packed.config, packed.config.row_size
+    state, x, a, b = zeros(packed.n_state), zeros(S), zeros(S), zeros(S)
+    def work(n, level):
         for _ in range(n):
             x[:] = 1
-            stage(x, state, row[7], layout.tape, row[4], a, b, S, 1, L, row[0], row[8], N, low_rank, row[9])
-    return [1e6/rate(partial(work, row=row), 4, seconds/4) for row in layout.plan.tolist()]
+            stage(x, state, level[STATES], packed.weights, level[STAGE], a, b, S, 1, c.n_layers, level[WIDTH],
+                  level[CHANNELS], c.n_states, c.low_rank, level[FF])
+    return [1e6/rate(partial(work, level=level), 4, seconds/4) for level in packed.plan.tolist()]
 
 
 def machine_rates(seconds):
     """Bytes per second read from arrays of several sizes, and multiply-adds per second, on one core."""
     from sashimi_wb.synthesis.compiled_step import affine, zeros
-    from sashimi_wb.synthesis.simd import jit, load, spread, total
+    from sashimi_wb.synthesis.simd import broadcast, jit, load, sum_lanes
 
     @jit
     def read(x, n, times):
-        a = b = c = d = spread(np.float32(0))
+        a = b = c = d = broadcast(np.float32(0))
         for _ in range(times):
             for i in range(0, n, 64):
                 a, b, c, d = a + load(x, i), b + load(x, i + 16), c + load(x, i + 32), d + load(x, i + 48)
-        return total(a + b + c + d)
+        return sum_lanes(a + b + c + d)
 
     @jit
     def multiply(x, w, y, times):

@@ -12,8 +12,9 @@ from sashimi_wb.models.sashimi import SaShiMiConfig
 from sashimi_wb.models.wave_model import ModelConfig, WaveModel
 from sashimi_wb.ssm.learned import KernelConfig
 from sashimi_wb.synthesis.compiled_draws import pick_class, pick_mixture
-from sashimi_wb.synthesis.engine import ENGINES, CompiledStepper, Unsupported, lay_out, make_engine
+from sashimi_wb.synthesis.engine import ENGINES, CompiledStepper, make_engine
 from sashimi_wb.synthesis.generation import generate, generate_stream
+from sashimi_wb.synthesis.packing import Unsupported, pack_model
 from sashimi_wb.synthesis.stepping import Sampling, Stepper
 from sashimi_wb.tokens.quantization import Quantizer
 from sashimi_wb.tokens.streams import shift
@@ -36,7 +37,7 @@ def make(form="diag", encoder="embedding", head="categorical", bits=6, seed=0, d
 def forward(model, tokens, quantizer):
     "What the model says of every token, given those before: by convolution in double precision."
     reference = Stepper(model, len(tokens), Sampling(), quantizer)
-    x = shift(reference._inputs(tokens), reference.x)
+    x = shift(reference.inputs(tokens), reference.x)
     return reference.model(x[..., None], need_state=False)[0]
 
 
@@ -179,7 +180,7 @@ def test_mixtures_are_drawn_as_they_say(bits, temperature):
 def test_what_it_does_not_take(change, why):
     model = make()
     change(model)
-    with pytest.raises(Unsupported, match=why): lay_out(model, Quantizer(bits=6))
+    with pytest.raises(Unsupported, match=why): pack_model(model, Quantizer(bits=6))
 
 
 @pytest.mark.parametrize("options,why", [({"unet": True}, "unet"), ({"norm": "scalar"}, "'scalar'"), ({"prenorm": False}, "prenorm")])
@@ -221,7 +222,8 @@ def digest(*arrays):
 def test_a_compiled_step_is_the_same_bits_on_every_processor(form, want):
     "From weights that are: tokens that are drawn and parameters that are read, of the exponential and the GELU too."
     engine = CompiledStepper(make(form), 3, Sampling(0.9, 40, 0.95, seed=2), Quantizer(bits=6))
-    engine.layout.tape[:], engine.layout.table[:] = exact(len(engine.layout.tape)), exact(len(engine.layout.table))
+    packed = engine.packed
+    packed.weights[:], packed.table[:] = exact(len(packed.weights)), exact(len(packed.table))
     tokens = engine.draw(30)
     assert len(tokens.unique()) > 20
     assert digest(tokens, engine.read(tokens)) == want

@@ -14,9 +14,9 @@ from sashimi_wb.models.sashimi import SaShiMiConfig
 from sashimi_wb.models.wave_model import ModelConfig, WaveModel
 from sashimi_wb.ssm.kernel_cauchy import cauchy, cauchy_nodes, cauchy_ref, keops_works
 from sashimi_wb.ssm.learned import KernelConfig
-from sashimi_wb.synthesis import engine
-from sashimi_wb.synthesis import simd as lanes
-from sashimi_wb.synthesis.engine import Unsupported, make_engine
+from sashimi_wb.synthesis import engine, simd
+from sashimi_wb.synthesis.engine import make_engine
+from sashimi_wb.synthesis.packing import Unsupported
 from sashimi_wb.synthesis.stepping import Sampling, TracedStepper
 from sashimi_wb.tokens.quantization import Quantizer
 
@@ -24,10 +24,10 @@ pytestmark = pytest.mark.slow
 
 SOURCE = """
 import numpy as np
-from sashimi_wb.synthesis.simd import jit, load, total
+from sashimi_wb.synthesis.simd import jit, load, sum_lanes
 
 @jit
-def inner(x): return total(load(x, 0))
+def inner(x): return sum_lanes(load(x, 0))
 
 @jit
 def outer(x): return 2*inner(x)
@@ -50,7 +50,7 @@ def anew(monkeypatch, caplog):
     """Nothing known of numba or pykeops, as in a process that has just begun."""
     engine._compiled.cache_clear()
     keops_works.cache_clear()
-    monkeypatch.setattr(lanes, "_told", [])
+    monkeypatch.setattr(simd, "_reported", [])
     caplog.set_level(logging.INFO, "sashimi_wb")
     yield
     engine._compiled.cache_clear()
@@ -59,16 +59,14 @@ def anew(monkeypatch, caplog):
 
 class Broken:
     """Functions of which numba compiles none."""
-    tiles, zeros = staticmethod(lambda *_: None), staticmethod(np.zeros)
-
     def __init__(self, error): self.error = error
 
-    def run(self, *_): raise self.error
+    def run(self, **_): raise self.error
 
 
 class Plain:
     """Functions that numba was told to leave alone."""
-    zeros, run = staticmethod(np.zeros), staticmethod(lambda *_: (-1, -1))
+    run = staticmethod(lambda **_: (-1, -1))
 
 
 @pytest.mark.parametrize("found", [None, Broken(RuntimeError("LLVM cannot\nselect")), Broken(OSError(28, "No space left on device")), Plain()],
@@ -124,9 +122,9 @@ def test_damaged_code_is_made_anew_and_written_over(suffix, damage, kept, caplog
     assert len(files) == 2
     for path in files: damage(path)
     assert kept() == (240, 0)
-    assert len(lines(caplog)) == 1 and "cannot be read and is made anew" in lines(caplog)[0]
+    assert len(lines(caplog)) == 1 and "cannot be read and is compiled again" in lines(caplog)[0]
     assert "is damaged" in lines(caplog)[0]
-    monkeypatch.setattr(lanes, "_told", [])
+    monkeypatch.setattr(simd, "_reported", [])
     assert kept() == (240, 1) and len(lines(caplog)) == 1                   # what was damaged is good again
 
 
@@ -140,12 +138,12 @@ def test_a_disk_that_fills_costs_one_line(kept, caplog, monkeypatch):
     def full(*_): raise OSError(28, "No space left on device")
     monkeypatch.setattr("numba.core.caching.IndexDataCacheFile._save_data", full)
     assert kept() == (240, 0)
-    assert len(lines(caplog)) == 1 and "cannot be kept" in lines(caplog)[0] and "No space left" in lines(caplog)[0]
+    assert len(lines(caplog)) == 1 and "cannot be stored" in lines(caplog)[0] and "No space left" in lines(caplog)[0]
 
 
 def test_a_missing_file_is_no_empty_file():
     with pytest.raises(FileNotFoundError, match="no_such_module"):
-        lanes._fingerprint(("synthesis/simd", "no_such_module"))
+        simd._fingerprint(("synthesis/simd", "no_such_module"))
 
 
 def test_code_of_pykeops_that_was_cut_ends_no_process(anew, tmp_path, monkeypatch, caplog):
