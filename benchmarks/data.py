@@ -70,7 +70,8 @@ def load(folder, workers, seconds):
     """Windows per second of a training loader, at the sample rate of the files and at 16 kHz."""
     import torch
 
-    from sashimi_wb.audio.windows import AudioData, DataConfig
+    from sashimi_wb.audio.config import DataConfig
+    from sashimi_wb.audio.loaders import AudioData
     torch.set_num_threads(1)
     config = DataConfig(folder, sample_len=LENGTH, batch_size=4, num_workers=workers, train_percentage=0.34)
     return {str(rate): windows(AudioData(replace(config, target_sr=rate)), seconds) for rate in (None, 16_000)}

@@ -15,7 +15,7 @@ from ..core.checks import (Count, NonNegative, OneOf, Positive, Range, Seconds, 
                                     check_names,
                                field_types, read_values)
 from ..core.system import bundled, check_fields, check_int, check_value, choose
-from ..audio.windows import DataConfig
+from ..audio.config import DataConfig
 from ..ssm.learned import FORMS, KernelConfig
 from ..models.encoders import fitting_encoder
 from ..models.heads import HEADS

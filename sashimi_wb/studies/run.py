@@ -29,7 +29,7 @@ from ..training.checkpoints import load_tree, save_tree, save_weights
 from ..core.system import (audio_folder, check_plain, check_value, in_clone, log, package_folder, pick_device,
                                     read_json, reading,
                              runs_folder, seed_everything, to_json, write_atomic)
-from ..audio.windows import AudioData
+from ..audio.loaders import AudioData
 from ..training.evaluation import evaluate, evaluate_whole
 from .experiments import Experiment
 from ..audio.files import read_span

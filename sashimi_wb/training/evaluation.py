@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..core.system import pick_device
-from ..audio.windows import AudioData, WindowDataset
+from ..audio.loaders import AudioData
+from ..audio.windows import WindowDataset
 from ..tokens.layouts import interleave, parse_strategy
 from ..tokens.streams import shift
 from .metrics import Tally

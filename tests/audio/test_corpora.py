@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_audio import write
 
+from sashimi_wb.audio.config import DataConfig
 from sashimi_wb.audio.corpora import DATASETS, DIGITS, MUSDB_VALIDATION, PARTS, STEMS, find_parts, split_files
 from sashimi_wb.audio.files import AudioInfo, read_span
-from sashimi_wb.audio.windows import AudioData, DataConfig
+from sashimi_wb.audio.loaders import AudioData
 
 
 def grow(root, names, channels=1, **options):

@@ -21,10 +21,11 @@ from hypothesis import strategies as st
 from made_audio import decode_stream, write, write_flac32, write_integers, write_stems
 
 from sashimi_wb.audio import folders, index
+from sashimi_wb.audio.config import DataConfig
 from sashimi_wb.audio.files import AudioInfo, audio_names, find_audio, probe, read_frames, read_span
 from sashimi_wb.audio.folders import walk
 from sashimi_wb.audio.index import index_audio
-from sashimi_wb.audio.windows import AudioData, DataConfig
+from sashimi_wb.audio.loaders import AudioData
 from sashimi_wb.core.system import import_torchaudio
 from sashimi_wb.tokens.quantization import Quantizer
 
@@ -133,7 +134,8 @@ def test_names_of_any_bytes_go_all_the_way(tmp_path):
     data = AudioData(DataConfig(tmp_path, sample_len=50))
     assert [os.fsencode(f.name) for f in data.files] == found and len(data.fingerprint()) == 64
     assert len(data.train[0]["x"]) == 50
-    code = ("import os, sys; from sashimi_wb.audio.windows import AudioData, DataConfig; d = AudioData(DataConfig(sys.argv[1], sample_len=50));"
+    code = ("import os, sys; from sashimi_wb.audio.config import DataConfig; "
+            "from sashimi_wb.audio.loaders import AudioData; d = AudioData(DataConfig(sys.argv[1], sample_len=50));"
             "sys.stdout.write(d.fingerprint() + str([os.fsencode(f.name) for f in d.test.files]))")
     # names are ASCII with escapes
     plain = os.environ | {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

@@ -10,9 +10,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from made_audio import noise, write
 
+from sashimi_wb.audio.config import DataConfig
 from sashimi_wb.audio.files import check_rate, probe, read_span
+from sashimi_wb.audio.loaders import AudioData
 from sashimi_wb.audio.resampling import _TAPS, Resampler, _Positions, _Table, resampler
-from sashimi_wb.audio.windows import AudioData, DataConfig
 from sashimi_wb.core.system import import_torchaudio
 
 rates = st.one_of(st.integers(1, 200), st.sampled_from((4_000, 8_000, 11_025, 16_000, 22_050, 44_100, 48_000)))

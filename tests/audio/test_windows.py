@@ -1,4 +1,4 @@
-"""sashimi_wb.audio.windows and sashimi_wb.audio.sampling: configuration, windows, tokens, chunked epochs, loaders, the account of what is reduced."""
+"""Data configuration, windows, loaders, chunked epochs, and the sentences on what the codes leave out of the files."""
 import os
 import pickle
 from dataclasses import replace
@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_audio import write
 
+from sashimi_wb.audio.config import DataConfig
 from sashimi_wb.audio.files import read_span
 from sashimi_wb.audio.index import index_audio
-from sashimi_wb.audio.sampling import ChunkSampler
-from sashimi_wb.audio.windows import AudioData, DataConfig, WindowDataset
+from sashimi_wb.audio.loaders import AudioData, ChunkSampler
+from sashimi_wb.audio.windows import WindowDataset
 from sashimi_wb.core.system import from_json, to_json
 from sashimi_wb.tokens.byte_tokens import from_bytes, silent_input
 from sashimi_wb.tokens.layouts import deinterleave, interleave
@@ -281,7 +282,7 @@ def test_processes_share_the_batches(shuffle):
 
 def test_sampler_errors():
     for wrong in (dict(n_items=0), dict(n_items=5, batch_size=0), dict(n_items=5, chunk=0), dict(n_items=5, world=0)):
-        with pytest.raises(ValueError, match="expected at least 1, got 0"): ChunkSampler(**wrong)
+        with pytest.raises(ValueError, match="expected an integer of at least 1, got 0"): ChunkSampler(**wrong)
     with pytest.raises(ValueError, match="at least 0"): ChunkSampler(5).set_epoch(-1)
 
 

@@ -10,7 +10,7 @@ from dataclasses import MISSING, dataclass, fields, replace
 import numpy as np
 import pytest
 
-from sashimi_wb.audio.windows import DataConfig
+from sashimi_wb.audio.config import DataConfig
 from sashimi_wb.core.checks import Count, check_int, check_value, field_types, from_json, read_values, to_json, words
 from sashimi_wb.models.sashimi import SaShiMi, SaShiMiConfig
 from sashimi_wb.models.wave_model import ModelConfig

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sashimi_wb.audio.files import read_span
-from sashimi_wb.audio.windows import AudioData
+from sashimi_wb.audio.loaders import AudioData
 from sashimi_wb.cli import load_model
 from sashimi_wb.core.system import bundled
 from sashimi_wb.studies.experiments import experiment

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sashimi_wb.audio.windows import AudioData, DataConfig
+from sashimi_wb.audio.config import DataConfig
+from sashimi_wb.audio.loaders import AudioData
 from sashimi_wb.core.system import seed_everything
 from sashimi_wb.models.sashimi import SaShiMiConfig
 from sashimi_wb.models.wave_model import ModelConfig, WaveModel

@@ -15,7 +15,8 @@ import pytest
 import soundfile
 import torch
 
-from sashimi_wb.audio.windows import AudioData, DataConfig
+from sashimi_wb.audio.config import DataConfig
+from sashimi_wb.audio.loaders import AudioData
 from sashimi_wb.core.system import from_json, seed_everything, to_json
 from sashimi_wb.models.sashimi import SaShiMiConfig
 from sashimi_wb.models.wave_model import ModelConfig, WaveModel
@@ -140,7 +141,8 @@ import sys
 sys.path.insert(0, {tests!r})
 import os, signal
 from test_trainer import CPU, at_step, run, small
-from sashimi_wb.audio.windows import AudioData, DataConfig
+from sashimi_wb.audio.config import DataConfig
+from sashimi_wb.audio.loaders import AudioData
 data = AudioData(DataConfig(path={audio!r}, bits=4, sample_len=64, batch_size=4, train_percentage=0.75, train_chunk_size=5, val_chunk_size=2))
 run(data, {folder!r}, model=at_step(small(), 10, lambda: os.kill(os.getpid(), signal.SIGKILL)))
 """
