@@ -96,7 +96,7 @@ def train(preset, threads, repeats=3):
     import torch
 
     from sashimi_wb.models.wave_model import WaveModel
-    from sashimi_wb.studies.experiments import experiment
+    from sashimi_wb.studies.experiment import experiment
     from sashimi_wb.tokens.streams import shift
     from sashimi_wb.training.recipe import reuse_memory
     reuse_memory()

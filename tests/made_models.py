@@ -3,7 +3,7 @@ import torch
 
 from sashimi_wb.core.system import to_json
 from sashimi_wb.models.wave_model import WaveModel
-from sashimi_wb.studies.experiments import experiment
+from sashimi_wb.studies.experiment import experiment
 from sashimi_wb.training.checkpoints import save_weights
 
 

@@ -20,7 +20,7 @@ import torch
 from ..core.checks import Depth, Natural
 from ..core.system import check_fields
 from ..models.heads import HEADS
-from ..studies.experiments import Experiment, experiment
+from ..studies.experiment import Experiment, experiment
 from ..audio.files import CHANNELS, AudioInfo, check_channels
 from ..tokens.layouts import interleave, token_order
 from ..models.stage_report import stage_report, stages

@@ -19,7 +19,7 @@ from traitlets import Any, HasTraits, Int
 from .activations import ForwardPass, PassSettings, power_spectrum, run_pass, settings_of
 from ..models.heads import HEADS
 from ..models.encoders import ENCODERS, fitting_encoder
-from ..studies.experiments import PRESETS, experiment
+from ..studies.experiment import PRESETS, experiment
 from .page import FLOW, LivePage, control_style, note_html
 from ..show.html import figure_html
 from ..tokens.quantization import QUANTIZATIONS

@@ -17,12 +17,13 @@ from matplotlib.figure import Figure
 from ..studies.batch import near, train_command, train_parameters
 from ..show.charts import plot_curves
 from ..core.system import bundled, read_json
-from ..studies.experiments import PRESETS, Experiment, experiment
+from ..studies.experiment import PRESETS, Experiment, experiment
 from ..show.html import markup, table
-from ..studies.report import bits_figure, in_step
+from ..studies.ablations import ablation_of
+from ..studies.report import arm_bits_figure, synced_clips
 from ..studies.results import result_rows, rows_table, sentences
 from ..studies.run_table import PARAMETERS, Finished, arms, as_text, bundled_folder, differing
-from ..studies.run import Run
+from ..studies.run import Run, training_curve
 from ..show.figures import arm_color
 from .page import note_html
 
@@ -35,8 +36,8 @@ def _curve(run, what):
     if what == "validation":
         pairs = [(v["step"], v["val"]["bits_per_sample"]) for v in run.record["validation"] if v.get("val")]
     else:
-        tokens = run.experiment.data_config("-").tokens_per_sample
-        pairs = [(s, b*tokens) for s, b in zip(run.record["curve"]["steps"], run.record["curve"]["bits"])]
+        curve = training_curve(run.record)
+        pairs = list(zip(curve.steps, curve.bits_per_sample))
     return tuple(np.array(pairs, float).reshape(-1, 2).T)
 
 
@@ -54,8 +55,8 @@ def curves_of(
 # %% ../../nbs/pages/15_run_views.ipynb #757099ff
 def _last(runs):
     "Arm -> records, each with the results after its last step only."
-    return {name: [r.record | {"results": r.record["results"][-1:]} for r in group]
-            for name, group in arms(runs).items()}
+    def last(record): return record | {"results": [record["results"][-1] | {"matched": ""}]}
+    return {name: [last(r.record) for r in group] for name, group in arms(runs).items()}
 
 
 def _measured(run): return math.isfinite(run.facts["of_flac"])
@@ -67,7 +68,7 @@ def bits_of(
     """Draw the bits per sample of every arm beside those of FLAC, linear prediction and order-0 entropy."""
     depths = len(differing(runs, ("bits", "data"))) > 0
     runs = [r for r in runs if _measured(r)] if depths else runs
-    return bits_figure("bit_depth" if depths else "", _last(runs)) if runs else None
+    return arm_bits_figure(_last(runs), relative=depths) if runs else None
 
 
 def results_of(
@@ -78,8 +79,7 @@ def results_of(
     if not differing(runs,
                      ("bits", "data")) and all(_measured(r)
                                                for r in runs) and len(set(map(len, records.values()))) == 1:
-        said = sentences("mono_vs_stereo" if differing(runs, ("channels", "interleaving_strategy"))
-                         else "quantized_vs_raw", records)
+        said = sentences(ablation_of(differing(runs, ("channels", "interleaving_strategy"))), records)
     else:
         for name, some in records.items():
             coded.setdefault(f"not the bits of the files: {'; '.join(why)}" if (why := some[0]["reductions"])
@@ -104,7 +104,7 @@ def sounds_of(
     """The clips of runs in synchronized players, with a note for each run whose audio is missing."""
     records = {name: [run.record for run in group] for name, group in arms(runs).items()}
     problems, note = [], ""
-    players = in_step(records, CLIPS[what], problems, "clips of the chosen runs")
+    players = synced_clips(records, CLIPS[what], problems, "clips of the chosen runs")
     if players and "continuation" in CLIPS[what]:
         starts = sorted({run.experiment.prompt_s for run in runs})
         text = _PROMPT_NOTE.format(" or ".join(f"{seconds:g}" for seconds in starts))

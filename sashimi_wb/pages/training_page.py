@@ -15,7 +15,7 @@ from ipywidgets import HTML, BoundedIntText, Box, Dropdown, FloatText, Text, VBo
 
 from ..core.system import bundled, choose, read_json, reading
 from ..models.encoders import fitting_encoder
-from ..studies.experiments import PRESETS, Experiment, experiment
+from ..studies.experiment import PRESETS, Experiment, experiment
 from .page import FLOW, CancelToken, LivePage, RedrawLimiter, Runner, StaticCopy, control_style
 from .training_figures import clips_html, curves_html
 from ..studies.batch import train_command, train_parameters

@@ -17,15 +17,8 @@ from sashimi_wb.models.wave_model import ModelConfig
 from sashimi_wb.pages.activations import PassSettings
 from sashimi_wb.pages.growing_clip import GenerationRequest
 from sashimi_wb.ssm.learned import KernelConfig
-from sashimi_wb.studies.experiments import (
-    PRESETS,
-    AblationParameters,
-    Experiment,
-    ablation_arms,
-    ablation_parameters,
-    arm_parameters,
-    experiment,
-)
+from sashimi_wb.studies.ablations import QUANTIZED_VS_RAW, AblationParameters, ablation_parameters
+from sashimi_wb.studies.experiment import PRESETS, Experiment, arm_parameters, experiment
 from sashimi_wb.synthesis.stepping import Sampling
 from sashimi_wb.tokens.quantization import Quantizer
 from sashimi_wb.training.recipe import History, TrainConfig
@@ -202,7 +195,7 @@ def test_arguments_of_functions():
     for wrong in (True, 1.0, "1", None, 0, 10**30, np.float64(1), [1]):
         with pytest.raises(ValueError, match=r"n: expected an integer (of at least 1|from 1 to 9), got "):
             check_int("n", wrong, 1, 9)
-    with pytest.raises(ValueError, match="n_seeds"): ablation_arms("quantized_vs_raw", experiment("smoke"), True)
+    with pytest.raises(ValueError, match="n_seeds"): QUANTIZED_VS_RAW.experiments(experiment("smoke"), True)
     with pytest.raises(ValueError, match="SaShiMiConfig.d_model: expected an integer from 1 to 16,384, got '64'"):
         SaShiMi(d_model="64")
     assert read_values({}, {}) == {} and check_value("n", None, Count | None) is None

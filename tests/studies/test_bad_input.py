@@ -17,8 +17,9 @@ from sashimi_wb.audio.files import probe, read_frames, read_span
 from sashimi_wb.cli import load_model, main, possible
 from sashimi_wb.core.system import bundled, write_atomic
 from sashimi_wb.pages.sound_picker import own_audio, read_sound
+from sashimi_wb.studies.ablations import ablation_parameters, get_ablation
 from sashimi_wb.studies.batch import run_all
-from sashimi_wb.studies.experiments import Experiment, ablation_arms, ablation_parameters, experiment
+from sashimi_wb.studies.experiment import Experiment, experiment
 from sashimi_wb.studies.run import Run, execute
 
 pytestmark = pytest.mark.slow
@@ -61,8 +62,8 @@ def test_parameters_of_the_audio(changes, words, tmp_path):
 def test_preset_and_ablation():
     with pytest.raises(ValueError, match="unknown preset 'big'; known: sashimi-musdb18mono"): experiment("big")
     with pytest.raises(ValueError, match="unknown ablation 'loud'; known: quantized_vs_raw"):
-        ablation_arms("loud", SMOKE)
-    with pytest.raises(ValueError, match="n_seeds"): ablation_arms("mono_vs_stereo", SMOKE, 0)
+        get_ablation("loud")
+    with pytest.raises(ValueError, match="n_seeds"): get_ablation("mono_vs_stereo").experiments(SMOKE, 0)
 
 
 def test_notebook_parameters():
@@ -134,7 +135,7 @@ def test_ablations_that_need_two_channels_are_left_out_with_a_word(tmp_path, cap
     if left_out:
         with pytest.raises(ValueError,
                            match=r"[abc].wav: channels='left' needs a stereo file, this one has \d channel"):
-            Run(ablation_arms("mono_vs_stereo", SMOKE)["left"][0], tmp_path, tmp_path/"runs")
+            Run(get_ablation("mono_vs_stereo").experiments(SMOKE)["left"][0], tmp_path, tmp_path/"runs")
     wave = read_span(probe(tmp_path/"b.wav"))
     # mono is the mean of all
     np.testing.assert_allclose(wave, read_frames(probe(tmp_path/"b.wav"), 0, 300).mean(1, keepdims=True))

@@ -19,7 +19,7 @@ from sashimi_wb.core.system import read_json, to_json, write_atomic
 from sashimi_wb.models.wave_model import WaveModel
 from sashimi_wb.studies import run as runs_module
 from sashimi_wb.studies.batch import run_notebook
-from sashimi_wb.studies.experiments import experiment
+from sashimi_wb.studies.experiment import experiment
 from sashimi_wb.studies.run import Run, code_sources, execute
 from sashimi_wb.studies.run_table import read_runs
 from sashimi_wb.studies.trained import find_models, load_model

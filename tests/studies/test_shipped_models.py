@@ -12,7 +12,7 @@ from sashimi_wb.audio.files import read_span
 from sashimi_wb.audio.loaders import AudioData
 from sashimi_wb.cli import load_model
 from sashimi_wb.core.system import bundled
-from sashimi_wb.studies.experiments import experiment
+from sashimi_wb.studies.experiment import experiment
 from sashimi_wb.synthesis.generation import generate
 from sashimi_wb.training.evaluation import evaluate
 
