@@ -22,7 +22,8 @@ from ..core.checks import Positive, Range
 from ..core.system import bundled, check_plain, check_value, from_json, log, read_json, reading, runs_folder
 from .experiment import Experiment
 from ..audio.files import probe, read_span
-from ..synthesis.generation import generate_stream
+from ..synthesis.generation import GenerationSettings, generate_stream
+from ..synthesis.stepping import Sampling
 from ..models.wave_model import ModelConfig, WaveModel
 from ..tokens.quantization import Quantizer
 
@@ -79,10 +80,10 @@ class Trained(NamedTuple):
     ) -> Iterator[Float[Tensor, "t c"]]:         # samples in [-1, 1], float32
         """Generate in the layout of the training. Raises: ValueError as `generate_stream`, or for no time at all."""
         n_samples = max(1, round(min(check_value("seconds", seconds, Positive)*self.sample_rate, 2.0**63)))
-        blocks = generate_stream(self.model, n_samples, prompt, 1, temperature, top_k, top_p, seed,
-                                 self.quantizer, self.n_channels, self.experiment.interleaving_strategy, progress,
-                                 block,
-                                 self.sample_rate, keep_prompt=True)
+        settings = GenerationSettings(
+            n_samples, prompt, sampling=Sampling(temperature, top_k, top_p, seed), quantizer=self.quantizer,
+            n_channels=self.n_channels, strategy=self.experiment.interleaving_strategy, block=block, keep_prompt=True)
+        blocks = generate_stream(self.model, settings, progress, self.sample_rate)
         return (b[0].clamp(-1, 1) for b in blocks)
 
 # %% ../../nbs/studies/07_trained.ipynb #5a5938ad

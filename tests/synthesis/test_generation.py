@@ -1,4 +1,4 @@
-"""Generation: prompts, layouts, streams, dice, engines."""
+"""Generation: prompts, layouts, streams, random generators, engines."""
 import copy
 import itertools
 import logging
@@ -10,7 +10,7 @@ import torch
 from sashimi_wb.models.sashimi import SaShiMiConfig
 from sashimi_wb.models.wave_model import ModelConfig, WaveModel
 from sashimi_wb.ssm.learned import KernelConfig
-from sashimi_wb.synthesis.generation import generate, generate_stream, known_runs
+from sashimi_wb.synthesis.generation import GenerationSettings, generate, generate_stream, known_runs
 from sashimi_wb.synthesis.stepping import Sampling, Stepper
 from sashimi_wb.tokens.byte_tokens import from_bytes, place_bytes, silent_input, to_bytes
 from sashimi_wb.tokens.layouts import deinterleave, interleave, token_order
@@ -33,26 +33,32 @@ def make(encoder="embedding", head="categorical", bits=5, form="dplr", pool=(2, 
     return model
 
 
+def stream(model, n_samples, prompt=None, seed=0, temperature=1.0, top_k=None, top_p=None, **settings):
+    "`generate_stream` with the keywords of `generate`."
+    sampling = Sampling(temperature, top_k, top_p, seed)
+    return generate_stream(model, GenerationSettings(n_samples, prompt, sampling=sampling, **settings))
+
+
 @torch.no_grad()
 def reference(model, tokens, known, temperature, seed, quantizer, batch):
-    "Token by token in float64; what is known is put in place, the rest drawn. tokens (b, l), known (l,)."
+    "Token by token in float64: known tokens are taken as they are, the others drawn. tokens (b, l), known (l,)."
     model = copy.deepcopy(model).double()
-    dice, state, tokens = Sampling(temperature, seed=seed).generators(batch,
-                                                                      "cpu"), model.initial_state(batch), tokens.clone()
+    generators = Sampling(temperature, seed=seed).generators(batch, "cpu")
+    state, tokens = model.initial_state(batch), tokens.clone()
     floats = model.config.input == "float"
     x = torch.zeros(batch, 1, dtype=torch.float64) if floats else torch.full((batch, 1), quantizer.zero_code)
     for i, is_known in enumerate(known.tolist()):
         params, state = model.step(x, state)
         if not is_known:
-            tokens[:,
-                   i] = torch.cat([model.head.sample(p[None], temperature, g if temperature else None)
-                                   for p, g in zip(params, dice)])
+            rows = zip(params.split(1), generators)
+            tokens[:, i] = torch.cat([model.head.sample(p, temperature, g if temperature else None) for p, g in rows])
         x = tokens[:, i:i + 1]
         if floats: x = quantizer.decode(x).double()
     return tokens
 
 
-@pytest.mark.parametrize("encoder,head,strategy", [(*KINDS[0], s) for s in STRATEGIES] + [(*k, "blocking-4") for k in KINDS[1:]])
+@pytest.mark.parametrize("encoder,head,strategy", [*((*KINDS[0], strategy) for strategy in STRATEGIES),
+                                                   *((*kind, "blocking-4") for kind in KINDS[1:])])
 def test_equals_the_plain_loop(encoder, head, strategy):
     model, quantizer = make(encoder, head), Quantizer("mu_law", 5)
     n_prompt, n_new, batch, c = 6, 9, 2, 2
@@ -64,12 +70,12 @@ def test_equals_the_plain_loop(encoder, head, strategy):
     known = token_order(whole, c, strategy)//c < n_prompt
     want = reference(model, interleave(codes, strategy)[..., 0], known, 1.0, 5, quantizer, batch)
     want = quantizer.decode(deinterleave(want[..., None], strategy, c))[:, :n_prompt + n_new]
-    how = {"batch": batch, "seed": 5, "quantizer": quantizer, "n_channels": c, "strategy": strategy, "progress": False,
-           "engine": "plain"}
-    assert torch.equal(generate(model, n_new, prompt, **how), want[:, n_prompt:])
-    assert torch.equal(generate(model, n_new, prompt, keep_prompt=True, **how), want)
+    settings = {"batch": batch, "seed": 5, "quantizer": quantizer, "n_channels": c, "strategy": strategy,
+                "engine": "plain"}
+    assert torch.equal(generate(model, n_new, prompt, progress=False, **settings), want[:, n_prompt:])
+    assert torch.equal(generate(model, n_new, prompt, keep_prompt=True, progress=False, **settings), want)
     for block in (1, 3, 100):
-        blocks = list(generate_stream(model, n_new, prompt, block=block, **how))
+        blocks = list(stream(model, n_new, prompt, block=block, **settings))
         assert torch.equal(torch.cat(blocks, 1), want[:, n_prompt:])
         if strategy == "temporal" and block == 3: assert [b.shape[1] for b in blocks] == [3, 3, 3]
 
@@ -79,7 +85,7 @@ def test_equals_the_plain_loop(encoder, head, strategy):
 def test_a_prompt_by_convolution_equals_a_prompt_by_stepping(form, n_prompt):
     model, quantizer = make(form=form, pool=(2, 3)), Quantizer(bits=5)
     codes = torch.randint(32, (2, n_prompt))
-    fed, stepped = (Stepper(model, 2, Sampling(), quantizer) for _ in "ab")
+    fed, stepped = (Stepper(model, 2, Sampling(), quantizer) for _ in range(2))
     fed.feed(codes[:, :n_prompt//2], window=3)
     fed.feed(codes[:, n_prompt//2:], window=5)
     for code in codes.unbind(1):
@@ -90,15 +96,15 @@ def test_a_prompt_by_convolution_equals_a_prompt_by_stepping(form, n_prompt):
 
 
 @pytest.mark.parametrize("encoder,head", KINDS)
-def test_a_row_does_not_know_its_batch(encoder, head):
+def test_a_row_does_not_depend_on_its_batch(encoder, head):
     model, prompts = make(encoder, head), torch.rand(5, 7, 1)*2 - 1
-    rows = generate(model, 40, prompts, seed=9, progress=False)                     # batch follows the prompt
+    rows = generate(model, 40, prompts, seed=9, progress=False)  # as many rows as the prompt has
     assert rows.shape == (5, 40, 1) and len({tuple(r.flatten().tolist()) for r in rows}) == 5
     for n in (1, 2, 3): assert torch.equal(generate(model, 40, prompts[:n], batch=n, seed=9, progress=False), rows[:n])
 
 
 def test_seeds():
-    def again(seed, **how): return generate(make(), 50, seed=seed, progress=False, **how)
+    def again(seed): return generate(make(), 50, seed=seed, progress=False)
     assert torch.equal(again(1), again(1)) and not torch.equal(again(1), again(2))
     torch.manual_seed(123)
     before = torch.get_rng_state()
@@ -107,13 +113,13 @@ def test_seeds():
     after = torch.get_rng_state()
     torch.manual_seed(123)
     generate(model, 5, progress=False)
-    # only making a model draws from the global dice
+    # only the initialization of a model draws from the global generator
     assert torch.equal(torch.get_rng_state(), before) and not torch.equal(after, before)
     with pytest.raises(ValueError, match="seed"): again(-1)
     with pytest.raises(ValueError, match="seed"): again(1.5)
 
 
-def test_a_model_is_left_as_it_was():
+def test_the_model_does_not_change():
     model = make()
     model.train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -134,10 +140,10 @@ def test_works_after_inference_mode_touched_the_model():
 def test_settings_reach_the_head():
     model = make()
     greedy = generate(model, 30, temperature=0, progress=False)
-    for how in ({"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-4}):
-        assert torch.equal(generate(model, 30, progress=False, **{"temperature": 1.0} | how), greedy)
+    for settings in ({"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-4}):
+        assert torch.equal(generate(model, 30, progress=False, **settings), greedy)
     hot = generate(model, 150, temperature=50.0, progress=False)
-    assert len(hot.unique()) > 25                                                   # close to uniform over 32 levels
+    assert len(hot.unique()) > 25  # close to uniform over 32 levels
 
 
 def test_traced_steps_are_the_same_steps():
@@ -156,13 +162,12 @@ def test_what_cannot_be_traced_runs_as_it_is(caplog, monkeypatch):
 
 def test_an_endless_stream_in_layouts():
     for strategy, shape in (("temporal", (1, 8, 2)), ("blocking-6", (1, 12, 2))):
-        stream = generate_stream(make(), None, n_channels=2, strategy=strategy, block=8)
-        blocks = list(itertools.islice(stream, 3))
+        blocks = list(itertools.islice(stream(make(), None, n_channels=2, strategy=strategy, block=8), 3))
         assert [b.shape for b in blocks] == [shape]*3
         assert torch.equal(torch.cat(blocks, 1),
                            generate(make(), 3*shape[1], n_channels=2, strategy=strategy, progress=False))
     with pytest.raises(ValueError, match="the layout 'blocking' needs a number"):
-        generate_stream(make(), None, n_channels=2, strategy="blocking")
+        stream(make(), None, n_channels=2, strategy="blocking")
     with pytest.raises(ValueError, match="generate_stream"): generate(make(), None)
 
 
@@ -184,27 +189,38 @@ def test_a_prompt_may_be_an_array_or_shared():
     assert torch.equal(shared, generate(model, 10, torch.zeros(3, 6, 1), batch=3, progress=False))
 
 
-@pytest.mark.parametrize("how,match", [
-    ({"prompt": torch.zeros(8, 2)}, r"expected 1 channel\(s\), got 2"), ({"prompt": torch.zeros(8, 1), "n_channels": 2}, "expected 2 channel"),
-    ({"prompt": torch.full((8, 1), 1.2)}, r"sample 0.*expected a number in \[-1, 1\]"), ({"prompt": torch.full((8, 1), float("nan"))}, "nan"),
-    ({"prompt": torch.zeros(8, 1, dtype=torch.int16)}, "int16"), ({"prompt": torch.zeros(0, 1)}, "t of at least 1"),
-    ({"prompt": torch.zeros(8)}, "expected samples"), ({"prompt": torch.zeros(3, 8, 1), "batch": 2}, "batch = 2 rows, got 3"),
-    ({"n_samples": 0}, "n_samples: expected"), ({"n_samples": 2.5}, "n_samples: expected"), ({"batch": 0}, "batch: expected"),
-    ({"block": 0}, "block: expected"), ({"quantizer": Quantizer(bits=8)}, "expected 5 bits"), ({"temperature": -1.0}, "temperature"),
-    ({"top_k": 0}, "top_k"), ({"top_p": 1.5}, "top_p"), ({"strategy": "zigzag"}, "known: 'temporal'"), ({"engine": "warp"}, "known: plain, traced"),
+@pytest.mark.parametrize("settings,match", [
+    ({"prompt": torch.zeros(8, 2)}, r"expected 1 channel\(s\), got 2"),
+    ({"prompt": torch.zeros(8, 1), "n_channels": 2}, "expected 2 channel"),
+    ({"prompt": torch.full((8, 1), 1.2)}, r"sample 0.*expected a number in \[-1, 1\]"),
+    ({"prompt": torch.full((8, 1), float("nan"))}, "nan"),
+    ({"prompt": torch.zeros(8, 1, dtype=torch.int16)}, "int16"),
+    ({"prompt": torch.zeros(0, 1)}, "t of at least 1"),
+    ({"prompt": torch.zeros(8)}, "expected samples"),
+    ({"prompt": torch.zeros(3, 8, 1), "batch": 2}, "batch = 2 rows, got 3"),
+    ({"n_samples": 0}, "n_samples: expected"),
+    ({"n_samples": 2.5}, "n_samples: expected"),
+    ({"batch": 0}, "batch: expected"),
+    ({"block": 0}, "block: expected"),
+    ({"quantizer": Quantizer(bits=8)}, "expected 5 bits"),
+    ({"temperature": -1.0}, "temperature"),
+    ({"top_k": 0}, "top_k"),
+    ({"top_p": 1.5}, "top_p"),
+    ({"strategy": "zigzag"}, "known: 'temporal'"),
+    ({"engine": "warp"}, "known: plain, traced"),
 ])
-def test_wrong_requests(how, match):
-    how = {"n_samples": 4} | how
-    with pytest.raises(ValueError, match=match): generate(make(), progress=False, **how)
-    with pytest.raises(ValueError, match=match):
-        generate_stream(make(), **how)      # at the call, not at the first block
+def test_wrong_settings(settings, match):
+    settings = {"n_samples": 4} | settings
+    with pytest.raises(ValueError, match=match): generate(make(), progress=False, **settings)
+    with pytest.raises(ValueError, match=match): stream(make(), **settings)  # at the call, not at the first block
 
 
-def test_cut_tails_need_codes():
+def test_top_k_needs_a_head_with_logits():
     with pytest.raises(ValueError, match="DMLHead"): generate(make(head="dml"), 4, top_k=3, progress=False)
 
 
-@pytest.mark.parametrize("strategy,place", [("temporal", "sample 2, channel 1"), ("blocking-2", "sample 3, channel 0"), ("blocking", "sample 5, channel 0")])
+@pytest.mark.parametrize("strategy,place", [("temporal", "sample 2, channel 1"), ("blocking-2", "sample 3, channel 0"),
+                                            ("blocking", "sample 5, channel 0")])
 def test_a_broken_model_names_the_sample(strategy, place):
     model = make(pool=())
     steps = itertools.count()
@@ -218,7 +234,7 @@ def test_a_broken_model_names_the_sample(strategy, place):
 @pytest.mark.parametrize("bits", (8, 16, 24))
 @pytest.mark.parametrize("strategy", ("temporal", "blocking-4", "blocking"))
 def test_bytes_are_drawn_one_after_the_other(bits, strategy):
-    "The naive loop over bytes, at temperature 0, in the order of the layout."
+    "A plain loop over bytes at temperature 0, in the order of the layout, gives the same samples."
     torch.manual_seed(bits)
     model = WaveModel(ModelConfig(bits, head="bytes",
                                   backbone=SaShiMiConfig(8, 1, (2, 3), kernel=KernelConfig("diag", 8)))).double()
@@ -239,7 +255,7 @@ def test_bytes_are_drawn_one_after_the_other(bits, strategy):
 @pytest.mark.parametrize("engine", ("plain", "traced"))
 @pytest.mark.parametrize("strategy", ("temporal", "blocking-4", "blocking"))
 def test_bytes_after_a_prompt(engine, strategy):
-    "A prompt that ends inside a block: the same in any blocks, by either engine, and the prompt is kept to the bit."
+    "A prompt that ends inside a block: equal audio in blocks of any size, by either engine; the prompt is kept exactly."
     torch.manual_seed(3)
     model = WaveModel(ModelConfig(24, head="bytes",
                                   backbone=SaShiMiConfig(8, 1, (2, 3), kernel=KernelConfig("diag", 8))))

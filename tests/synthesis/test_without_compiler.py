@@ -1,4 +1,4 @@
-"""Compiled code that cannot be had costs speed and nothing else: no numba, no place to keep code, damaged code on disk, no pykeops."""
+"""Without compiled code everything works, only slower: no numba, no folder for code, damaged code, no pykeops."""
 import importlib.util
 import logging
 import os
@@ -47,7 +47,7 @@ def lines(caplog): return [r.getMessage() for r in caplog.records if r.name == "
 
 @pytest.fixture
 def anew(monkeypatch, caplog):
-    """Nothing known of numba or pykeops, as in a process that has just begun."""
+    """Forget what is known of numba and pykeops, as in a process that has just begun."""
     engine._compiled.cache_clear()
     keops_works.cache_clear()
     monkeypatch.setattr(simd, "_reported", [])
@@ -58,20 +58,21 @@ def anew(monkeypatch, caplog):
 
 
 class Broken:
-    """Functions of which numba compiles none."""
+    """A module of compiled functions that fails at its first call."""
     def __init__(self, error): self.error = error
 
     def run(self, **_): raise self.error
 
 
 class Plain:
-    """Functions that numba was told to leave alone."""
+    """The module of compiled functions with numba switched off."""
     run = staticmethod(lambda **_: (-1, -1))
 
 
-@pytest.mark.parametrize("found", [None, Broken(RuntimeError("LLVM cannot\nselect")), Broken(OSError(28, "No space left on device")), Plain()],
+@pytest.mark.parametrize("found", [None, Broken(RuntimeError("LLVM cannot\nselect")),
+                                   Broken(OSError(28, "No space left on device")), Plain()],
                          ids=("missing", "refused", "full", "disabled"))
-def test_the_next_engine_draws_the_same_and_one_line_says_why(found, anew, monkeypatch, caplog):
+def test_the_traced_engine_draws_the_same_and_the_log_has_the_reason(found, anew, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "sashimi_wb.synthesis.compiled_step", found)
     monkeypatch.delattr("sashimi_wb.synthesis.compiled_step", raising=False)
     stepper = engine_of("auto")
@@ -82,7 +83,7 @@ def test_the_next_engine_draws_the_same_and_one_line_says_why(found, anew, monke
 
 
 @pytest.mark.parametrize("error", [RuntimeError("cannot\ntrace"), TypeError(), NotImplementedError("no tracer")])
-def test_steps_that_cannot_be_recorded_run_as_they_are(error, monkeypatch, caplog):
+def test_steps_that_cannot_be_traced_run_as_they_are(error, monkeypatch, caplog):
     def fail(*_, **__): raise error
     monkeypatch.setattr(torch.jit, "trace", fail)
     with caplog.at_level(logging.INFO, "sashimi_wb"): drawn = engine_of("traced").draw(12)
@@ -92,7 +93,7 @@ def test_steps_that_cannot_be_recorded_run_as_they_are(error, monkeypatch, caplo
 
 @pytest.fixture
 def kept(tmp_path, anew, monkeypatch):
-    """A module of two compiled functions, and where its code is kept; called, it is loaded anew and its result given."""
+    """A function that loads a module of two compiled functions anew; returns a result and the number of cache hits."""
     monkeypatch.setattr("numba.core.config.CACHE_DIR", str(tmp_path/"code"))
     (tmp_path/"small.py").write_text(SOURCE)
     def load():
@@ -116,7 +117,7 @@ def text(path): path.write_text("damaged\n")
 
 @pytest.mark.parametrize("damage", (cut, empty, flip, text))
 @pytest.mark.parametrize("suffix", ("nbi", "nbc"))
-def test_damaged_code_is_made_anew_and_written_over(suffix, damage, kept, caplog, monkeypatch):
+def test_damaged_code_is_compiled_again_and_replaced(suffix, damage, kept, caplog, monkeypatch):
     assert kept() == (240, 0) and kept() == (240, 1) and not lines(caplog)
     files = sorted(kept.folder.rglob(f"*.{suffix}"))
     assert len(files) == 2
@@ -125,28 +126,28 @@ def test_damaged_code_is_made_anew_and_written_over(suffix, damage, kept, caplog
     assert len(lines(caplog)) == 1 and "cannot be read and is compiled again" in lines(caplog)[0]
     assert "is damaged" in lines(caplog)[0]
     monkeypatch.setattr(simd, "_reported", [])
-    assert kept() == (240, 1) and len(lines(caplog)) == 1                   # what was damaged is good again
+    assert kept() == (240, 1) and len(lines(caplog)) == 1  # the damaged files were replaced
 
 
-def test_no_place_to_keep_code_costs_one_line(kept, caplog, monkeypatch):
+def test_without_a_folder_for_code_there_is_one_line_in_the_log(kept, caplog, monkeypatch):
     monkeypatch.setattr("numba.core.caching.CacheImpl._locator_classes", [])
     for _ in range(2): assert kept() == (240, 0)
     assert len(lines(caplog)) == 1 and "no locator available" in lines(caplog)[0]
 
 
-def test_a_disk_that_fills_costs_one_line(kept, caplog, monkeypatch):
+def test_a_full_disk_gives_one_line_in_the_log(kept, caplog, monkeypatch):
     def full(*_): raise OSError(28, "No space left on device")
     monkeypatch.setattr("numba.core.caching.IndexDataCacheFile._save_data", full)
     assert kept() == (240, 0)
     assert len(lines(caplog)) == 1 and "cannot be stored" in lines(caplog)[0] and "No space left" in lines(caplog)[0]
 
 
-def test_a_missing_file_is_no_empty_file():
+def test_a_missing_source_file_is_an_error():
     with pytest.raises(FileNotFoundError, match="no_such_module"):
         simd._fingerprint(("synthesis/simd", "no_such_module"))
 
 
-def test_code_of_pykeops_that_was_cut_ends_no_process(anew, tmp_path, monkeypatch, caplog):
+def test_truncated_code_of_pykeops_does_not_end_the_process(anew, tmp_path, monkeypatch, caplog):
     library = next((Path(torch.__file__).parent/"lib").glob("libtorch_python*")).read_bytes()
     (tmp_path/"name").mkdir()
     (tmp_path/"name"/"cut.so").write_bytes(library[:20_000])
@@ -156,7 +157,7 @@ def test_code_of_pykeops_that_was_cut_ends_no_process(anew, tmp_path, monkeypatc
     assert len(lines(caplog)) == 1 and "cut.so is damaged" in lines(caplog)[0]
 
 
-def test_a_whole_process_without_numba_s_compiler():
+def test_a_process_with_numba_switched_off():
     code = """
 import logging; logging.basicConfig(level=logging.INFO, format="LOG %(name)s %(message)s")
 import sys; sys.path.insert(0, "tests/synthesis")
@@ -164,7 +165,6 @@ from test_without_compiler import engine_of
 print(type(engine_of("auto")).__name__, engine_of("auto").draw(6).shape)
 """
     done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"NUMBA_DISABLE_JIT": "1"},
-                          capture_output=True, text=True,
-                          timeout=120, cwd=Path(__file__).parents[2])
+                          capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2])
     assert done.returncode == 0 and "TracedStepper torch.Size([2, 6])" in done.stdout, done.stderr
     assert "NUMBA_DISABLE_JIT" in done.stderr
