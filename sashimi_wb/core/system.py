@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log', 'seed_everything', 'pick_device', 'as_tensor', 'as_floats', 'as_array', 'check_shape', 'file_name',
            'write_atomic', 'cannot_write', 'check_target', 'reading', 'check_plain', 'read_json', 'import_torchaudio',
-           'package_folder', 'in_clone', 'bundled', 'audio_folder', 'runs_folder', 'check_bits', 'check_depth',
+           'package_folder', 'in_clone', 'bundled', 'audio_folder', 'runs_folder', 'check_class_bits', 'check_depth',
            'check_fields', 'check_int', 'check_value', 'choose', 'from_json', 'printable', 'to_json']
 
 # %% ../../nbs/core/02_system.ipynb #8dcdc726
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from sashimi_wb.core.checks import (
     Seed,
-    check_bits,
+    check_class_bits,
     check_depth,
     check_fields,
     check_int,
@@ -53,8 +53,8 @@ def _make_printable(record):
 if not log.filters: log.addFilter(_make_printable)
 
 # %% ../../nbs/core/02_system.ipynb #eb38919d
-_all_ = ["check_bits", "check_depth", "check_fields", "check_int", "check_value", "choose", "from_json", "printable",
-         "to_json"]
+_all_ = ["check_class_bits", "check_depth", "check_fields", "check_int", "check_value", "choose", "from_json",
+         "printable", "to_json"]
 
 # %% ../../nbs/core/02_system.ipynb #cb68b10d
 def seed_everything(

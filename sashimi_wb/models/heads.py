@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ..core.system import as_tensor, check_bits, check_int, choose
+from ..core.system import as_tensor, check_class_bits, check_int, choose
 from ..tokens.byte_tokens import whole_bytes
 from .blocked_cross_entropy import blocked_cross_entropy
 from .mixture_rank import mixture_rank
@@ -58,7 +58,7 @@ class Head(nn.Module):
         use_lengths:bool=False,      # every row by its own length
     ):
         super().__init__()
-        self.d_model, self.bits, self.n_codes, self.n_params = d_model, check_bits(bits), 2**bits, n_params
+        self.d_model, self.bits, self.n_codes, self.n_params = d_model, check_class_bits(bits), 2**bits, n_params
         self.sample_bits = bits
         self.decoder = SequenceDecoder(d_model, n_params, l_output, mode, use_lengths)
 
@@ -164,7 +164,7 @@ class CategoricalHead(Head):
         l_output:int|None=None, # how many
         use_lengths:bool=False, # every row by its own length
     ):
-        super().__init__(d_model, bits, 2**check_bits(bits), mode, l_output, use_lengths)
+        super().__init__(d_model, bits, 2**check_class_bits(bits), mode, l_output, use_lengths)
 
     def loss_from_feats(self, feats, codes, mask=None, lengths=None):
         feats = self.decoder.select(feats, lengths)

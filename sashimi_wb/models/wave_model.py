@@ -16,7 +16,7 @@ from ..tokens.byte_tokens import n_placed_bytes, whole_bytes
 from ..tokens.quantization import Quantizer
 from ..tokens.streams import TokenStream
 from ..core.checks import Depth, OneOf, Range
-from ..core.system import check_bits, check_fields
+from ..core.system import check_class_bits, check_fields
 from .heads import HEADS, make_head
 from .encoders import ENCODERS, make_encoder
 from ..ssm.learned import SSM_PARAMETERS
@@ -35,7 +35,7 @@ class ModelConfig:
 
     def __post_init__(self):
         check_fields(self)
-        _ = whole_bytes(self.bits) if self.head == "bytes" else check_bits(self.bits)
+        _ = whole_bytes(self.bits) if self.head == "bytes" else check_class_bits(self.bits)
         if self.head == "bytes" and self.input == "float":
             raise ValueError(f"the encoder {self.encoder} takes samples, and the head bytes reads a byte at a time: use the encoder embedding")
         for option in ("bidirectional", "interp"):

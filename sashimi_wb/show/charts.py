@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from ..core.entropy import entropy_bits
 from .figures import CHANNEL_NAMES, INK, MARK, Picture, arm_color, as_channels, label_text, new_figure, tidy
 
 # %% ../../nbs/show/02_charts.ipynb #4ae72814
@@ -75,8 +76,8 @@ def plot_histogram(
 
     Raises: ValueError if a code is not an integer in [0, n_codes)."""
     k = _as_codes(codes, n_codes)
-    p = np.bincount(k, minlength=n_codes) / len(k)
-    bits = float(-(p[p > 0] * np.log2(p[p > 0])).sum()) + 0.0
+    counts = np.bincount(k, minlength=n_codes)
+    p, bits = counts / len(k), entropy_bits(counts)
     group = math.ceil(n_codes / 512)
     bars = np.add.reduceat(p, np.arange(0, n_codes, group)) * 100
     fig = new_figure(7.5, 2.6)

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core.checks import Depth, OneOf
-from ..core.system import as_tensor, check_bits, check_depth, check_fields, choose
+from ..core.system import as_tensor, check_class_bits, check_depth, check_fields, choose
 from .portable import LN_2, LOG2_E, exp2, log1p
 
 # %% ../../nbs/tokens/02_quantization.ipynb #f673d569
@@ -61,7 +61,12 @@ def clip_minmax(
     return (wave - low)/(high - low + 1e-6)
 
 
-def _depth(bits, scaling): return check_depth(bits) if scaling == "full_scale" else check_bits(bits)
+_STOPS_AT_16 = "mu-law and per-clip scaling end at 16 bits: use linear quantization on the full scale"
+
+
+def _linear_bits(bits, scaling):
+    "Check the size of a linear code. Raises: ValueError for more bits than the scaling takes."
+    return check_depth(bits) if scaling == "full_scale" else check_class_bits(bits, _STOPS_AT_16)
 
 
 SCALINGS = {"full_scale": lambda wave: wave, "clip_minmax": lambda wave: 2*clip_minmax(wave) - 1}  # both into [-1, 1]
@@ -91,7 +96,8 @@ def linear_encode(
     """Round samples to evenly spaced levels; PCM at its own depth comes out exact.
 
     Raises: ValueError for a sample outside [-1, 1] or not a number, for a depth that cannot be, for an unknown scaling."""
-    _, bits, wave = choose(scaling, SCALINGS, "scaling"), _depth(bits, scaling), check_wave(wave, source)
+    choose(scaling, SCALINGS, "scaling")
+    bits, wave = _linear_bits(bits, scaling), check_wave(wave, source)
     if scaling == "clip_minmax": return _truncate(clip_minmax(wave), bits)
     half = 2**(bits - 1)
     return (wave*half).round().clamp(-half, half - 1).long() + half
@@ -124,7 +130,7 @@ def linear_decode(
 
     Raises: ValueError for a code outside [0, 2**bits), for a depth that cannot be, for an unknown scaling."""
     choose(scaling, SCALINGS, "scaling")
-    half = 2**(_depth(bits, scaling) - 1)
+    half = 2**(_linear_bits(bits, scaling) - 1)
     return (check_codes(codes, bits).long() - half).float()/half
 
 # %% ../../nbs/tokens/02_quantization.ipynb #ee6d2ae4
@@ -138,7 +144,8 @@ def mu_law_encode(
 
     Raises: ValueError for a sample outside [-1, 1] or not a number, for bits outside 1 to 16, for an unknown scaling.
     Source: ITU-T G.711, continuous form; clip_minmax as in state-spaces/s4."""
-    bits, _, wave = check_bits(bits), choose(scaling, SCALINGS, "scaling"), check_wave(wave, source)
+    choose(scaling, SCALINGS, "scaling")
+    bits, wave = check_class_bits(bits, _STOPS_AT_16), check_wave(wave, source)
     mu, whole = 2**bits - 1, torch.tensor(bits*LN_2, dtype=wave.dtype, device=wave.device)   # ln(1 + mu)
     if scaling == "full_scale": return ((torch.sign(wave)*log1p(mu*wave.abs())/whole + 1)/2*mu + 0.5).long()
     wave = scale_wave(wave, scaling)
@@ -168,7 +175,7 @@ def mu_law_decode(
 
     Raises: ValueError for a code outside [0, 2**bits), for bits outside 1 to 16, for an unknown scaling."""
     choose(scaling, SCALINGS, "scaling")
-    codes = check_codes(codes, check_bits(bits))
+    codes = check_codes(codes, check_class_bits(bits, _STOPS_AT_16))
     return torch.from_numpy(_mu_levels(bits, scaling)).to(codes.device)[codes.long()]
 
 # %% ../../nbs/tokens/02_quantization.ipynb #bdb2b8b5
@@ -186,7 +193,7 @@ class Quantizer:
 
     def __post_init__(self):
         check_fields(self)
-        if not self.lossless: check_bits(self.bits)
+        if not self.lossless: check_class_bits(self.bits, _STOPS_AT_16)
 
     def encode(self, wave:Float[Tensor, "b t c"], source:str|None=None)->Int[Tensor, "b t c"]:
         """Samples in [-1, 1] to codes; `source` names the file in errors."""

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..core.entropy import entropy_bits
 from ..core.system import as_array
 from ..show.charts import plot_codes
 from .quantization import QUANTIZATIONS, Quantizer
@@ -101,12 +102,11 @@ def sweep(
             q = Quantizer(law, bits, scaling)
             codes, x = q.encode(values), q.scale(values).view(-1).double().numpy()
             error = q.decode(codes).view(-1).numpy() - x
-            share = np.bincount(codes.view(-1).numpy(), counts)/counts.sum()
-            share = share[share > 0]
+            occurrences = np.bincount(codes.view(-1).numpy(), counts)
             signal, noise = (counts*x**2).sum(), (counts*error**2).sum()
             snr = math.inf if noise == 0 else 10*math.log10(signal/noise) if signal else -math.inf
-            found.append({"bits": bits, "snr_db": snr, "entropy": float(-(share*np.log2(share)).sum()) + 0.0,
-                          "used": len(share), "largest": float(np.abs(error).max())})
+            found.append({"bits": bits, "snr_db": snr, "entropy": entropy_bits(occurrences),
+                          "used": np.count_nonzero(occurrences), "largest": float(np.abs(error).max())})
     return rows
 
 # %% ../../nbs/tokens/06_quantization_views.ipynb #b555fccc

@@ -16,6 +16,7 @@ import soundfile
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..core.entropy import entropy_bits
 from ..core.system import as_array, check_depth
 
 # %% ../../nbs/training/02_baselines.ipynb #9588e2cb
@@ -24,11 +25,7 @@ def order0_entropy(
     n_codes:int,                         # number of code values, 2**bits
 )->float:                                # bits per code
     """Entropy of the codes' own histogram. Raises: ValueError for no codes, or codes out of range."""
-    return _entropy(np.unique(_integers(codes, n_codes), return_counts=True)[1])
-
-def _entropy(counts):
-    p = counts / counts.sum()
-    return float(-(p * np.log2(p)).sum()) + 0.0
+    return entropy_bits(np.unique(_integers(codes, n_codes), return_counts=True)[1])
 
 def _integers(codes, n_codes): # codes as int64 on the CPU
     codes = as_array(codes, "codes")
@@ -222,7 +219,7 @@ def all_baselines(
         for level in (5, 8): total[f"flac{level}"] += 8 * len(flac_bytes(codes, bits, sample_rate, level))
         total["lpc_rice"] += codes.size * rice_bits_per_sample(codes, bits)
     if not n: raise ValueError("pieces: expected at least one sample, got none")
-    return {"order0": _entropy(counts)} | {name: v / n for name, v in total.items()}
+    return {"order0": entropy_bits(counts)} | {name: v / n for name, v in total.items()}
 
 def _chunks(pieces): # the same samples in chunks
     waiting, n = [], 0
