@@ -9,18 +9,20 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ROOT / "tests"
-LEFT_OUT = ("browser", "test_machines.py", "test_notebooks.py", "test_wheel.py")  # nothing in them is quick
+ALWAYS = ("test_exports.py", "test_house.py")  # exports in step and the import rule, also for one folder
 
 
 def test_folders() -> list[str]:
     """The folders of the package that have tests."""
-    return sorted(p.name for p in TESTS.iterdir() if p.name not in LEFT_OUT and list(p.glob("test_*.py")))
+    return sorted(p.name for p in TESTS.iterdir() if p.name != "browser" and list(p.glob("test_*.py")))
 
 
-def test_files(folder: str = "") -> list[str]:
-    """Folders and files with quick tests; for one folder, its tests, exports and the import rule."""
-    files = sorted(p.name for p in TESTS.glob("test_*.py") if p.name not in LEFT_OUT)
-    return [folder, "test_exports.py", "test_house.py"] if folder else test_folders() + files
+def quick_files(folder: str = "") -> list[str]:
+    """Files with quick tests: of one folder, or all. Files that are slow as a whole are not even imported."""
+    if folder: files = [*(TESTS / folder).glob("test_*.py"), *(TESTS / name for name in ALWAYS)]
+    else: files = [p for p in TESTS.rglob("test_*.py") if p.parent.name != "browser"]
+    quick = (p for p in files if "\npytestmark = pytest.mark.slow" not in p.read_text(encoding="utf-8"))
+    return [p.relative_to(TESTS).as_posix() for p in sorted(quick) if p.name != "test_notebooks.py"]
 
 
 def changed_notebooks() -> list[Path]:
@@ -42,7 +44,7 @@ def main(folder: str = "") -> int:
     if folder and folder not in test_folders():
         sys.exit(f"FOLDER: expected one of {', '.join(test_folders())}, got {folder!r}")
     notebooks = sorted((ROOT / "nbs" / folder).glob("*.ipynb")) if folder else changed_notebooks()
-    chosen = [f"tests/{name}" for name in test_files(folder) + notebook_tests(notebooks)]
+    chosen = [f"tests/{name}" for name in quick_files(folder) + notebook_tests(notebooks)]
     lint = ["ruff", "check", "--quiet", "."]
     tests = ["pytest", "-n", "2", "--dist", "worksteal", "-m", "not slow or notebook", *chosen]
     for command in (lint, tests):
