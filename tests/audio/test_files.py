@@ -541,6 +541,7 @@ index.index_audio({str(tmp_path)!r})
     assert looked(looks, tmp_path)[1] == [f"{i:02}.wav" for i in range(21, 30)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ("text", "empty", "middle", "half", "version", "journal"))
 def test_a_damaged_cache_is_thrown_away(corpus, looks, damage, caplog):
     first = looked(looks, corpus)[0]

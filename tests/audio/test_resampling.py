@@ -73,6 +73,7 @@ def test_far_into_a_long_file_positions_are_exact():
                                                      start % target + 3_000)[-3_000:, 0]).max() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", (1, 997, 44_099, 10**6 + 3, 10**7))
 @pytest.mark.parametrize("target", (1, 31, 16_000, 44_099, 10**7))
 def test_windows_at_every_pair_of_rates_take_little_memory_or_are_refused(rate, target):

@@ -98,6 +98,7 @@ def test_tokens_of_a_window(bits, tokens, n):
 
 # ---- windows
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ("temporal", "blocking-7"))
 @pytest.mark.parametrize("quantization,scaling", (("linear", "full_scale"), ("mu_law", "full_scale"), ("linear", "clip_minmax"), ("mu_law", "clip_minmax")))
 def test_windows_cover_the_files_and_the_inputs_agree(corpus, strategy, quantization, scaling):

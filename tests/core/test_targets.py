@@ -82,6 +82,7 @@ def test_targets_that_can_be(place, monkeypatch):
     with pytest.raises(PermissionError, match="folder .*closed is read-only"): check_target("closed/x.wav")
 
 
+@pytest.mark.slow
 @POSIX
 def test_a_link_stays_and_its_file_is_replaced(place, model):
     out = generate_file(model, str(place / "link.wav"), 0.01, progress=False)
@@ -132,6 +133,7 @@ def test_options_that_there_are_not(arguments, capsys):
     assert e.value.code == 2 and "usage: sashimi-wb" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @POSIX
 def test_a_full_disk_leaves_the_old_file(tmp_path, model, capsys):
     """The limit of a file's size stands for the disk: the write in the middle fails."""

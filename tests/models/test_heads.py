@@ -280,6 +280,7 @@ def test_dml_has_no_floor(bits, floor):
     assert -head.log_prob(raw, codes).mean() / math.log(2) < 1e-3 < floor
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 12, 16])
 def test_dml_training_passes_the_floor(bits):
     floor = {8: 5.67, 12: 9.67, 16: 13.67}[bits]

@@ -272,6 +272,7 @@ def test_block_gradients_in_the_words_of_the_reference(name, need_state):
 
 # backbones
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", names("sashimi"))
 @torch.no_grad()
 def test_backbone(name):

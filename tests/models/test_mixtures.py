@@ -67,6 +67,7 @@ def test_probabilities_sum_to_one(bits, dtype, most):
         assert (cdf[:, -1] == 1).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [1, 2, 3, *ROWS])
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_rank_is_that_of_the_table(bits, name):

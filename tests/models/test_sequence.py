@@ -69,6 +69,7 @@ def backbone(kernel="dplr", dtype=torch.float64, n_layers=1, pool=(2, 3), expand
     return SaShiMi(4, n_layers, pool, expand, ff, KERNELS[kernel], **options).to(dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel,dtype", [*((kernel, torch.float64) for kernel in KERNELS), ("dplr", torch.float32), ("zoh", torch.float32)], ids=str)
 @torch.no_grad()
 def test_three_ways_at_every_length(kernel, dtype):

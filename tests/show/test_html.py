@@ -150,6 +150,7 @@ def test_markup_in_a_text_is_no_markup_of_the_page(both):
             assert any("<img src=x onerror=alert(1)>\"'&$x$" in text for text in marked.texts), name
 
 
+@pytest.mark.slow
 def test_the_pages_show_what_the_test_puts_in(both):
     without = {name for name, page in both[PLAIN].items() if PLAIN not in page}
     assert without <= {"curves", "result"}

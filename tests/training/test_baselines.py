@@ -153,6 +153,7 @@ def signals():
     yield "note", np.where(t % 9000 > 3000, .7*np.sin(2*np.pi*523*t/44100)*np.exp(-(t % 9000)/3000), 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 16, 24])
 @pytest.mark.parametrize("name, wave", signals(), ids=[name for name, _ in signals()])
 def test_rice_rate_beside_flac(name, wave, bits):
@@ -166,6 +167,7 @@ def test_rice_rate_beside_flac(name, wave, bits):
     assert rice_bits_per_sample(np.stack([mono, mono], 1), bits) < .55*rice_bits_per_sample(mono, bits) + .02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 16, 24])
 @pytest.mark.parametrize("channels", [1, 2])
 def test_rice_rate_on_music_is_a_little_below_flac(bits, channels):

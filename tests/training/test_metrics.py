@@ -179,6 +179,7 @@ def model_for(config):
     return WaveModel(ModelConfig(bits=config.bits, head=head, encoder=encoder, backbone=backbone)).double()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", INPUTS, ids=str)
 @pytest.mark.parametrize("channels, layout", LAYOUTS)
 def test_carried_windows_equal_one_convolution(audio, channels, layout, options):
