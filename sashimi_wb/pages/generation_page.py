@@ -24,6 +24,7 @@ from ..show.players import player
 from .sound_picker import OWN_FILE, bundled_audio, own_audio
 from .growing_clip import GenerationRequest, GrowingClip, clip_figure, clips_html, growing_figure
 from ..studies.trained import ModelFile, find_models, load_model
+from ..synthesis.stepping import Sampling
 from .page import FLOW, CancelToken, LatestOnly, Runner, StaticCopy, control_style, note_html
 
 # %% ../../nbs/pages/14_generation_page.ipynb #3b0eac11
@@ -90,8 +91,9 @@ class Controls:
         if not self.top_k.disabled:
             top_k = self.top_k.value or None
             top_p = self.top_p.value if self.top_p.value < 1 else None
+        sampling = Sampling(self.temperature.value, top_k, top_p, self.seed.value)
         return GenerationRequest(self.seconds.value, self._prompt_path(), self.start_s.value, self.prompt_s.value,
-                                 self.temperature.value, top_k, top_p, self.seed.value)
+                                 sampling)
 
 # %% ../../nbs/pages/14_generation_page.ipynb #9b6d8bfc
 PREPARING = "preparing; on the first use on a machine an engine is compiled, which takes some seconds"
@@ -128,7 +130,8 @@ class OneClip:
         self.clip = clip
         if clip.n_filled:
             self._show(runner, clip, clip_figure(clip))
-            title = f"temperature {clip.request.temperature:g}, seed {clip.request.seed}"
+            sampling = clip.request.sampling
+            title = f"temperature {sampling.temperature:g}, seed {sampling.seed}"
             self.player.value = player(clip.wave, clip.rate, title).data
         runner.report(clip.share, clip.status if clip.share == 1 else f"{clip.status}, stopped")
         if self.static.handle: self.static.show(self.html)
@@ -146,6 +149,11 @@ def temperatures(
     try: found = [float(part) for part in re.split(r"[,;\s]+", text.strip())]
     except ValueError: raise ValueError(f"temperatures: expected numbers such as 0.5, 0.8, 1, got {text!r}") from None
     return list(dict.fromkeys(found))
+
+
+def _with_sampling(request, **changes):
+    "The request with other settings of its sampling."
+    return replace(request, sampling=replace(request.sampling, **changes))
 
 
 class SideBySide:
@@ -173,13 +181,13 @@ class SideBySide:
         request, model = self.controls.request(), self.controls.model.value
         if self.by.value == "temperatures":
             for t in temperatures(self.temperatures.value):
-                yield f"temperature {t:g}", model, replace(request, temperature=t)
+                yield f"temperature {t:g}", model, _with_sampling(request, temperature=t)
             return
         if not self.models.value:
             raise ValueError("models: expected at least one, got none; "
                              "choose them in the list (Ctrl or Shift for several)")
         for m in self.models.value:
-            yield m.name, m, request if has_code_table(m) else replace(request, top_k=None, top_p=None)
+            yield m.name, m, request if has_code_table(m) else _with_sampling(request, top_k=None, top_p=None)
 
     def _work(self, runner):
         requests, clips = list(self.requests()), {}

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core.checks import Count, Natural, NonNegative, Positive, Probability, Temperature
+from ..core.checks import NonNegative, Positive
 from ..core.system import check_fields
 from ..show.html import figure_html, markup
 from ..show.players import player
 from ..studies.trained import Trained
+from ..synthesis.stepping import Sampling
 from ..show.figures import (INK, MARK, Picture, arm_color, as_channels, draw_mel, draw_wave, mel_power,
                                      new_figure, plot_clips,
                                   plot_wave, tidy)
@@ -24,15 +25,14 @@ from ..show.figures import (INK, MARK, Picture, arm_color, as_channels, draw_mel
 # %% ../../nbs/pages/13_growing_clip.ipynb #7f832095
 @dataclass(frozen=True)
 class GenerationRequest:
-    """What to generate with any model. Raises: ValueError that names the field, the expected and the given value."""
-    seconds: Positive = 1.0          # length of the new audio
-    prompt: str = ""                 # path of an audio file to continue; empty: begin from silence
-    start_s: NonNegative = 0.0       # start of the prompt in the file, in seconds
-    prompt_s: NonNegative = 0.5      # length of the prompt in seconds
-    temperature: Temperature = 1.0   # 0 always takes the likeliest code
-    top_k: Count | None = None       # draw from the k likeliest codes only; not for mixtures
-    top_p: Probability | None = None # draw from the likeliest codes up to this total probability
-    seed: Natural = 0
+    """What to generate with any model, in seconds and files.
+
+    Raises: ValueError that names the field, the expected and the given value."""
+    seconds: Positive = 1.0         # length of the new audio
+    prompt: str = ""                # path of an audio file to continue; empty: begin from silence
+    start_s: NonNegative = 0.0      # start of the prompt in the file, in seconds
+    prompt_s: NonNegative = 0.5     # length of the prompt in seconds
+    sampling: Sampling = Sampling() # temperature, cuts of the tail, seed
 
     def __post_init__(self): check_fields(self)
 
@@ -49,8 +49,7 @@ class GrowingClip:
         self.rate, self.request = trained.sample_rate, request
         prompt = trained.hear(request.prompt, request.start_s, request.prompt_s) if request.prompt else None
         self.n_prompt = 0 if prompt is None else len(prompt)
-        self.blocks = trained.stream(request.seconds, prompt, request.temperature, request.top_k, request.top_p,
-                                     request.seed, block)
+        self.blocks = trained.stream(request.seconds, prompt, **vars(request.sampling), block=block)
         self.n_samples = self.n_prompt + max(1, round(request.seconds*self.rate))
         self.buffer = np.zeros((self.n_samples, trained.n_channels), np.float32)
         self.n_filled = self.n_timed = 0      # samples in the buffer; new samples whose time was measured

@@ -30,10 +30,11 @@ INPUTS = {"codes, embedding": {"input": "codes", "encoder": fitting_encoder("cod
           "codes, squeezed embedding": {"input": "codes", "encoder": "embedding_squeeze"},
           "dequantized, projection": {"input": "dequantized", "encoder": fitting_encoder("dequantized")},
           "raw samples, projection": {"input": "raw", "encoder": fitting_encoder("raw")}}
-LAYOUTS = {"mono, mean of the channels": {"channels": "mono"}, "left": {"channels": "left"},
-           "right": {"channels": "right"}} | {
-           f"stereo, {s}": {"channels": "stereo", "interleaving_strategy": s}
-           for s in ("temporal", "blocking-16", "blocking-128", "blocking")}
+LAYOUTS = {"mono, mean of the channels": {"channels": "mono"},
+           "left": {"channels": "left"},
+           "right": {"channels": "right"},
+           **{f"stereo, {strategy}": {"channels": "stereo", "interleaving_strategy": strategy}
+              for strategy in ("temporal", "blocking-16", "blocking-128", "blocking")}}
 
 
 def _choice_of(choices, e):
