@@ -28,7 +28,7 @@ from .audio.index import cache_path, index_audio
 from .studies.report import write_report
 from .studies.results import result_rows, sentences
 from .synthesis.stepping import Sampling
-from .studies.trained import load_model
+from .studies.trained_models import load_model
 from .audio.writing import SUBTYPES, SoundWriter
 
 # %% ../nbs/18_cli.ipynb #a76616ad
@@ -120,7 +120,7 @@ def generate_file(
                                                                           "bits of a file"), pick_device(device)
     trained = load_model(model_path)
     trained.model.to(pick_device(device))
-    heard = trained.hear(prompt, prompt_start, prompt_seconds) if prompt else None
+    heard = trained.read_prompt(prompt, prompt_start, prompt_seconds) if prompt else None
     file = SoundWriter(output, trained.sample_rate, trained.n_channels, trained.depth if bits is None else bits)
     file.check_length(round(min(seconds*file.sample_rate, 2.0**63)) + (0 if heard is None else len(heard)))
     blocks = trained.stream(seconds, heard, temperature, top_k, top_p, seed, 512, progress)

@@ -7,6 +7,6 @@ __all__ = ['load_model', 'ModelConfig', 'WaveModel']
 
 # %% ../nbs/api/model.ipynb #db10e65f
 from .models.wave_model import ModelConfig, WaveModel
-from .studies.trained import load_model
+from .studies.trained_models import load_model
 
 _all_ = [load_model, ModelConfig, WaveModel]

@@ -30,7 +30,7 @@ from ..tokens.streams import shift
 from ..audio.resampling import resampler
 from ..ssm.s4 import S4Block
 from .sound_picker import Sound
-from ..studies.trained import load_model
+from ..studies.trained_models import load_model
 from ..show.figures import hann_power
 
 # %% ../../nbs/pages/08_activations.ipynb #436cbda1

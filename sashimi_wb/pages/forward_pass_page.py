@@ -27,7 +27,7 @@ from ..tokens.streams import INPUTS
 from ..models.sequence_decoder import MODES
 from .sound_picker import SoundPicker
 from .stage_figures import mark_html, plot_stage, sounds_html, stages_table, unet_html
-from ..studies.trained import ModelFile, find_models
+from ..studies.trained_models import ModelFile, find_models
 
 # %% ../../nbs/pages/10_forward_pass_page.ipynb #77947be8
 DEPTHS = (8, 16, 24)

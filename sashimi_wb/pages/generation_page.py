@@ -23,7 +23,7 @@ from ..show.html import figure_html
 from ..show.players import player
 from .sound_picker import OWN_FILE, bundled_audio, own_audio
 from .growing_clip import GenerationRequest, GrowingClip, clip_figure, clips_html, growing_figure
-from ..studies.trained import ModelFile, find_models, load_model
+from ..studies.trained_models import ModelFile, find_models, load_model
 from ..synthesis.stepping import Sampling
 from .page import FLOW, CancelToken, LatestOnly, Runner, StaticCopy, control_style, note_html
 

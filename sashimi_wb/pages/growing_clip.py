@@ -16,7 +16,7 @@ from ..core.checks import NonNegative, Positive
 from ..core.system import check_fields
 from ..show.html import figure_html, markup
 from ..show.players import player
-from ..studies.trained import Trained
+from ..studies.trained_models import TrainedModel
 from ..synthesis.stepping import Sampling
 from ..show.figures import (INK, MARK, Picture, arm_color, as_channels, draw_mel, draw_wave, mel_power,
                                      new_figure, plot_clips,
@@ -42,12 +42,12 @@ class GrowingClip:
 
     Raises: ValueError and FileNotFoundError for an impossible request, at once or from `grow`."""
     def __init__(self,
-        trained: Trained,
+        trained: TrainedModel,
         request: GenerationRequest,
         block: int = 128,    # samples per block
     ):
         self.rate, self.request = trained.sample_rate, request
-        prompt = trained.hear(request.prompt, request.start_s, request.prompt_s) if request.prompt else None
+        prompt = trained.read_prompt(request.prompt, request.start_s, request.prompt_s) if request.prompt else None
         self.n_prompt = 0 if prompt is None else len(prompt)
         self.blocks = trained.stream(request.seconds, prompt, **vars(request.sampling), block=block)
         self.n_samples = self.n_prompt + max(1, round(request.seconds*self.rate))

@@ -22,7 +22,7 @@ from ..show.html import markup, table
 from ..studies.ablations import ablation_of
 from ..studies.report import arm_bits_figure, synced_clips
 from ..studies.results import result_rows, rows_table, sentences
-from ..studies.run_table import PARAMETERS, Finished, arms, as_text, bundled_folder, differing
+from ..studies.run_table import PARAMETERS, RunRecord, arms, as_text, bundled_folder, differing
 from ..studies.run import Run, training_curve
 from ..show.figures import arm_color
 from .page import note_html
@@ -42,7 +42,7 @@ def _curve(run, what):
 
 
 def curves_of(
-    runs:list[Finished],
+    runs:list[RunRecord],
     what:str="training", # one of CURVES
 )->Figure|None:          # seeds thin and their mean thick, in the colors of the arms; None if no run has a curve
     """Draw the curves of runs in one figure."""
@@ -63,7 +63,7 @@ def _measured(run): return math.isfinite(run.facts["of_flac"])
 
 
 def bits_of(
-    runs:list[Finished],
+    runs:list[RunRecord],
 )->Figure|None: # None if the records of earlier versions lack the measurements
     """Draw the bits per sample of every arm beside those of FLAC, linear prediction and order-0 entropy."""
     depths = len(differing(runs, ("bits", "data"))) > 0
@@ -72,7 +72,7 @@ def bits_of(
 
 
 def results_of(
-    runs:list[Finished],
+    runs:list[RunRecord],
 )->str: # HTML
     """The result table of the ablations for any runs, and the conclusions that they allow."""
     records, coded = _last(runs), {}
@@ -98,7 +98,7 @@ _PROMPT_NOTE = "A continuation begins {} s into its clip; before that comes the 
 
 
 def sounds_of(
-    runs:list[Finished],
+    runs:list[RunRecord],
     what:str="continuations", # one of CLIPS
 )->str:                       # HTML
     """The clips of runs in synchronized players, with a note for each run whose audio is missing."""
@@ -121,7 +121,7 @@ def _columns(runs, rows, caption):
 
 
 def differences(
-    runs:list[Finished],
+    runs:list[RunRecord],
 )->str: # HTML
     """Table of the parameters, code and audio that differ between runs, and of their bits."""
     if len(runs) < 2: return ""
@@ -175,7 +175,7 @@ def _read_origin(read, run):
 
 
 def provenances(
-    runs:list[Finished],
+    runs:list[RunRecord],
 )->str: # HTML
     """Table of the origin of every run: code, machine, versions, audio, time."""
     rows = [(name, [_read_origin(read, run) for run in runs]) for name, read in _ORIGIN.items()]
@@ -197,7 +197,7 @@ def notebook_parameters(
 
 # %% ../../nbs/pages/15_run_views.ipynb #89277a93
 def audio_of(
-    run:Finished,
+    run:RunRecord,
 )->Path|None: # None if it is unknown
     """The folder of audio of a run: from its notebook, else the bundled audio if the run was scored on it."""
     try:
@@ -209,7 +209,7 @@ def audio_of(
 
 
 def repeat_command(
-    run:Finished,
+    run:RunRecord,
 )->str: # one line for a shell in the project's folder
     """The command that runs an experiment again, in a folder of its own."""
     runs = run.folder.parent
@@ -230,7 +230,7 @@ def _code_change(then):
 
 
 def repeat_result(
-    run:Finished,
+    run:RunRecord,
 )->str: # a sentence
     """Tell whether the command repeats the same run, with the audio and the package as they are now."""
     audio, then = audio_of(run), run.record
@@ -257,7 +257,7 @@ _COMMAND_STYLE = ("margin:4px 0;padding:8px 10px;white-space:pre-wrap;word-break
 
 
 def commands(
-    runs:list[Finished],
+    runs:list[RunRecord],
 )->str: # HTML
     """For every run, the command that repeats it and what the command will give."""
     names = {run.folder: name for name, group in arms(runs).items() for run in group}

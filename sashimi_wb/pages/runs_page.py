@@ -14,7 +14,7 @@ from ipywidgets import Box, Button, Dropdown, SelectMultiple, Text, VBox
 
 from .page import FLOW, LivePage, control_style, note_html, width_layout
 from ..show.html import figure_html, markup
-from ..studies.run_table import FIGURES, Finished, arms, differing, in_order, keep, read_runs, runs_table
+from ..studies.run_table import FIGURES, RunRecord, arms, differing, sort_runs, filter_runs, read_runs, runs_table
 from .run_views import (CLIPS, CURVES, bits_of, commands, curves_of, differences, provenances,
                                         results_of, sounds_of)
 
@@ -55,10 +55,10 @@ class RunControls:
         self.sort.value = by if by in [column for _, column in self.sort.options] else "finished"
         self.fill()
 
-    def shown(self) -> tuple[list[Finished], int, list[str]]:
-        """The filtered runs in order, the number of all runs, and notes on the folder. Raises: as `keep`."""
+    def shown(self) -> tuple[list[RunRecord], int, list[str]]:
+        """The filtered runs in order, the number of all runs, and notes on the folder. Raises: as `filter_runs`."""
         found, notes = read_runs(self.runs)
-        return in_order(keep(found, self.filter.value), self.sort.value, self.order.value), len(found), notes
+        return sort_runs(filter_runs(found, self.filter.value), self.sort.value, self.order.value), len(found), notes
 
     def fill(self, change=None):
         """Fill the list of runs; an invalid filter leaves it unchanged."""

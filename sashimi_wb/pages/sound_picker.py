@@ -16,7 +16,7 @@ from ipywidgets import Box, Dropdown, FloatSlider, FloatText, Text
 
 from ..core.checks import Range
 from ..core.system import as_array, bundled, check_value, printable
-from ..audio.files import audio_names, probe, read_frames
+from ..audio.files import audio_file, audio_names, probe, read_frames
 from .page import FLOW, control_style
 
 # %% ../../nbs/pages/02_sound_picker.ipynb #c1000f63
@@ -96,9 +96,7 @@ def read_sound(
     length_s:float=5.0,  # how much, cut at the end of the file
 )->Sound:
     """A segment of a file; the last eight are kept. Raises: FileNotFoundError for no such file, ValueError for a bad one or a segment outside."""
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"no audio file {path}; give the path of a wav, flac, ogg, mp3 or mp4 file")
+    path = audio_file(path)
     changed = path.stat().st_mtime_ns
     info = _probed(str(path), changed)
     all_s, start = info.frames/info.sample_rate, round(start_s*info.sample_rate)

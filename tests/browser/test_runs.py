@@ -46,7 +46,7 @@ def list_all_runs(notebook):
     notebook.run_all()
     page.locator(FIGURE).wait_for()
     text = page.locator(".swb-runs").inner_text()
-    for part in ("4 runs.", "unfinished: not finished", "damaged: the record cannot be read", "holiday: no run"):
+    for part in ("4 runs.", "unfinished: not finished", "damaged: the record cannot be read", "holiday: not a run"):
         assert part in text
     notebook.screenshot("runs")
     check_export(notebook)

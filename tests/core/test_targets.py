@@ -183,7 +183,7 @@ def test_messages_have_lines_of_their_own(tmp_path, model, monkeypatch, capsys):
         yield torch.zeros(64, 1)
         threading.bar = bar                      # alive beyond the error
         raise ValueError("not finite at sample 64")
-    monkeypatch.setattr("sashimi_wb.studies.trained.Trained.stream", broken)
+    monkeypatch.setattr("sashimi_wb.studies.trained_models.TrainedModel.stream", broken)
     root = logging.StreamHandler(sys.stderr)
     root.setFormatter(logging.Formatter("%(message)s"))
     logging.getLogger().addHandler(root)

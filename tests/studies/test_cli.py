@@ -14,7 +14,7 @@ from made_audio import noise
 from made_models import save_model
 
 from sashimi_wb.cli import generate_file, main
-from sashimi_wb.studies.trained import load_model
+from sashimi_wb.studies.trained_models import load_model
 from sashimi_wb.synthesis.generation import generate
 
 pytestmark = pytest.mark.slow
@@ -51,7 +51,7 @@ def test_stereo_prompt_and_depth(tmp_path, prompt):
     info = soundfile.info(f"{tmp_path}/out.wav")
     assert (info.channels, info.subtype, info.frames) == (2, "PCM_24", 400 + 200)
     trained = load_model(path)
-    heard = trained.hear(prompt, 0.1, 0.1)
+    heard = trained.read_prompt(prompt, 0.1, 0.1)
     assert heard.shape == (400, 2)
     wave = soundfile.read(f"{tmp_path}/out.wav", dtype="float32")[0]
     assert np.abs(wave[:400] - heard.numpy()).max() < 2**-7     # as the model heard it: rounded to 8 bits
@@ -86,7 +86,7 @@ def test_an_error_on_the_way_keeps_what_was_made(tmp_path, model, monkeypatch):
         yield torch.zeros(64, 1)
         assert not out.exists()
         raise ValueError("not finite at sample 64")
-    monkeypatch.setattr("sashimi_wb.studies.trained.Trained.stream", broken)
+    monkeypatch.setattr("sashimi_wb.studies.trained_models.TrainedModel.stream", broken)
     with pytest.raises(ValueError, match="not finite at sample 64"): generate_file(model, str(out))
     assert soundfile.info(out).frames == 64
     assert [p.name for p in tmp_path.iterdir()] == ["out.wav"]

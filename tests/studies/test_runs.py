@@ -22,7 +22,7 @@ from sashimi_wb.studies.batch import run_notebook
 from sashimi_wb.studies.experiment import experiment
 from sashimi_wb.studies.run import Run, code_sources, execute
 from sashimi_wb.studies.run_table import read_runs
-from sashimi_wb.studies.trained import find_models, load_model
+from sashimi_wb.studies.trained_models import find_models, load_model
 from sashimi_wb.training import trainer
 from sashimi_wb.training.checkpoints import load_tree, read_weights, save_tree, save_weights
 
@@ -306,8 +306,8 @@ def test_one_bad_file_never_stops_a_listing(tmp_path):
     found, notes = read_runs(tmp_path)
     assert good.folder in [r.folder for r in found] and notes
     assert [str(m.path) for m in find_models(tmp_path, tmp_path/"none")] == []
-    from sashimi_wb.studies.run_table import in_order, runs_table
-    assert good.hash[:6] in runs_table(in_order(found, "bits_per_sample")).data
+    from sashimi_wb.studies.run_table import runs_table, sort_runs
+    assert good.hash[:6] in runs_table(sort_runs(found, "bits_per_sample")).data
 
 
 @pytest.mark.parametrize("content", ["", "{", "null", '{"a": null}', '{"b": 1}', "[" * 10**5, "1" * 10**4, "\udcff"])
