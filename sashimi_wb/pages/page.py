@@ -180,7 +180,8 @@ class Runner:
         self.status.value = markup('<span role="status">{}</span>', message).data
 
 # %% ../../nbs/pages/01_page.ipynb #1c84b757
-_PAGE = """<style>.swb-page .widget-html, .swb-page .widget-html-content {min-width: 0; max-width: 100%; line-height: 1.45}
+_PAGE = """<style>
+.swb-page .widget-html, .swb-page .widget-html-content {min-width: 0; max-width: 100%; line-height: 1.45}
 div.output_scroll:has(.swb-page) {height: auto; overflow: visible; box-shadow: none}</style>
 <img alt="" hidden src="data:," onerror="const page = this.closest('.swb-page');
 if (page) page.addEventListener('focusin', e => { e.target.dataset.lmSuppressShortcuts = 'true'; });

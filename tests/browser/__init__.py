@@ -1,4 +1,4 @@
-"""JupyterLab in a real browser: a local server, and Chromium controlled by playwright, with temporary folders only.
+"""JupyterLab in a real browser: a local server in temporary folders, and Chromium driven by playwright.
 
     with Lab(folder) as lab, lab.open("generation.ipynb") as notebook:
         notebook.run_all()
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.parse
 import urllib.request
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,39 +33,43 @@ CURRENT = "window.jupyterapp?.shell?.currentWidget"
 
 
 def chromium() -> str | None:
-    """Path of the browser: $CHROMIUM, else the first installed one of the usual names."""
+    """Path of the browser: $CHROMIUM, or the first of its usual names that is installed."""
     return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
 
 
 def missing() -> str:
-    """What the browser tests lack on this machine, and how to get it; empty if they can run."""
-    if not find_spec("playwright"): return "no browser tests: playwright is not installed (`make setup` brings it)"
+    """Why the browser tests cannot run here and how to change that; empty if they can run."""
+    if not find_spec("playwright"): return "no browser tests: playwright is not installed (`make setup` installs it)"
     if not chromium():
-        return "no browser tests: no Chromium found; install it (Debian, Ubuntu: apt install chromium) " \
-               "or set CHROMIUM=/path/to/chrome"
+        return ("no browser tests: Chromium was not found; install it (Debian, Ubuntu: apt install chromium) "
+                "or give its path: CHROMIUM=/path/to/chrome")
     return ""
 
 
 def free_port() -> int:
-    """A port that is free now."""
+    """A port that is free at the moment."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
 
 
 def copy_notebook(source: Path, target: Path, parameters: dict) -> None:
-    """Copy a notebook; set the parameters that it has in a new cell after the tagged one, as papermill does."""
+    """Copy a notebook and set those of the parameters that it has, in a cell after its parameters, like papermill."""
     notebook = nbformat.read(source, 4)
-    at = next((i for i, c in enumerate(notebook.cells) if "parameters" in c.metadata.get("tags", [])), None)
-    has = "" if at is None else notebook.cells[at].source
-    lines = [f"{name} = {value!r}" for name, value in parameters.items() if re.search(rf"\b{name}\b", has)]
-    if at is not None and lines: notebook.cells.insert(at + 1, nbformat.v4.new_code_cell("\n".join(lines)))
+    tagged = [i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])]
+    for at in tagged[:1]:
+        present = notebook.cells[at].source
+        lines = [f"{name} = {value!r}" for name, value in parameters.items() if re.search(rf"\b{name}\b", present)]
+        if lines: notebook.cells.insert(at + 1, nbformat.v4.new_code_cell("\n".join(lines)))
     target.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, target)
 
 
 class Lab:
-    """A JupyterLab server on a folder, and a browser; both end with the `with` block."""
+    """A JupyterLab server on a folder, and a browser; the `with` block ends both.
+
+    The pages share one browser context, so that JupyterLab's own files are loaded once and then come from the cache.
+    Every kernel imports the package at its start, which overlaps with the loading of the page."""
 
     def __init__(self, folder: Path):
         self.folder, self.port = Path(folder), free_port()
@@ -72,6 +77,9 @@ class Lab:
 
     def __enter__(self):
         self.settings = Path(tempfile.mkdtemp(prefix="sashimi_wb_lab_"))
+        startup = self.settings / "ipython/profile_default/startup/import_package.py"
+        startup.parent.mkdir(parents=True)
+        startup.write_text("import sashimi_wb.explore\n")
         names = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime",
                  "IPYTHONDIR": "ipython",
                  "JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces"}
@@ -95,6 +103,7 @@ class Lab:
             self.playwright = sync_playwright().start()
             sandbox = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
             self.browser = self.playwright.chromium.launch(executable_path=chromium(), args=FLAGS + sandbox)
+            self.context = self.browser.new_context()
         except BaseException:
             self.__exit__()
             raise
@@ -107,8 +116,15 @@ class Lab:
             except OSError: time.sleep(0.2)
         raise RuntimeError(f"JupyterLab does not answer:\n{self.log.read_text()[-4000:]}")
 
+    def start_kernel(self, name: str) -> None:
+        """Start the kernel of a notebook; JupyterLab connects to it when it opens the notebook."""
+        session = {"path": name, "name": name, "type": "notebook", "kernel": {"name": "python3"}}
+        headers = {"Authorization": f"token {TOKEN}", "Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.url}/api/sessions", json.dumps(session).encode(), headers)
+        urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60).close()
+
     def open(self, name: str, width: int = 1280, height: int = 900) -> "Notebook":
-        """Open a notebook of the folder in a new window."""
+        """A notebook of the folder in a window of its own."""
         return Notebook(self, name, width, height)
 
     def __exit__(self, *error):
@@ -121,12 +137,12 @@ class Lab:
 
 
 class Notebook:
-    """A notebook in the browser: `page` is playwright's, `problems` collects what went wrong."""
+    """A notebook in the browser: `page` is playwright's, `problems()` lists errors."""
 
     def __init__(self, lab: Lab, name: str, width: int, height: int):
         self.lab, self.name, self.seen = lab, name, []
-        self.context = lab.browser.new_context(viewport={"width": width, "height": height})
-        self.page = self.context.new_page()
+        self.page = lab.context.new_page()
+        self.page.set_viewport_size({"width": width, "height": height})
         self.page.set_default_timeout(PATIENCE_MS)
         self.page.on("pageerror", lambda e: self.seen.append(f"page error: {e}"))
         self.page.on("request", lambda r: self._check(r.url))
@@ -136,18 +152,20 @@ class Notebook:
             self.seen.append(f"fetched from outside: {url}")
 
     def __enter__(self):
+        self.lab.start_kernel(self.name)
         self.page.goto(f"{self.lab.url}/lab/tree/{self.name}?token={TOKEN}&reset")
         self.page.wait_for_function(f"() => {CURRENT}?.sessionContext?.session?.kernel?.status === 'idle'")
         if self.page.evaluate("document.body.dataset.jpThemeLight") != "true":
-            self.theme(dark=False)   # as the page before left it
+            self.theme(dark=False)   # an earlier test may have left the dark theme
         return self
 
     def __exit__(self, *error):
-        try: self.page.evaluate(f"() => {CURRENT}.sessionContext.shutdown().then(() => null)")   # else kernels pile up
-        finally: self.context.close()
+        # kernels that are not shut down would pile up
+        try: self.page.evaluate(f"() => {CURRENT}.sessionContext.shutdown().then(() => null)")
+        finally: self.page.close()
 
     def command(self, name: str, **arguments) -> None:
-        """Run a command of JupyterLab and wait for its end."""
+        """Run one of JupyterLab's commands and wait for its end."""
         self.page.evaluate("([name, args]) => jupyterapp.commands.execute(name, args).then(() => null)",
                            [name, arguments])
 
@@ -157,19 +175,19 @@ class Notebook:
         self.page.wait_for_function(f"() => {CURRENT}.sessionContext.session.kernel.status === 'idle'")
 
     def execute(self, code: str) -> None:
-        """Run code in the kernel of the page, and wait for its end."""
+        """Run code in the kernel without a cell, and wait for its end."""
         kernel = f"{CURRENT}.sessionContext.session.kernel"
-        request = f"code => {kernel}.requestExecute({{code}}).done.then(message => message.content.status)"
-        status = self.page.evaluate(request, code)
+        run = f"code => {kernel}.requestExecute({{code}}).done.then(m => m.content.status)"
+        status = self.page.evaluate(run, code)
         if status != "ok": raise RuntimeError(f"{code!r} ended with {status}")
 
     def problems(self) -> list[str]:
-        """Page errors, requests to other machines, and tracebacks in the notebook."""
+        """Page errors, requests that left this machine, and tracebacks in the notebook."""
         cells = self.page.evaluate(f"() => {CURRENT}.content.model.toJSON().cells")
         outputs = [o for c in cells for o in c.get("outputs", [])]
-        return self.seen + [f"{o['ename']}: {o['evalue']}" for o in outputs if o["output_type"] == "error"] + \
-            [o["text"] for o in outputs if o["output_type"] == "stream" and o["name"] == "stderr"
-             and "Traceback" in "".join(o["text"])]
+        errors = [f"{o['ename']}: {o['evalue']}" for o in outputs if o["output_type"] == "error"]
+        stderr = ["".join(o["text"]) for o in outputs if o["output_type"] == "stream" and o["name"] == "stderr"]
+        return [*self.seen, *errors, *(text for text in stderr if "Traceback" in text)]
 
     def theme(self, dark: bool) -> None:
         """Change JupyterLab's theme."""
@@ -178,33 +196,33 @@ class Notebook:
         self.page.locator("#jupyterlab-splash").wait_for(state="detached")
 
     def exported(self) -> "playwright.sync_api.Page":  # noqa: F821
-        """The notebook as it is now, exported to HTML and opened in a window without any network."""
+        """The notebook in its present state, exported to HTML and opened in a window without a network."""
         from nbconvert import HTMLExporter
 
         content = nbformat.from_dict(self.page.evaluate(f"() => {CURRENT}.content.model.toJSON()"))
-        for cell in content.cells: cell.pop("attachments", None)   # the browser writes null where there are none
+        for cell in content.cells: cell.pop("attachments", None)   # null in cells without attachments
         path = self.lab.folder / f"{Path(self.name).stem}.html"
         path.write_text(HTMLExporter().from_notebook_node(content)[0], encoding="utf-8")
-        page = self.context.new_page()
+        page = self.lab.context.new_page()
         page.route(lambda url: not url.startswith(("file:", "data:", "blob:")), lambda route: route.abort())
         page.goto(path.as_uri(), wait_until="domcontentloaded")
         return page
 
     def screenshot(self, name: str) -> Path:
-        """The window as a PNG in the ignored folder."""
+        """Save the window as a PNG in the ignored folder `screenshots`."""
         SCREENSHOTS.mkdir(exist_ok=True)
         self.page.screenshot(path=SCREENSHOTS / f"{name}.png")
         return SCREENSHOTS / f"{name}.png"
 
 
 def slide(page, label: str, *keys: str) -> None:
-    """Move a slider by the keyboard."""
+    """Move a slider by keys."""
     handle = page.locator(".widget-hslider", has_text=label).locator(".noUi-handle")
     for key in keys: handle.press(key)
 
 
 def enter(page, label: str, value) -> None:
-    """Type into a control."""
+    """Type a value into a control and press Enter."""
     page.get_by_label(label, exact=True).fill(str(value))
     page.get_by_label(label, exact=True).press("Enter")
 
@@ -215,19 +233,19 @@ def says(page, part: str, text) -> None:
 
 
 def sources(page, selector: str) -> list[str]:
-    """The sources of the pictures and players of a selector."""
+    """The data of the images and players that match a selector."""
     return page.locator(selector).evaluate_all("all => all.map(e => e.getAttribute('src'))")
 
 
 def changed(page, selector: str, before: list[str]) -> None:
-    """Wait until a selector's pictures and players exist and all have new sources."""
+    """Wait until all images and players that match a selector have new data."""
     page.wait_for_function("""([selector, before]) => {
         const now = [...document.querySelectorAll(selector)].map(e => e.getAttribute('src'))
         return now.length && !now.some(source => before.includes(source)) }""", arg=[selector, before])
 
 
 def forgotten(page, selector: str) -> None:
-    """Wait until a page has no element of a selector."""
+    """Wait until nothing on a page matches a selector."""
     from playwright.sync_api import expect
     expect(page.locator(selector)).to_have_count(0, timeout=PATIENCE_MS)
 
@@ -237,14 +255,14 @@ def press(page, name: str) -> None:
     page.get_by_role("button", name=name, exact=True).click()
     time.sleep(0.3)
     page.wait_for_function("""() => [...document.querySelectorAll('button')]
-        .filter(b => b.innerText.trim() === 'Stop').every(b => b.disabled)""")
+        .filter(button => button.innerText.trim() === 'Stop').every(button => button.disabled)""")
 
 
 def check_export(notebook: Notebook) -> None:
-    """Check that the HTML export of a page, without network or kernel, shows a picture and a player of some size."""
+    """Check that the HTML export shows an image and a player of some size without network or kernel."""
     page = notebook.exported()
-    still = page.locator("div[class^=swb-static]")
+    static_copy = page.locator("div[class^=swb-static]")
     for kind in ("img", "audio"):
-        box = still.locator(kind).first.bounding_box()
+        box = static_copy.locator(kind).first.bounding_box()
         assert box and box["width"] > 100 and box["height"] > 20, f"{notebook.name}: no {kind} in the export"
     page.close()

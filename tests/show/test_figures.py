@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from IPython.display import HTML
 
-from sashimi_wb.show import charts, players
-from sashimi_wb.show import figures as visualise
+from sashimi_wb.show import charts, figures, players
 from sashimi_wb.show.charts import (
     plot_bits,
     plot_codes,
@@ -45,8 +44,11 @@ def test_wave_outside_the_range_is_an_error_that_names_the_sample(wave):
         player(np.array([0.0, *wave]), RATE)
 
 
-@pytest.mark.parametrize("wave, message", [(np.zeros(0), "t >= 1"), (np.zeros((2, 9)), "transposed"), (np.zeros((1, 2, 3)), "shape"),
-                                           (np.zeros(4, np.int16), "divide integer PCM")])
+@pytest.mark.parametrize("wave, message", [
+    (np.zeros(0), "t >= 1"),
+    (np.zeros((2, 9)), "transposed"),
+    (np.zeros((1, 2, 3)), "shape"),
+    (np.zeros(4, np.int16), "divide integer PCM")])
 def test_wrong_waves(wave, message):
     with pytest.raises(ValueError, match=message): player(wave, RATE)
 
@@ -81,9 +83,16 @@ def test_flac_is_smaller_and_unknown_encodings_are_refused():
 
 # --- numbers
 
-@pytest.mark.parametrize("values, text", [([3.40, 3.42, 3.44], "3.420 ± 0.020 (n = 3)"), ([3.4123], "3.412 (n = 1)"), (3.4123, "3.412 (n = 1)"),
-    ([2.0, 2.0], "2.000 ± 0.000 (n = 2)"), ([], "– (n = 0)"), ([np.nan], "– (n = 0, 1 not finite)"), ([None, 1.0], "1.000 (n = 1, 1 not finite)"),
-    ([1000.0, 3000.0], "2,000 ± 1,414 (n = 2)"), ([1.0, 1.0 + 1e-9], "1.000000 ± 0.000000 (n = 2)")])
+@pytest.mark.parametrize("values, text", [
+    ([3.40, 3.42, 3.44], "3.420 ± 0.020 (n = 3)"),
+    ([3.4123], "3.412 (n = 1)"),
+    (3.4123, "3.412 (n = 1)"),
+    ([2.0, 2.0], "2.000 ± 0.000 (n = 2)"),
+    ([], "– (n = 0)"),
+    ([np.nan], "– (n = 0, 1 not finite)"),
+    ([None, 1.0], "1.000 (n = 1, 1 not finite)"),
+    ([1000.0, 3000.0], "2,000 ± 1,414 (n = 2)"),
+    ([1.0, 1.0 + 1e-9], "1.000000 ± 0.000000 (n = 2)")])
 def test_mean_spread(values, text): assert mean_spread(values) == text
 
 
@@ -104,33 +113,37 @@ def test_table_escapes_text_formats_numbers_and_keeps_html():
     assert "<td class=\"n\">0x10<" in table([{"n": 16}], formats={"n": lambda n: hex(n)}).data
 
 
-@pytest.mark.parametrize("arguments, message", [(dict(rows=[]), "at least one row"), (dict(rows=[{"a": 1}], columns={"b": "B"}), "'b'; the columns are a"),
-    (dict(rows=[{"a": 1}], formats={"b": ".1f"}), "'b'"), (dict(rows=[{"a": 1}], best={"a": "least"}), "'min' or 'max'")])
+@pytest.mark.parametrize("arguments, message", [
+    (dict(rows=[]), "at least one row"),
+    (dict(rows=[{"a": 1}], columns={"b": "B"}), "'b'; the columns are a"),
+    (dict(rows=[{"a": 1}], formats={"b": ".1f"}), "'b'"),
+    (dict(rows=[{"a": 1}], best={"a": "least"}), "'min' or 'max'")])
 def test_wrong_tables(arguments, message):
     with pytest.raises(ValueError, match=message): table(**arguments)
 
 
-# --- colours
+# --- colors
 
 def _linear_rgb(color, matrix):
     rgb = np.array([int(color[i:i + 2], 16) / 255 for i in (1, 3, 5)])
     return matrix @ np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
 
 
-@pytest.mark.parametrize("arms", [("codes", "dequantized", "raw"), ("left", "right", "mid", "side", "temporal", "blocking-16", "blocking-1024")])
-def test_arms_of_a_comparison_stay_apart_for_colour_blind_eyes(arms):
-    # Machado 2009
+@pytest.mark.parametrize("arms", [
+    ("codes", "dequantized", "raw"),
+    ("left", "right", "mid", "side", "temporal", "blocking-16", "blocking-1024")])
+def test_colors_of_compared_arms_are_distinct_for_color_blind_readers(arms):
+    # matrices of Machado, Oliveira and Fernandes (2009)
     deutan = np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
                        [-0.011820, 0.042940, 0.968881]])
     protan = np.array([[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],
                        [-0.003882, -0.048116, 1.051998]])
     for matrix, (a, b) in itertools.product((np.eye(3), deutan, protan), itertools.combinations(arms, 2)):
-        gap = np.cbrt(np.clip(_linear_rgb(arm_color(a), matrix), 0,
-                              1)) - np.cbrt(np.clip(_linear_rgb(arm_color(b), matrix), 0, 1))
-        assert np.linalg.norm(gap) > 0.1, (a, b)
+        lightness = [np.cbrt(np.clip(_linear_rgb(arm_color(arm), matrix), 0, 1)) for arm in (a, b)]
+        assert np.linalg.norm(lightness[0] - lightness[1]) > 0.1, (a, b)
 
 
-def test_arm_colors_are_stable_and_seen_on_white():
+def test_arm_colors_are_stable_and_visible_on_white():
     assert (arm_color("codes"), arm_color("raw"), arm_color("temporal")) == ("#0072B2", "#D55E00", "#000000")
     assert arm_color("my own arm") == arm_color("my own arm") != arm_color("my other arm")
     for name in ("blocking-1", "blocking-16", "blocking-65536", *(f"arm {i}" for i in range(40))):
@@ -138,13 +151,13 @@ def test_arm_colors_are_stable_and_seen_on_white():
         assert 1.05 / (_linear_rgb(arm_color(name), np.eye(3)) @ [0.2126, 0.7152, 0.0722] + 0.05) > 1.9, name
 
 
-# --- sound drawn
+# --- waveforms and spectrograms
 
 @settings(max_examples=40, deadline=None)
 @given(n=st.integers(1, 5000), bins=st.integers(1, 300), seed=st.integers(0, 99))
 def test_envelope_keeps_the_peaks(n, bins, seed):
     x = np.random.default_rng(seed).standard_normal(n)
-    at, low, high = visualise.envelope(x, bins)
+    at, low, high = figures.envelope(x, bins)
     assert (low.min(), high.max()) == (x.min(), x.max()) and (low <= high).all()
     assert len(at) <= max(bins, min(n, 2 * bins))
 
@@ -154,7 +167,7 @@ def test_no_mel_band_is_empty(rate):
     for n_samples in (64, 1000, rate, 100 * rate):
         n_fft, hop, n_mels = mel_sizes(rate, n_samples)
         assert n_fft <= n_samples and n_samples / hop <= 1501 and 1 <= n_mels <= 128
-        assert (visualise.mel_filters(rate, n_fft, n_mels).max(1) > 0).all()
+        assert (figures.mel_filters(rate, n_fft, n_mels).max(1) > 0).all()
 
 
 @pytest.mark.slow
@@ -164,7 +177,7 @@ def test_mel_power_equals_librosa(rate):
     x = np.random.default_rng(0).standard_normal(9_001)
     n_fft, hop, n_mels = mel_sizes(rate, len(x))
     expected = librosa.feature.melspectrogram(y=x, sr=rate, n_fft=n_fft, hop_length=hop, n_mels=n_mels)
-    got = visualise.mel_power(x, rate)
+    got = figures.mel_power(x, rate)
     assert got.shape == expected.shape
     np.testing.assert_allclose(got, expected, rtol=1e-4)  # the bank is float32
 
@@ -190,7 +203,8 @@ def _unet(n_pools, down_blocks, width=64, length=8192, name="8 blocks"):
     return [*stages, row("norm", 0, "norm"), row("head", 0, "head") | dict(shape=(1, length, 65536))]
 
 
-@pytest.mark.parametrize("n_pools, down_blocks, length", [(0, 0, 64), (1, 0, 1024), (2, 0, 8192), (2, 1, 131072), (3, 1, 65536)])
+@pytest.mark.parametrize("n_pools, down_blocks, length", [
+    (0, 0, 64), (1, 0, 1024), (2, 0, 8192), (2, 1, 131072), (3, 1, 65536)])
 def test_unet_is_legible(n_pools, down_blocks, length):
     fig = plot_unet(_unet(n_pools, down_blocks, length=length), "title:")
     texts, (width, height) = _texts(fig), fig.get_size_inches() * fig.dpi
@@ -233,7 +247,7 @@ def test_histogram_prints_the_entropy():
     assert "order-0 entropy 0.000 of 16 bits" in text(plot_histogram(np.full(9, 65535), 65536))
 
 
-def test_layout_numbers_and_colours_follow_the_order():
+def test_layout_numbers_and_colors_follow_the_order():
     fig = plot_layout({"blocking-2": [0, 2, 1, 3]})
     ax = fig.axes[0]
     assert [t.get_text() for t in ax.texts] == ["0", "1", "0", "1"]
@@ -249,24 +263,32 @@ def test_mean_curve_uses_only_the_common_range():
     assert len(charts.mean_curve([(np.array([0.0]), np.array([np.nan]))])[0]) == 0
 
 
-def test_figure_html_needs_words():
-    fig = visualise.new_figure(6, 1)
+def test_figure_html_needs_an_alternative_text():
+    fig = figures.new_figure(6, 1)
     assert 'alt="a &lt; b"' in figure_html(fig, "a < b").data and "max-width:576px" in figure_html(fig, "x").data
     with pytest.raises(ValueError, match="a sentence"): figure_html(fig, "")
 
 
 @pytest.mark.parametrize("draw, message", [
-    (lambda: plot_wave(np.zeros((3, 3)), RATE), "got \\(3, 3\\)"), (lambda: plot_wave([np.nan], RATE), "finite"),
-    (lambda: plot_mel(np.zeros(63), RATE), "at least 64"), (lambda: plot_clips({"a": WAVE}, RATE, {"a": 1.5}), "within the 1.000 s"),
-    (lambda: plot_histogram([-1], 4), "from -1"), (lambda: plot_histogram([1.0], 4), "integer"), (lambda: plot_layout({}), "layouts"),
-    (lambda: plot_curves({"a": ([1, 1], [1, 2])}), "rising"), (lambda: plot_bits([{"arm": "a"}]), "finite bits"),
-    (lambda: plot_unet([]), "at least one stage"), (lambda: plot_unet([dict(name="a", depth=0, kind="up", shape=(1, 0, 2))]), "shape \\(b, l, h\\)")])
-def test_wrong_input_says_what_was_expected(draw, message):
+    (lambda: plot_wave(np.zeros((3, 3)), RATE), "got \\(3, 3\\)"),
+    (lambda: plot_wave([np.nan], RATE), "finite"),
+    (lambda: plot_mel(np.zeros(63), RATE), "at least 64"),
+    (lambda: plot_clips({"a": WAVE}, RATE, {"a": 1.5}), "within the 1.000 s"),
+    (lambda: plot_histogram([-1], 4), "from -1"),
+    (lambda: plot_histogram([1.0], 4), "integer"),
+    (lambda: plot_layout({}), "layouts"),
+    (lambda: plot_curves({"a": ([1, 1], [1, 2])}), "rising"),
+    (lambda: plot_bits([{"arm": "a"}]), "finite bits"),
+    (lambda: plot_unet([]), "at least one stage"),
+    (lambda: plot_unet([dict(name="a", depth=0, kind="up", shape=(1, 0, 2))]), "shape \\(b, l, h\\)")])
+def test_errors_of_wrong_input_name_what_was_expected(draw, message):
     with pytest.raises(ValueError, match=message): draw()
 
 
 @pytest.mark.slow
 def test_importing_the_figures_is_light():
-    code = "import sys, sashimi_wb.show.charts, sashimi_wb.show.players; print([m for m in ('torch', 'librosa', 'matplotlib.pyplot', 'nbdev', 'fastcore') if m in sys.modules])"
+    code = ("import sys, sashimi_wb.show.charts, sashimi_wb.show.players\n"
+            "heavy = ('torch', 'librosa', 'matplotlib.pyplot', 'nbdev', 'fastcore')\n"
+            "print([m for m in heavy if m in sys.modules])")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
                           check=True).stdout.strip() == "[]"

@@ -1,4 +1,4 @@
-"""Text of records, files and folders is text in every HTML that is made: with markup in it, a page has the elements that it has without."""
+"""Text of records, files and folders stays text in all HTML: markup in it adds no element to a page."""
 import io
 import json
 import re
@@ -64,14 +64,15 @@ def filled(value, text, key=""):
 
 
 def make_runs(folder, audio, text):
-    "Runs whose records hold a text wherever they can; some of them damaged, some that another version wrote."
+    "Runs whose records contain a text wherever possible; some are damaged, some were written by another version."
     for changes in ({}, {"seed": 1}, {"input": "raw", "encoder": "linear_projection"}):
         run = make_run(folder, audio, **changes)
         record = run.record | {"remarks": ["one"], "reductions": ["another"]}
         if not changes:
             record["stages"] = stage_report(WaveModel(run.experiment.model_config()), run.data.train[0]["x"][None])
         run.result_path.write_text(json.dumps(filled(record, text)), encoding="utf-8")
-        run.folder.rename(run.folder.parent/f"{text.replace('/', '⁄')[:60]} {run.hash}".encode("utf-8", "replace").decode())
+        name = f"{text.replace('/', '⁄')[:60]} {run.hash}".encode("utf-8", "replace").decode()
+        run.folder.rename(run.folder.parent/name)
     for name, wrong in {"a": {"parameters": {text: text}}, "b": {"parameters": {"bits": 8}, text: text}, "c": text,
                         "d": {"parameters": {"head": text}}}.items():
         (folder/name).mkdir()
@@ -79,7 +80,7 @@ def make_runs(folder, audio, text):
 
 
 def pages(top, text):
-    "Every HTML of the package that holds text from outside, by name."
+    "All HTML of the package that contains text from outside, by name."
     in_path = IN_A_PATH if text == MARKUP else text
     audio, runs = top/in_path/"audio", top/in_path/"runs"
     audio.mkdir(parents=True)
@@ -157,7 +158,7 @@ def test_the_pages_show_what_the_test_puts_in(both):
 
 
 def test_one_function_makes_html_of_text():
-    "Who writes an element by an f-string, or escapes by hand, goes past `markup`."
+    "Elements in f-strings and manual escaping bypass `markup`."
     made = re.compile(r"""\bf(["']|\"{3})[^\n]*?<[a-z/]+[ >]|from html import|(?<!re\.)\bescape\(""")
     found = {p.name: made.findall(p.read_text(encoding="utf-8")) for p in (ROOT/"sashimi_wb").rglob("*.py")}
     assert {name for name, hits in found.items() if hits} <= {"page.py", "stage_figures.py"}
