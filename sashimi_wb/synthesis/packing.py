@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from ..models.sashimi import SaShiMiState
 from ..models.wave_model import WaveModel
 from ..tokens.quantization import Quantizer
 
@@ -242,18 +243,16 @@ def pack_state(
     array:np.ndarray, # float32, state of `n_rows` rows; written
     n_rows:int,
     row:int,          # which row is written
-    state:tuple,      # state of a backbone with a batch of one, any precision
+    state:SaShiMiState, # of a backbone with a batch of one, any precision
 )->None:
     """Write the state of a backbone into the packed state of several rows."""
     deepest = len(packed.plan) - 1
-    downs, center, ups = state[:deepest], state[deepest], state[deepest + 1:2*deepest + 1]
-    stages = state[2*deepest + 1:]
     for i, level in enumerate(packed.plan.tolist()):
         if i < deepest:
-            group, queue = _real(downs[i])[0], _real(ups[deepest - 1 - i])[0]
+            group, queue = _real(state.down[i])[0], _real(state.up[deepest - 1 - i])[0]
             _write_samples(array, level, GROUP, n_rows, row, 0, group)
             _write_samples(array, level, QUEUE, n_rows, row, level[POOL] - len(queue), queue)
-        layers = center if i == deepest else stages[deepest - 1 - i]
+        layers = state.center if i == deepest else state.stages[deepest - 1 - i]
         size = level[WIDTH]*(2*packed.config.n_states + packed.config.low_rank)
         for j, (x, (scale, s)) in enumerate(zip(layers, packed.scales[i])):
             start = n_rows*(level[STATES] + j*size)

@@ -12,7 +12,7 @@ from sashimi_wb.models.wave_model import ModelConfig, WaveModel
 from sashimi_wb.ssm.hippo import MEASURES, S4D_INITS
 from sashimi_wb.ssm.kernels import kernel_by_doubling, kernel_ref
 from sashimi_wb.ssm.learned import KernelConfig, SSMKernel
-from sashimi_wb.ssm.s4 import S4, NoState, S4Block
+from sashimi_wb.ssm.s4 import S4, S4Block
 from sashimi_wb.training.checkpoints import load_tree, save_tree
 
 torch.set_num_threads(1)
@@ -328,16 +328,27 @@ def test_both_directions_against_the_sum():
     close(layer(u)[0], want.flatten(1, 2).mT, 1e-12)
 
 
-@pytest.mark.parametrize("make,reason", [
-    (lambda: S4(4, bidirectional=True), "hears the future"), (lambda: S4Block(4, bidirectional=True), "hears the future"),
-    (lambda: S4(4, l_max=8), "leave out l_max"), (lambda: S4Block(4, l_max=8), "leave out l_max"),
-    (lambda: SaShiMi(4, 1, (2, 2), bidirectional=True), "hears the future"), (lambda: SaShiMi(4, 1, (2, 2), interp=4), "give whole windows")])
+FUTURE, CUT, LATER = "depends on future samples", "use l_max=None", "depends on later samples"
+WITHOUT_STATE = {
+    "layer, both sides": (lambda: S4(4, bidirectional=True), FUTURE),
+    "block, both sides": (lambda: S4Block(4, bidirectional=True), FUTURE),
+    "layer, cut": (lambda: S4(4, l_max=8), CUT),
+    "block, cut": (lambda: S4Block(4, l_max=8), CUT),
+    "backbone, both sides": (lambda: SaShiMi(4, 1, (2, 2), bidirectional=True), FUTURE),
+    "backbone, interp": (lambda: SaShiMi(4, 1, (2, 2), interp=4), LATER),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_STATE)
 @torch.no_grad()
-def test_what_has_no_state_says_why(make, reason):
+def test_a_module_without_a_state_gives_none_and_refuses_one_with_the_reason(name):
+    make, reason = WITHOUT_STATE[name]
     module, x = make(), torch.randn(2, 23, 4)
-    y, state = module(x)
-    assert isinstance(state, NoState) and module(x, need_state=False)[1] is None
+    stateful = SaShiMi(4, 1, (2, 2)) if isinstance(module, SaShiMi) else S4(4)
+    y, after = module(x)
+    assert after is None and module(x, need_state=False)[1] is None
     assert y.isfinite().all() and torch.equal(y, module(x, need_state=False)[0])
+    state = stateful.initial_state(2)
     for wrong in (lambda: module(x, state), lambda: module.initial_state(2), lambda: module.step(x[:, 0], state)):
         with pytest.raises(ValueError, match=reason): wrong()
 
