@@ -51,7 +51,7 @@ def two_engines(*args, **options): return [CompiledStepper(*args, **options) for
 @pytest.mark.parametrize("form", ("diag", "dplr"))
 @pytest.mark.parametrize("encoder,head,bits", KINDS)
 def test_full_size_equals_forward(form, encoder, head, bits):
-    "The model of the paper after a prompt of noise, 4,096 samples at temperature 0: parameters and choices of `forward`."
+    "The model of the paper after a prompt of noise, 4,096 samples at temperature 0."
     torch.manual_seed(1)
     backbone = SaShiMiConfig(kernel=KernelConfig(form))
     model, q = WaveModel(ModelConfig(bits, encoder, head, backbone=backbone)).eval(), Quantizer(bits=bits)

@@ -255,7 +255,7 @@ def test_bytes_are_drawn_one_after_the_other(bits, strategy):
 @pytest.mark.parametrize("engine", ("plain", "traced"))
 @pytest.mark.parametrize("strategy", ("temporal", "blocking-4", "blocking"))
 def test_bytes_after_a_prompt(engine, strategy):
-    "A prompt that ends inside a block: equal audio in blocks of any size, by either engine; the prompt is kept exactly."
+    "A prompt that ends inside a block: equal audio in blocks of any size, by either engine; the prompt is kept."
     torch.manual_seed(3)
     model = WaveModel(ModelConfig(24, head="bytes",
                                   backbone=SaShiMiConfig(8, 1, (2, 3), kernel=KernelConfig("diag", 8))))

@@ -73,7 +73,8 @@ def test_three_figures():
 
 @given(v=st.integers(1, 12), n=st.integers(1, 20), seed=st.integers(0, 10**6), levels=st.integers(1, 4))
 @settings(max_examples=60, deadline=None)
-def test_rank_is_that_of_a_stable_sort(v, n, seed, levels): # few levels: many ties
+def test_rank_is_that_of_a_stable_sort(v, n, seed, levels):
+    "With few levels there are many ties."
     g = torch.Generator().manual_seed(seed)
     scores, codes = torch.randint(0, levels, (n, v), generator=g).double(), torch.randint(0, v, (n,), generator=g)
     order = scores.sort(dim=-1, descending=True, stable=True).indices
@@ -112,8 +113,8 @@ def test_tally_shapes_and_errors():
     result = Tally(8).add(nats, torch.ones(2, 5, 1)).result()
     assert "accuracy" not in result and result["compression_ratio"] == pytest.approx(8 / result["bits_per_sample"])
     assert Tally(8).add(nats, None, ranks).result()["accuracy"] == 1
-    assert Tally(16,
-                 tokens_per_sample=2).add(nats).result()["bits_per_sample"] == pytest.approx(2 * nats.mean().item() / math.log(2))
+    as_bytes = Tally(16, tokens_per_sample=2).add(nats).result()
+    assert as_bytes["bits_per_sample"] == pytest.approx(2 * nats.mean().item() / math.log(2))
     with pytest.raises(ValueError, match="at least one token"): Tally(8).add(nats, torch.zeros(2, 5)).result()
     with pytest.raises(ValueError, match="1 to 24"): Tally(0)
 
@@ -145,15 +146,14 @@ def test_tally_by_place(seed, n, cut):
 
 LAYOUTS = [("mono", "temporal"), ("stereo", "temporal"), ("stereo", "blocking-48"), ("stereo", "blocking")]
 INPUTS = [dict(bits=8), dict(bits=8, input="dequantized"), dict(bits=6, quantization="mu_law", input="raw"),
-          dict(bits=16, tokens="bytes"),
-          dict(bits=24, tokens="bytes")]
+          dict(bits=16, tokens="bytes"), dict(bits=24, tokens="bytes")]
 
 
 def write_waves(folder, lengths):
     rng = np.random.default_rng(0)
     for i, frames in enumerate(lengths):
-        wave = .3*np.sin(2*np.pi*(200 + 90*i)*np.arange(frames)[:,
-                                                                None]/8000*[1, 1.5]) + .05*rng.standard_normal((frames, 2))
+        t = np.arange(frames)[:, None]/8000
+        wave = .3*np.sin(2*np.pi*(200 + 90*i)*t*[1, 1.5]) + .05*rng.standard_normal((frames, 2))
         soundfile.write(folder/f"{i}.wav", wave, 8000, subtype="PCM_24")
     return folder
 
@@ -193,12 +193,12 @@ def test_carried_windows_equal_one_convolution(audio, channels, layout, options)
     with torch.no_grad():
         for parts in streams.values():
             x, y = (torch.cat([p[k] for p in parts], 1) for k in ("x", "y"))
-            bits -= model.head.log_prob(model(x.double() if x.is_floating_point() else x)[0],
-                                        y[..., 0]).sum().item()/math.log(2)
+            params, _ = model(x.double() if x.is_floating_point() else x)
+            bits -= model.head.log_prob(params, y[..., 0]).sum().item()/math.log(2)
             tokens += y.numel()
-            shift = c.tokens_per_sample > 1
-            if c.input == "codes":
-                assert torch.equal(x[:, 1:] % 256 if shift else x[:, 1:], y[:, :-1])   # no token lost at a border
+            if c.input == "codes":  # no token is lost between windows
+                tokens_in = x[:, 1:] % 256 if c.tokens_per_sample > 1 else x[:, 1:]
+                assert torch.equal(tokens_in, y[:, :-1])
             assert torch.equal(x[:, :1], data.test[0]["x"][None, :1].expand(len(x), 1, 1))
     assert tokens == sum(data.test.lengths)*data.n_channels*c.tokens_per_sample
     model = model.float() if c.input != "codes" else model

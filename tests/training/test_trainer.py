@@ -1,5 +1,6 @@
 import csv
 import errno
+import itertools
 import json
 import math
 import os
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from lightning.pytorch import Callback
 
 from sashimi_wb.audio.config import DataConfig
 from sashimi_wb.audio.loaders import AudioData
@@ -25,6 +27,7 @@ from sashimi_wb.training import checkpoints
 from sashimi_wb.training.checkpoints import load_tree, read_weights
 from sashimi_wb.training.evaluation import evaluate
 from sashimi_wb.training.recipe import History, TrainConfig, reuse_memory
+from sashimi_wb.training.run_checkpoints import checkpoints_of
 from sashimi_wb.training.trainer import fit
 
 pytestmark = pytest.mark.slow
@@ -61,13 +64,12 @@ def run(data, folder, config=CPU, model=None, **options):
 
 
 def at_step(model, step, do):
-    "Call `do` in a step of this process, before its loss."
-    loss, left = model.loss, [step]
-    def until(*batch):
-        left[0] -= 1
-        if left[0] == 0: do()
+    "Call `do` before the loss of a step is computed; steps count from 1, in this process."
+    loss, steps = model.loss, itertools.count(1)
+    def counted(*batch):
+        if next(steps) == step: do()
         return loss(*batch)
-    model.loss = until
+    model.loss = counted
     return model
 
 
@@ -143,7 +145,8 @@ import os, signal
 from test_trainer import CPU, at_step, run, small
 from sashimi_wb.audio.config import DataConfig
 from sashimi_wb.audio.loaders import AudioData
-data = AudioData(DataConfig(path={audio!r}, bits=4, sample_len=64, batch_size=4, train_percentage=0.75, train_chunk_size=5, val_chunk_size=2))
+data = AudioData(DataConfig(path={audio!r}, bits=4, sample_len=64, batch_size=4, train_percentage=0.75,
+                            train_chunk_size=5, val_chunk_size=2))
 run(data, {folder!r}, model=at_step(small(), 10, lambda: os.kill(os.getpid(), signal.SIGKILL)))
 """
 
@@ -182,7 +185,7 @@ def test_sigterm_in_the_last_step_of_an_epoch(data, whole, tmp_path):
 
 
 @pytest.mark.parametrize("step", [7, 10])
-def test_interrupt_saves_and_says_how_to_go_on(data, whole, tmp_path, step):
+def test_interrupt_saves_and_says_how_to_resume(data, whole, tmp_path, step):
     before, quiet = signal.getsignal(signal.SIGINT), replace(CPU, save_every=None)
     with pytest.raises(KeyboardInterrupt, match=f"stopped after step {step} of 15; the same call resumes"):
         run(data, tmp_path, quiet, at_step(small(), step, lambda: signal.raise_signal(signal.SIGINT)))
@@ -191,7 +194,8 @@ def test_interrupt_saves_and_says_how_to_go_on(data, whole, tmp_path, step):
 
 
 @pytest.mark.parametrize("where", ["the last step", "the last validation"])
-@pytest.mark.parametrize("sig, error", [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt), (signal.SIGHUP, SystemExit)])
+@pytest.mark.parametrize("sig, error", [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt),
+                                        (signal.SIGHUP, SystemExit)])
 def test_a_signal_at_the_very_end_ends_the_process(data, whole, tmp_path, where, sig, error):
     before, model = signal.getsignal(sig), small()
     def at_the_end(*args):
@@ -215,7 +219,7 @@ def test_two_interrupts_stop_at_once(data, tmp_path):
     assert signal.getsignal(signal.SIGINT) is before and load_tree(tmp_path/"last.ckpt")["sashimi_wb"]["step"] == 6
 
 
-def test_a_longer_run_goes_on(data, whole, tmp_path):
+def test_a_longer_run_resumes(data, whole, tmp_path):
     assert run(data, tmp_path, replace(CPU, max_epochs=None, max_steps=7)).steps == 7
     history = run(data, tmp_path)
     assert_same_run(history, tmp_path, whole)
@@ -276,7 +280,7 @@ def test_a_bad_loss_stops_and_keeps_the_last_good_checkpoint(data, tmp_path):
 
 def test_bad_weights_are_never_saved(data, tmp_path):
     model = small()
-    def spoil():  # a row that the loss may not see
+    def spoil():  # the loss of this batch stays finite
         hook = model.encoder.weight.register_hook(lambda g: g*math.nan)
         assert hook
     with pytest.raises(ValueError, match="diverged: (the weights after step 8|the loss of step 8|the loss of step 9)"):
@@ -298,10 +302,9 @@ def test_a_folder_that_cannot_be_written(data, tmp_path):
 
 
 def test_a_disk_that_fills_up(data, whole, tmp_path, monkeypatch):
-    write, left = checkpoints.write_atomic, [4]
+    write, n_written = checkpoints.write_atomic, itertools.count()
     def filling(path, content):
-        left[0] -= 1
-        if left[0] < 0: raise OSError(errno.ENOSPC, f"cannot write {path} (No space left on device)")
+        if next(n_written) >= 4: raise OSError(errno.ENOSPC, f"cannot write {path} (No space left on device)")
         return write(path, content)
     monkeypatch.setattr(checkpoints, "write_atomic", filling)
     with pytest.raises(OSError, match="No space left"): run(data, tmp_path)
@@ -343,7 +346,8 @@ def test_each_epoch_takes_the_next_chunk(data, tmp_path):
     assert seen == [b["y"].sum().item() for epoch in range(3) for b in data.train_loader(epoch)]
 
 
-@pytest.mark.parametrize("config", [replace(CPU, scheduler="cosine", warmup_steps=3), replace(CPU, warmup_steps=4), replace(CPU, scheduler="constant")])
+@pytest.mark.parametrize("config", [replace(CPU, scheduler="cosine", warmup_steps=3), replace(CPU, warmup_steps=4),
+                                    replace(CPU, scheduler="constant")])
 def test_learning_rates(data, tmp_path, config):
     rates = []
     class Watching(WaveModel):
@@ -369,9 +373,8 @@ def test_plateau_lowers_the_rate(data, tmp_path):
 
 def test_runs_in_a_thread_with_bf16_and_progress(data, tmp_path, capfd):
     result = []
-    thread = threading.Thread(target=lambda: result.append(fit(small(), data,
-                                                               replace(CPU, max_steps=6, precision="bf16-mixed"),
-                                                               tmp_path)))
+    config = replace(CPU, max_steps=6, precision="bf16-mixed")
+    thread = threading.Thread(target=lambda: result.append(fit(small(), data, config, tmp_path)))
     thread.start()
     thread.join()
     assert result[0].steps == 6 and all(map(math.isfinite, result[0].train_nats))
@@ -379,12 +382,33 @@ def test_runs_in_a_thread_with_bf16_and_progress(data, tmp_path, capfd):
     assert out == "" and "6/6" in err and "tokens/s" in err and "val=" in err and "Tip" not in err
 
 
-@pytest.mark.parametrize("fields", [dict(), dict(max_steps=0), dict(max_steps=1.5), dict(max_epochs=True), dict(max_steps=1, lr=-1), dict(max_steps=1, lr="0.1"),
-                                    dict(max_steps=1, factor=1), dict(max_steps=1, grad_clip=0), dict(max_steps=1, precision="16"), dict(max_steps=1, n_processes=0),
-                                    dict(max_steps=1, scheduler="step"), dict(max_steps=1, val_ks=(0,)), dict(max_steps=1, lr=math.nan)])
-def test_settings_are_checked(fields):
-    with pytest.raises(ValueError, match=list(fields)[-1] if fields else "max_steps or max_epochs"):
-        TrainConfig(**fields)
+@pytest.mark.parametrize("name, value", [
+    ("max_steps", 0), ("max_steps", 1.5), ("max_epochs", True), ("lr", -1), ("lr", "0.1"), ("lr", math.nan),
+    ("factor", 1), ("grad_clip", 0), ("precision", "16"), ("n_processes", 0), ("scheduler", "step"), ("val_ks", (0,))])
+def test_settings_are_checked(name, value):
+    with pytest.raises(ValueError, match=name): TrainConfig(**{"max_steps": 1} | {name: value})
+
+
+def test_settings_need_a_length():
+    with pytest.raises(ValueError, match="max_steps or max_epochs"): TrainConfig()
+
+
+def test_length_of_a_run():
+    assert TrainConfig(max_steps=100).steps_and_epochs(24) == (100, 5)
+    assert TrainConfig(max_epochs=3).steps_and_epochs(24) == (72, 3)
+    assert TrainConfig(max_steps=100, max_epochs=2).steps_and_epochs(24) == (48, 2)
+    assert TrainConfig(max_steps=10, max_epochs=2).steps_and_epochs(24) == (10, 1)
+
+
+def test_callbacks_see_the_record(data, whole, tmp_path):
+    seen = []
+    class Recorder(Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            seen.append(checkpoints_of(trainer).history.train_nats[-1])
+            checkpoints_of(trainer).exclude(1000)
+    history = run(data, tmp_path, callbacks=[Recorder()])
+    assert seen == history.train_nats and history.seconds < 0  # the excluded time does not count as training
+    assert_same_run(history, tmp_path, whole)
 
 
 def test_settings_as_json():
@@ -435,7 +459,7 @@ def test_evaluate_in_blocks(audio, monkeypatch):
 
 
 class Recording(WaveModel):
-    "Leaves the loss-time weights of each process in a file."
+    "Writes a sum of the weights at every loss into a file of the process."
     def loss(self, x, y, mask):
         where = Path(os.environ["SASHIMI_TEST_RANKS"])
         with open(where/f"rank{os.environ.get('LOCAL_RANK', 0)}.txt", "a") as f:
@@ -444,7 +468,7 @@ class Recording(WaveModel):
 
 
 def test_two_processes(audio, tmp_path, monkeypatch):
-    "Weights stay equal, and the losses are those of one process with both batches, padding included."
+    "The processes have equal weights, and the losses are those of one process with both batches, including padding."
     monkeypatch.setenv("SASHIMI_TEST_RANKS", str(tmp_path))
     base = DataConfig(path=audio, bits=4, sample_len=96, batch_size=3, train_percentage=0.75, drop_last=False,
                       train_chunk_size=6)
