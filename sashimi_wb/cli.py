@@ -116,14 +116,14 @@ def generate_file(
     Raises: ValueError and OSError as their parts do; KeyboardInterrupt that says what is kept, when stopped."""
     check_target(output, SUBTYPES)
     check_value("seconds", seconds, Positive)
-    _ = Sampling(temperature, top_k, top_p, seed), bits is None or choose(bits, SUBTYPES["wav"],
-                                                                          "bits of a file"), pick_device(device)
+    sampling, target_device = Sampling(temperature, top_k, top_p, seed), pick_device(device)
+    if bits is not None: choose(bits, SUBTYPES["wav"], "bits of a file")
     trained = load_model(model_path)
-    trained.model.to(pick_device(device))
+    trained.model.to(target_device)
     heard = trained.read_prompt(prompt, prompt_start, prompt_seconds) if prompt else None
     file = SoundWriter(output, trained.sample_rate, trained.n_channels, trained.depth if bits is None else bits)
     file.check_length(round(min(seconds*file.sample_rate, 2.0**63)) + (0 if heard is None else len(heard)))
-    blocks = trained.stream(seconds, heard, temperature, top_k, top_p, seed, 512, progress)
+    blocks = trained.stream(seconds, heard, sampling, 512, progress)
     try:
         with file, closing(blocks):
             for block in blocks: file.write(block.numpy())

@@ -49,7 +49,7 @@ class GrowingClip:
         self.rate, self.request = trained.sample_rate, request
         prompt = trained.read_prompt(request.prompt, request.start_s, request.prompt_s) if request.prompt else None
         self.n_prompt = 0 if prompt is None else len(prompt)
-        self.blocks = trained.stream(request.seconds, prompt, **vars(request.sampling), block=block)
+        self.blocks = trained.stream(request.seconds, prompt, request.sampling, block)
         self.n_samples = self.n_prompt + max(1, round(request.seconds*self.rate))
         self.buffer = np.zeros((self.n_samples, trained.n_channels), np.float32)
         self.n_filled = self.n_timed = 0      # samples in the buffer; new samples whose time was measured

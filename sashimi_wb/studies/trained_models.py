@@ -76,17 +76,15 @@ class TrainedModel(NamedTuple):
     def stream(self,
         seconds: float,                          # length of the generated audio
         prompt: Float[Tensor, "t c"] | None = None, # from `read_prompt`; comes first, quantized
-        temperature: float = 1.0,                # 0 always takes the most likely code
-        top_k: int | None = None, top_p: float | None = None, # categorical heads: exclude unlikely codes
-        seed: int = 0,
+        sampling: Sampling = Sampling(),         # temperature, exclusion of unlikely codes, seed
         block: int = 1024,                       # samples per block
         progress: bool = False,                  # show a bar with samples per second
     ) -> Iterator[Float[Tensor, "t c"]]:         # samples in [-1, 1], float32
         """Generate in the layout of the training. Raises: ValueError as `generate_stream`, or if `seconds` is 0."""
         n_samples = max(1, round(min(check_value("seconds", seconds, Positive)*self.sample_rate, 2.0**63)))
         settings = GenerationSettings(
-            n_samples, prompt, sampling=Sampling(temperature, top_k, top_p, seed), quantizer=self.quantizer,
-            n_channels=self.n_channels, strategy=self.experiment.interleaving_strategy, block=block, keep_prompt=True)
+            n_samples, prompt, sampling=sampling, quantizer=self.quantizer, n_channels=self.n_channels,
+            strategy=self.experiment.interleaving_strategy, block=block, keep_prompt=True)
         blocks = generate_stream(self.model, settings, progress, self.sample_rate)
         return (b[0].clamp(-1, 1) for b in blocks)
 

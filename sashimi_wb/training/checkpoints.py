@@ -120,7 +120,8 @@ def save_tree(
 )->Path:           # the same path
     """Write a tree as one safetensors file with the nesting as JSON in its header, atomically.
 
-    Raises: ValueError for a value of another type, with its place; OSError that names the file if it cannot be written."""
+    Raises: ValueError that names the place of a value of another type; OSError that names a file that cannot be
+    written."""
     tensors = {}
     text = json.dumps(_encode(tree, "", tensors, {}))
     return _write(path, tensors, {"tree": text})

@@ -104,7 +104,7 @@ def evaluate_whole(
     ks:tuple[int, ...]=(1, 3, 5, 10), # accuracies at k; () for none
     progress:bool=False, # a progress bar
 )->dict:                 # as returned by `evaluate`
-    """Exact mean figures over every sample of the test files, each file from its beginning with the state carried on."""
+    """Exact mean figures over every sample of the test files. Each file is evaluated from its beginning to its end."""
     device, tally, state = pick_device(device), _tally(model, ks), None
     bar = tqdm(total=sum(data.test.lengths), desc="whole files", unit="sample", unit_scale=True, disable=not progress,
                leave=False)
