@@ -16,7 +16,17 @@ settings.register_profile("repeatable", deadline=None, derandomize=True, databas
 settings.load_profile("repeatable")
 
 
+LONGEST = ("test_wheel.py", "test_machines.py", "test_trainer.py", "test_runs.py")  # files with tests of 10 to 30 s
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         if "browser" in item.path.parts: item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: ("browser" not in item.path.parts, item.get_closest_marker("slow") is None))
+    items.sort(key=run_order)
+
+
+def run_order(item) -> int:
+    """Longest first, so that all processes end together: browser tests, the longest files, slow tests, others."""
+    if "browser" in item.path.parts: return 0
+    if item.path.name in LONGEST: return 1
+    return 2 if item.get_closest_marker("slow") else 3

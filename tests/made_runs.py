@@ -35,8 +35,9 @@ def make_run(folder, audio="", share=0.6, **changes):
     falling = [bps + 2*np.exp(-3*i/40) for i in range(1, 41)]
     record = {
         "hash": run.hash, **run.identity,
-        "results": [{"steps": s, "matched": matched, "tokens": s*e.sample_len, "audio_s": s*e.sample_len/data.sample_rate,
-                     "test": _figures(e.bits, bps)} for s, matched in zip(steps, e.matched)],
+        "results": [{"steps": s, "matched": matched, "tokens": s*e.sample_len,
+                     "audio_s": s*e.sample_len/data.sample_rate, "test": _figures(e.bits, bps)}
+                    for s, matched in zip(steps, e.matched)],
         "baselines": dict(zip(BASELINES,
                               (0.75*e.bits, 0.6*e.bits, 0.58*e.bits, 0.56*e.bits))) | {"flac8_linear": 0.5*e.bits},
         "stages": [], "curve": {"steps": list(range(1, 41)), "bits": falling},

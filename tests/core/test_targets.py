@@ -1,4 +1,4 @@
-"""Where results are written: looked at before any work, never at the cost of an older file; messages of commands."""
+"""Output paths are checked before any work, failures leave an older file, and commands report errors in one line."""
 import json
 import logging
 import os
@@ -35,7 +35,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def place(tmp_path):
-    """A folder with everything that a file cannot be written to."""
+    """A folder with all kinds of paths that a file cannot be written to."""
     for name in ("folder.wav", "closed"): (tmp_path / name).mkdir()
     for name in ("old.wav", "kept.wav"): soundfile.write(tmp_path / name, np.zeros(10), 4000)
     (tmp_path / "kept.wav").chmod(0o444)
@@ -48,13 +48,11 @@ def place(tmp_path):
     return tmp_path
 
 
-BAD = [("folder.wav", "it is a folder"), ("kept.wav", "it is read-only"), ("text/x.wav", "is not a folder"),
-    ("loop.wav", "not a regular file"),
-       ("pipe.wav", "not a regular file"), ("x"*252 + ".wav", "at most 255 bytes"),
-       ("ö"*126 + ".wav", "at most 255 bytes"),
-       ("deep/"*900 + "x.wav", "in a path of less than"), ("x.mp3", "ends in .flac or .wav"),
-       ("", "ends in .flac|name of a file"),
-       ("x", "ends in .flac or .wav"), ("folder.wav/", "it is a folder"), ("a\0b.wav", "name of a file")]
+BAD = [("folder.wav", "it is a folder"), ("folder.wav/", "it is a folder"), ("text/x.wav", "is not a folder"),
+       ("kept.wav", "it is read-only"), ("loop.wav", "not a regular file"), ("pipe.wav", "not a regular file"),
+       ("x"*252 + ".wav", "at most 255 bytes"), ("ö"*126 + ".wav", "at most 255 bytes"),
+       ("deep/"*900 + "x.wav", "in a path of less than"), ("a\0b.wav", "name of a file"),
+       ("", "ends in .flac|name of a file"), ("x", "ends in .flac or .wav"), ("x.mp3", "ends in .flac or .wav")]
 
 
 @POSIX
@@ -69,13 +67,13 @@ def test_a_target_is_refused_before_the_model_is_read(place, capsys, monkeypatch
 
 
 @POSIX
-def test_targets_that_can_be(place, monkeypatch):
+def test_valid_targets(place, monkeypatch):
     monkeypatch.setenv("HOME", str(place))
     monkeypatch.chdir(place)
     whole = place.resolve()
     for given, want in (("~/x.wav", "x.wav"), ("link.wav", "old.wav"), ("dangling.wav", "new/there.wav"),
-        ("new/deep/x.flac", "new/deep/x.flac"),
-                        ("ö"*125 + ".wav", "ö"*125 + ".wav"), ("X.FLAC", "X.FLAC"), ("./closed/../y.wav", "y.wav")):
+                        ("new/deep/x.flac", "new/deep/x.flac"), ("ö"*125 + ".wav", "ö"*125 + ".wav"),
+                        ("X.FLAC", "X.FLAC"), ("./closed/../y.wav", "y.wav")):
         assert check_target(given, ("wav", "flac")) == whole / want
     assert not (place / "new").exists() and check_target("text") == whole / "text"
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != whole / "closed")
@@ -89,7 +87,7 @@ def test_a_link_stays_and_its_file_is_replaced(place, model):
     assert out.is_symlink() and soundfile.info(place / "old.wav").frames == 40
     generate_file(model, str(place / "dangling.wav"), 0.01, progress=False)
     assert soundfile.info(place / "new" / "there.wav").frames == 40
-    generate_file(model, f"{place}/{'ö'*125}.wav", 0.01, progress=False)      # as long as a name can be
+    generate_file(model, f"{place}/{'ö'*125}.wav", 0.01, progress=False)      # the longest possible name
     assert not [p for p in place.rglob("*.tmp")]
 
 
@@ -98,11 +96,10 @@ def test_a_link_stays_and_its_file_is_replaced(place, model):
     (["--seconds", "-1"], "got -1.0"),
     (["--seconds", "1e12"], "a flac file .* holds at most"), (["--seconds", "1e308"], "holds at most"),
     (["--seconds", "1e7", "--output", "x.wav"], "a wav file .* holds at most .*or a .flac"),
-    (["--temperature", "nan"], "temperature"),
-    (["--temperature", "inf"], "temperature"), (["--top-p", "nan"], "top_p"), (["--top-k", "0"], "top_k"),
-    (["--top-k", "-3"], "top_k"),
-    (["--seed", "-1"], "seed"), (["--seed", "9"*30], "seed"), (["--prompt-start", "nan", "--prompt", "p.wav"],
-    "start of the prompt"),
+    (["--temperature", "nan"], "temperature"), (["--temperature", "inf"], "temperature"),
+    (["--top-p", "nan"], "top_p"), (["--top-k", "0"], "top_k"), (["--top-k", "-3"], "top_k"),
+    (["--seed", "-1"], "seed"), (["--seed", "9"*30], "seed"),
+    (["--prompt-start", "nan", "--prompt", "p.wav"], "start of the prompt"),
     (["--prompt-start", "-1", "--prompt", "p.wav"], "start of the prompt"),
     (["--prompt-seconds", "inf", "--prompt", "p.wav"], "seconds of the prompt"),
     (["--prompt-start", "1e308", "--prompt", "p.wav"], "start of the prompt"), (["--bits", "12"], "known: 8, 16, 24")])
@@ -116,10 +113,9 @@ def test_numbers_of_generate(tmp_path, model, capsys, monkeypatch, more, words):
 
 
 @pytest.mark.parametrize("more,words", [
-    (["--workers", "-1"], "workers: expected an integer from 0 to 1,024, got -1"), (["--workers", "99999"],
-    "workers"), (["--seeds", "0"], "n_seeds"),
-    (["--seeds", "-2"], "n_seeds"), (["--seeds", "1000000000"], "n_seeds"), (["--preset", "smal"],
-    "did you mean 'small'"), (["--preset", ""], "unknown preset")])
+    (["--workers", "-1"], "workers: expected an integer from 0 to 1,024, got -1"), (["--workers", "99999"], "workers"),
+    (["--seeds", "0"], "n_seeds"), (["--seeds", "-2"], "n_seeds"), (["--seeds", "1000000000"], "n_seeds"),
+    (["--preset", "smal"], "did you mean 'small'"), (["--preset", ""], "unknown preset")])
 def test_numbers_of_ablations_come_before_everything(tmp_path, capsys, more, words):
     assert main(["ablations", "--runs", str(tmp_path / "runs"), *more]) == 2
     assert words in capsys.readouterr().err and not (tmp_path / "runs").exists()
@@ -127,8 +123,8 @@ def test_numbers_of_ablations_come_before_everything(tmp_path, capsys, more, wor
 
 
 @pytest.mark.parametrize("arguments", [["--nonsense"], [], ["generate"], ["ablations", "--seeds", "two"],
-    ["generate", "m", "--sekonds", "1"]])
-def test_options_that_there_are_not(arguments, capsys):
+                                       ["generate", "m", "--sekonds", "1"]])
+def test_unknown_options(arguments, capsys):
     with pytest.raises(SystemExit) as e: main(arguments)
     assert e.value.code == 2 and "usage: sashimi-wb" in capsys.readouterr().err
 
@@ -136,7 +132,7 @@ def test_options_that_there_are_not(arguments, capsys):
 @pytest.mark.slow
 @POSIX
 def test_a_full_disk_leaves_the_old_file(tmp_path, model, capsys):
-    """The limit of a file's size stands for the disk: the write in the middle fails."""
+    """A limit on the size of files makes a write fail in the middle, as on a full disk."""
     import resource
     for kind in ("wav", "flac"):
         out = tmp_path / f"out.{kind}"
@@ -166,7 +162,7 @@ def test_what_becomes_of_an_older_file(tmp_path, error, kept):
 
 
 def test_a_missing_sample_is_noticed(tmp_path, monkeypatch):
-    """Whatever the reason that a file is shorter than what was written to it, it never takes the name."""
+    """A file that is shorter than the samples written to it never replaces the older file."""
     soundfile.write(tmp_path / "a.wav", np.zeros(10), 4000)
     with pytest.raises(OSError, match="not all samples could be written"), SoundWriter(tmp_path / "a.wav", 4000) as f:
         f.write(np.zeros((7, 1)))
@@ -175,13 +171,13 @@ def test_a_missing_sample_is_noticed(tmp_path, monkeypatch):
 
 
 def test_messages_have_lines_of_their_own(tmp_path, model, monkeypatch, capsys):
-    """A bar that an error leaves open is ended before the message; a line of the log during a bar stands alone."""
+    """A progress bar that an error leaves open ends before the message; a log line during a bar has its own line."""
     def broken(self, *args):
         bar = tqdm(total=10, file=sys.stderr)
         bar.update(3)
         logging.getLogger("sashimi_wb").warning("something to know")
         yield torch.zeros(64, 1)
-        threading.bar = bar                      # alive beyond the error
+        threading.bar = bar                      # keep it after the error
         raise ValueError("not finite at sample 64")
     monkeypatch.setattr("sashimi_wb.studies.trained_models.TrainedModel.stream", broken)
     root = logging.StreamHandler(sys.stderr)
@@ -200,15 +196,15 @@ def test_messages_have_lines_of_their_own(tmp_path, model, monkeypatch, capsys):
     ("", "/somewhere", "/somewhere/sashimi_wb"), ("/a/b", "/somewhere", "/a/b")])
 def test_the_cache_folder(tmp_path, monkeypatch, own, shared, want):
     monkeypatch.chdir(tmp_path)
-    for name, value in (("HOME", str(tmp_path / "home")), ("SASHIMI_WB_CACHE", own),
-        ("XDG_CACHE_HOME", shared)): monkeypatch.setenv(name, value)
+    for name, value in (("HOME", str(tmp_path / "home")), ("SASHIMI_WB_CACHE", own), ("XDG_CACHE_HOME", shared)):
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(os.path, "expanduser", lambda p: re.sub("^~", str(tmp_path / "home"), str(p)))
     want = want.replace("~", str(tmp_path / "home")).replace("./", f"{tmp_path}/")
     assert cache_path().parent == Path(want)
 
 
 @pytest.mark.slow
-def test_a_model_that_cannot_be_heard_keeps_its_record(tmp_path, monkeypatch):
+def test_a_run_without_a_continuation_keeps_its_record(tmp_path, monkeypatch):
     why = "the model's output is <not> finite"
     def silent(*args, **kw): raise ValueError(why)
     monkeypatch.setattr(runs, "generate", silent)
@@ -223,5 +219,5 @@ def test_a_model_that_cannot_be_heard_keeps_its_record(tmp_path, monkeypatch):
 
 
 def test_a_rate_that_no_player_takes_is_refused_before_the_training(tmp_path):
-    with pytest.raises(ValueError, match="target_sr.*3,000 to 384,000 Hz.*got 2000"): Run(experiment("smoke",
-        {"target_sr": 2000}), runs=tmp_path)
+    with pytest.raises(ValueError, match="target_sr.*3,000 to 384,000 Hz.*got 2000"):
+        Run(experiment("smoke", {"target_sr": 2000}), runs=tmp_path)
