@@ -17,7 +17,7 @@ from ipywidgets import HTML as Html
 from ipywidgets import Box, Button, FloatProgress, Layout, VBox, Widget
 
 from ..core.system import log
-from ..show.html import markup
+from ..show.html import STYLE, markup
 
 # %% ../../nbs/pages/01_page.ipynb #bcb7fabb
 class CancelToken:
@@ -83,17 +83,13 @@ class RedrawLimiter:
         self.next = now + max(self.interval_s, pause_s)
 
 # %% ../../nbs/pages/01_page.ipynb #f7c0f16e
-_NOTE = ("margin:4px 0;padding:6px 10px;border-left:4px solid {};font:14px/1.45 system-ui,sans-serif;"
-         "color:var(--jp-ui-font-color1,inherit);max-width:48em")
-
-
 def note_html(
     text:str,             # plain text
     color:str="#0072B2",  # color of the bar at its left
     role:str="status",    # ARIA role; screen readers announce an "alert" at once
 )->str:
     """A note on a page, as HTML."""
-    return markup('<div role="{}" style="{}">{}</div>', role, _NOTE.format(color), text).data
+    return markup('{}<div class="swb-message" role="{}" style="--swb-bar:{}">{}</div>', STYLE, role, color, text).data
 
 
 def error_html(
@@ -180,10 +176,7 @@ class Runner:
         self.status.value = markup('<span role="status">{}</span>', message).data
 
 # %% ../../nbs/pages/01_page.ipynb #1c84b757
-_PAGE = """<style>
-.swb-page .widget-html, .swb-page .widget-html-content {min-width: 0; max-width: 100%; line-height: 1.45}
-div.output_scroll:has(.swb-page) {height: auto; overflow: visible; box-shadow: none}</style>
-<img alt="" hidden src="data:," onerror="const page = this.closest('.swb-page');
+_KEYS = """<img alt="" hidden src="data:," onerror="const page = this.closest('.swb-page');
 if (page) page.addEventListener('focusin', e => { e.target.dataset.lmSuppressShortcuts = 'true'; });
 else setTimeout(() => { this.src = 'data:,'; }, 50);">"""
 
@@ -195,8 +188,9 @@ class StaticCopy:
 
     def show_page(self, page:Widget)->None:
         """Display a page of widgets, and the style sheet that hides the static copy."""
-        style = Html(f"<style>.{self.name}{{display:none}}</style>{_PAGE}", layout=Layout(display="none"))
-        box = VBox([style, page]).add_class("swb-page")
+        hide_copy = f"<style>.{self.name}{{display:none}}</style>"
+        head = Html(STYLE.data + hide_copy + _KEYS, layout=Layout(display="none"))
+        box = VBox([head, page]).add_class("swb-page")
         bundle = box._repr_mimebundle_() | {"text/plain": "Controls, live in JupyterLab and the classic notebook."}
         display(bundle, raw=True)
 

@@ -49,6 +49,14 @@ STYLE = HTML("""<style>
 .swb-scroll .swb-table .n{text-align:right;font-variant-numeric:tabular-nums}
 .swb-scroll .swb-table .best{font-weight:700;background:rgba(0,158,115,.2)}
 .swb-note{font:13px/1.45 system-ui,sans-serif;max-width:46em;margin:0 0 10px}
+
+.swb-rows .swb-scroll{max-height:25em;overflow:auto}
+.swb-rows .swb-table thead th{position:sticky;top:0;z-index:1;min-width:4.4em;
+ background:var(--jp-layout-color0,Canvas)}
+.swb-rows .swb-table td{padding:3px 12px 3px 6px}
+.swb-rows .swb-table :is(td,th):first-child{position:sticky;left:0;background:var(--jp-layout-color0,Canvas)}
+.swb-rows .swb-table thead th:first-child{z-index:2}
+
 .swb-figure img{display:block;width:100%;height:auto;border-radius:6px}
 
 .swb-steps{max-width:46rem;margin:6px 0 12px;padding:8px 10px;border:1px solid rgba(128,128,128,.45);
@@ -65,6 +73,11 @@ STYLE = HTML("""<style>
 .swb-steps figure{margin:8px 0 0}
 .swb-steps audio{display:block;width:100%;height:40px}
 .swb-steps small{display:flex;flex-wrap:wrap;gap:0 14px;align-items:center;margin-top:4px;font-size:12.5px}
+
+.swb-message{margin:4px 0;padding:6px 10px;border-left:4px solid var(--swb-bar,#0072B2);max-width:48em;
+ font:14px/1.45 system-ui,sans-serif;color:var(--jp-ui-font-color1,inherit)}
+.swb-page :is(.widget-html,.widget-html-content){min-width:0;max-width:100%;line-height:1.45}
+div.output_scroll:has(.swb-page){height:auto;overflow:visible;box-shadow:none}
 </style>""")
 
 # %% ../../nbs/show/03_html.ipynb #e2ab110c

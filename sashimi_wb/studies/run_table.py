@@ -238,17 +238,6 @@ def arms(
             for name, group in split.items()}
 
 # %% ../../nbs/studies/10_run_table.ipynb #f5ce7c09
-_CSS = HTML("""<style>
-.swb-rows .swb-scroll{max-height:25em;overflow:auto}
-.swb-rows .swb-scroll table.swb-table thead th{position:sticky;top:0;z-index:1;min-width:4.4em;
-background:var(--jp-layout-color0,Canvas)}
-.swb-rows .swb-scroll table.swb-table td{padding:3px 12px 3px 6px}
-.swb-rows .swb-scroll table.swb-table :is(td,th):first-child{position:sticky;left:0;
-background:var(--jp-layout-color0,Canvas)}
-.swb-rows .swb-scroll table.swb-table thead th:first-child{z-index:2}
-</style>""")
-
-
 def marks(
     runs:list[RunRecord], # the selected ones
 )->dict[Path, tuple[str, str]]: # folder of a run -> arm, color
@@ -291,4 +280,4 @@ def runs_table(
         rows.append(row | {"run": markup("<code>{}</code>{}", run.name, mark)})
     formats = dict.fromkeys(("bits_per_sample", "realisable", "whole", "flac8", "of_flac"), ".3f") | {"minutes": ".1f"}
     made = table(rows, columns, {k: v for k, v in formats.items() if k in columns}, note=" ".join(_notes(runs, most)))
-    return markup('{}<div class="swb-rows">{}</div>', _CSS, made)
+    return markup('<div class="swb-rows">{}</div>', made)
