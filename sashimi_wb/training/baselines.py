@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core.entropy import entropy_bits
-from ..audio.writing import codes_to_int32
+from ..audio.writing import SUBTYPES, codes_to_int32
 from ..core.system import as_array, check_depth
 
 # %% ../../nbs/training/02_baselines.ipynb #9588e2cb
@@ -57,10 +57,10 @@ def flac_bytes(
     """Encode the samples as a FLAC file in memory. Raises: ValueError for settings or codes out of range."""
     if level not in range(9): raise ValueError(f"level: expected an integer from 0 to 8, got {level!r}")
     codes = _channels(_integers(codes, 2**check_depth(bits)))
-    container = "PCM_S8" if bits <= 8 else "PCM_16" if bits <= 16 else "PCM_24"
+    subtype = next(name for depth, name in SUBTYPES["flac"].items() if bits <= depth)
     signed = codes_to_int32(codes, bits)
     file = io.BytesIO()
-    with soundfile.SoundFile(file, "w", int(sample_rate), signed.shape[1], container, format="FLAC",
+    with soundfile.SoundFile(file, "w", int(sample_rate), signed.shape[1], subtype, format="FLAC",
                              compression_level=level / 8) as f:
         for block in np.array_split(signed, -(-len(signed) // 65536)): f.write(block)
     return file.getvalue()
@@ -128,12 +128,13 @@ def rice_bits(
     largest_k:int,                   # highest Rice parameter that is tried
 )->Int[np.ndarray, " b"]:            # bits of each block, including its parameters
     """The cheapest Rice code of every block, over all divisions into 1 to 64 equal parts."""
-    n, u = residual.shape[1], (residual << 1) ^ (residual >> 63)
-    n_parts = min(n & -n, 64)
+    n = residual.shape[1]
+    u = (residual << 1) ^ (residual >> 63)  # signs folded in: 0, -1, 1, -2 become 0, 1, 2, 3
+    n_parts = min(n & -n, 64)               # n & -n is the largest power of two that divides n
     size, k = n // n_parts, np.arange(largest_k + 1)
-    cost = np.stack([(u >> i).reshape(len(u), n_parts, size).sum(2) for i in k], 2)
-    counted = size - np.clip(order[:, None] - size * np.arange(n_parts), 0, size)
-    cost += counted[..., None] * (1 + k)
+    cost = np.stack([(u >> i).reshape(len(u), n_parts, size).sum(2) for i in k], 2)  # (b, parts, k)
+    n_coded = size - np.clip(order[:, None] - size * np.arange(n_parts), 0, size)    # samples of a part
+    cost += n_coded[..., None] * (1 + k)
     best = np.full(len(u), np.iinfo(np.int64).max)
     while True:
         best = np.minimum(best, cost.min(2).sum(1) + 5 * cost.shape[1] + 6)
@@ -151,10 +152,11 @@ def block_bits(
     bits:int|Int[np.ndarray, " b"], # size of a sample
 )->Int[np.ndarray, " b"]:     # bits of each block in its cheapest form, with everything a decoder needs
     """Bits of blocks of samples by linear prediction and Rice codes."""
-    constant, n, wasted = (x == x[:, :1]).all(1), x.shape[1], _zero_bits(x)
-    x, depth, largest_k = x >> wasted[:, None], bits - wasted, int(np.max(bits)) + 1
-    costs = [n * depth]
-    for m in range(min(5, n)):
+    n, wasted, largest_k = x.shape[1], _zero_bits(x), int(np.max(bits)) + 1
+    constant = (x == x[:, :1]).all(1)
+    x, depth = x >> wasted[:, None], bits - wasted
+    costs = [n * depth]  # the samples as they are
+    for m in range(min(5, n)):  # fixed predictors
         rest = np.concatenate([np.zeros((len(x), m), np.int64), np.diff(x, m, axis=1)], 1)
         costs.append(m * depth + rice_bits(rest, np.full(len(x), m), largest_k))
     if n > 2 * MAX_ORDER:
