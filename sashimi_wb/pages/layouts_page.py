@@ -18,7 +18,7 @@ from ..show.charts import plot_layout
 from ..tokens.layouts import token_order
 from ..show.synced_players import players_in_step
 from sashimi_wb.tokens.layout_views import (
-    Moment, decibels, mid_side, moment_figure, moment_words, round_trip, stereo_figure, worth_bits,
+    PredictionPoint, decibels, mid_side, point_figure, describe_point, round_trip, stereo_figure, saved_bits,
 )
 from .page import FLOW, LivePage, control_style, note_html, on_change
 from ..show.html import figure_html, table
@@ -67,7 +67,7 @@ def _overview_html()->str:
 
 @lru_cache(maxsize=64)
 def _saving_text(sound:Sound, channel:int, ahead:int)->str:
-    bits = worth_bits(sound.wave, channel, ahead)
+    bits = saved_bits(sound.wave, channel, ahead)
     if bits is None:
         return "The segment is too short, or a channel too quiet, to measure how much the other channel helps."
     other = CHANNEL_NAMES[1 - channel]
@@ -111,13 +111,14 @@ class LayoutsPage(LivePage):
         self.block.disabled = self.layout.disabled or self.layout.value != "blocking-N"
         self.token.max = math.prod(self.shape(sound)) - 1
 
-    def moment(self, sound:Sound)->tuple[Moment, np.ndarray]:
+    def moment(self, sound:Sound)->tuple[PredictionPoint, np.ndarray]:
         """The chosen token of the chosen layout, and the samples (t, c) of the window as in the file."""
         n, channels = self.shape(sound)
         strategies = {"mono": "temporal", "blocking-N": f"blocking-{self.block.value}"}
         strategy = strategies.get(self.layout.value, self.layout.value)
         first = round(self.place.value/100*(len(sound.wave) - n))
-        return Moment(n, channels, strategy, min(self.token.value, n*channels - 1)), sound.wave[first:first + n]
+        token = min(self.token.value, n*channels - 1)
+        return PredictionPoint(n, channels, strategy, token), sound.wave[first:first + n]
 
     def answer(self)->Iterator[tuple[str, str]]:
         """The parts of the page.
@@ -126,9 +127,9 @@ class LayoutsPage(LivePage):
         sound = self.picker.sound()
         m, window = self.moment(sound)
         averaged = sound.wave.shape[1] > m.n_channels
-        if averaged: fig = moment_figure(window.mean(1, keepdims=True), sound.rate, m, window)
-        else: fig = moment_figure(window, sound.rate, m)
-        words = moment_words(m, sound.rate)
+        if averaged: fig = point_figure(window.mean(1, keepdims=True), sound.rate, m, window)
+        else: fig = point_figure(window, sound.rate, m)
+        words = describe_point(m, sound.rate)
         yield "moment", figure_html(fig, words, DPI).data
         notes = note_html(words)
         if m.n_channels == 2:

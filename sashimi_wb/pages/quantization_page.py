@@ -19,7 +19,7 @@ from .page import FLOW, LivePage, control_style, note_html
 from ..show.html import figure_html, table
 from ..tokens.quantization import Quantizer
 from sashimi_wb.tokens.quantization_views import (
-    LAWS, Quantized, clips, noise_figure, sine_snr_db, sweep, whole_figure, why, zoom, zoom_figure,
+    LAW_NAMES, Quantized, clips, explain_snr, noise_figure, sine_snr_db, sweep, whole_figure, zoom, zoom_figure,
 )
 from .sound_picker import Sound, SoundPicker
 from ..show.figures import CHANNEL_NAMES, INK, MARK, arm_color, fixed
@@ -72,13 +72,13 @@ def _snr_text(db):
 def _numbers_html(sound:Sound, q:Quantized)->str:
     "An explanation of the signal-to-noise ratio, and a table that compares both laws."
     bits, own = q.quantizer.bits, q.quantizer.quantization
-    rows = [{"law": LAWS[law] + (", chosen" if law == own else "")} | measured[bits - 1]
+    rows = [{"law": LAW_NAMES[law] + (", chosen" if law == own else "")} | measured[bits - 1]
             for law, measured in _sweep(sound, q.quantizer.scaling).items()]
     columns = {"law": "law", "snr_db": "signal to noise (dB)", "entropy": "order-0 entropy (bits)",
                "used": f"codes that occur, of {2**bits:,}", "largest": "largest error (full scale)"}
     caption = f"{_bits_text(bits)}; a sine at full scale on the linear grid: {sine_snr_db(bits):.1f} dB"
     numbers = table(rows, columns, {"snr_db": _snr_text, "entropy": ".2f", "largest": ".2g"}, caption=caption)
-    return note_html(why(q)) + numbers.data
+    return note_html(explain_snr(q)) + numbers.data
 
 # %% ../../nbs/pages/03_quantization_page.ipynb #2a429538
 class QuantizationPage(LivePage):
@@ -86,7 +86,7 @@ class QuantizationPage(LivePage):
     def __init__(self, picker:SoundPicker):
         self.picker = picker
         self.bits = IntSlider(4, 1, 16, description="Bits", **control_style())
-        self.law = Dropdown(options=[(name, law) for law, name in LAWS.items()], description="Law",
+        self.law = Dropdown(options=[(name, law) for law, name in LAW_NAMES.items()], description="Law",
                             tooltip="How the levels are spaced", **control_style())
         self.scaling = Dropdown(options=[("full scale", "full_scale"), ("per clip (stretched)", "clip_minmax")],
                                 description="Scaling",
@@ -116,7 +116,7 @@ class QuantizationPage(LivePage):
         self.channel.disabled = is_mono
         channel = 0 if is_mono else self.channel.value
         channel_name = "mono" if is_mono else CHANNEL_NAMES[channel]
-        name = f"{_bits_text(q.quantizer.bits)}, {LAWS[q.quantizer.quantization]}, {channel_name}"
+        name = f"{_bits_text(q.quantizer.bits)}, {LAW_NAMES[q.quantizer.quantization]}, {channel_name}"
         piece = zoom(q, self.place.value/100, self.zoom_ms.value/1e3)
         alt = f"Samples, levels and error of {name}, from {sound.start_s + piece[0]/q.rate:.3f} s"
         yield "zoom", figure_html(zoom_figure(q, piece, channel, sound.start_s), alt, DPI).data

@@ -50,7 +50,7 @@ class TrainedModel(NamedTuple):
     @property
     def depth(self) -> int:
         """Bits of a file that holds the generated samples: 8, 16 or 24."""
-        needed = self.experiment.bits + (0 if self.quantizer.lossless else 6)
+        needed = self.experiment.bits + (0 if self.quantizer.exact_for_pcm else 6)
         return next((d for d in (8, 16) if needed <= d), 24)
 
     def read_prompt(self,

@@ -13,13 +13,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 # %% ../../nbs/tokens/01_portable.ipynb #eed8476b
-LN_2, LOG2_E = 0.6931471805599453, 1.4426950408889634   # the doubles nearest to ln 2 and 1 / ln 2
+LN_2, LOG2_E = 0.6931471805599453, 1.4426950408889634   # ln 2 and 1 / ln 2 as the nearest doubles
 
 
 def _wide(x):
     if not x.is_floating_point():
-        raise ValueError(f"x: expected floats, whose precision the result has too, got {x.dtype}")
-    return (x.cpu() if x.device.type == "mps" else x).double()   # that device has no double precision
+        raise ValueError(f"x: expected floats, whose precision the result takes, got {x.dtype}")
+    return (x.cpu() if x.device.type == "mps" else x).double()   # Apple GPUs have no double precision
 
 
 def log1p(
@@ -30,10 +30,10 @@ def log1p(
     Raises: ValueError for a tensor that does not hold floats."""
     wide = _wide(x)
     total = 1 + wide
-    lost = (total - 1).neg_().add_(wide).div_(total)      # what the sum rounds away
+    lost = (total - 1).neg_().add_(wide).div_(total)      # rounding error of the sum, relative to it
     m, e = torch.frexp(total)
     low = m < 0.7071067811865476
-    m, e = m.add_(m*low), e.sub_(low.int()).double()      # twice m where it is low
+    m, e = m.add_(m*low), e.sub_(low.int()).double()      # double m where it is low
     s = (m - 1).div_(m + 1)
     square = s*s
     series = square*(1/21)

@@ -22,12 +22,12 @@ from .portable import LN_2, LOG2_E, exp2, log1p
 # %% ../../nbs/tokens/02_quantization.ipynb #f673d569
 def check_wave(
     wave:Float[Tensor, "..."], # samples in [-1, 1], as a float tensor, array or list
-    source:str|None=None,      # where they come from (a file name), for the error
-    offset:int=0,              # sample number of the first one in that source
+    source:str|None=None,      # name of the file, for the error
+    offset:int=0,              # position of the first sample in that file
 )->Float[Tensor, "..."]:       # the same values, float32 or float64
-    """Return the samples as a float tensor if every one is a number in [-1, 1].
+    """Return the samples as a float tensor if each is a number in [-1, 1].
 
-    Raises: ValueError that names source and position of the first sample that is not."""
+    Raises: ValueError that names file and position of the first sample that is not."""
     where = f" of {source}" if source else ""
     wave = as_tensor(wave, f"samples{where}")
     if not wave.is_floating_point():
@@ -35,15 +35,21 @@ def check_wave(
                          "2**(bits - 1), e.g. int16 by 32768")
     if wave.dtype not in (torch.float32, torch.float64): wave = wave.float()
     if bool((wave.abs() <= 1).all()): return wave  # NaN fails every comparison
-    first = (~(wave.abs() <= 1)).nonzero()[0].tolist()
-    value = wave[tuple(first)].item()
-    if wave.ndim >= 2: first[-2] += offset
-    elif first: first[0] += offset
-    names = {1: ("sample",), 2: ("sample", "channel"), 3: ("clip", "sample", "channel")}.get(len(first), ())
-    place = ", ".join(f"{n} {i}" for n, i in zip(names, first)) or f"position {tuple(first)}"
-    fix = "NaN and infinity mean a damaged or wrongly written file" if not abs(value) < float("inf") else \
-        "scale the audio so that its peak is at most 1"
-    raise ValueError(f"{place}{where}: expected a number in [-1, 1], got {value:g}; {fix}")
+    position = (~(wave.abs() <= 1)).nonzero()[0].tolist()
+    value = wave[tuple(position)].item()
+    finite = abs(value) < float("inf")
+    remedy = ("scale the audio so that its peak is at most 1" if finite
+              else "NaN and infinity mean a damaged or wrongly written file")
+    place = _position_text(position, offset)
+    raise ValueError(f"{place}{where}: expected a number in [-1, 1], got {value:g}; {remedy}")
+
+
+def _position_text(position, offset):
+    "The position of a sample in words; `offset` is added to its sample number."
+    dims = {1: ("sample",), 2: ("sample", "channel"), 3: ("clip", "sample", "channel")}.get(len(position))
+    if len(position) >= 2: position[-2] += offset
+    elif position: position[0] += offset
+    return ", ".join(f"{dim} {i}" for dim, i in zip(dims, position)) if dims else f"position {tuple(position)}"
 
 # %% ../../nbs/tokens/02_quantization.ipynb #44dbaa28
 def clip_minmax(
@@ -55,7 +61,7 @@ def clip_minmax(
     Source: `minmax_scale` of state-spaces/s4."""
     wave = as_tensor(wave, "samples")
     if wave.ndim < 2: raise ValueError(f"clip_minmax: expected clips (b t c), got the shape {tuple(wave.shape)}")
-    if not wave.numel(): return wave                                # no samples have no range
+    if not wave.numel(): return wave       # no samples, no minimum
     dims = tuple(range(1, wave.ndim))
     low, high = wave.amin(dims, keepdim=True), wave.amax(dims, keepdim=True)
     return (wave - low)/(high - low + 1e-6)
@@ -69,14 +75,14 @@ def _linear_bits(bits, scaling):
     return check_depth(bits) if scaling == "full_scale" else check_class_bits(bits, _STOPS_AT_16)
 
 
-SCALINGS = {"full_scale": lambda wave: wave, "clip_minmax": lambda wave: 2*clip_minmax(wave) - 1}  # both into [-1, 1]
+SCALINGS = {"full_scale": lambda wave: wave, "clip_minmax": lambda wave: 2*clip_minmax(wave) - 1}  # to [-1, 1]
 
 
 def scale_wave(
     wave:Float[Tensor, "b t c"], # samples in [-1, 1]
     scaling:str="full_scale",    # "full_scale" or "clip_minmax"
-    source:str|None=None,        # where they come from, for the error
-)->Float[Tensor, "b t c"]:       # what the quantizer rounds, in [-1, 1]
+    source:str|None=None,        # name of the file, for errors
+)->Float[Tensor, "b t c"]:       # the values that the quantizer rounds, in [-1, 1]
     """Scale a waveform as encoding does, without rounding it: the input of a model on raw floats.
 
     Raises: ValueError for an unknown scaling, a sample outside [-1, 1] or not a number."""
@@ -84,18 +90,19 @@ def scale_wave(
 
 
 def _truncate(unit, bits):
-    return (unit*(2**bits - 0.01) + 0.005).long()  # unit in [0, 1]; order of operations as in the reference
+    "Numbers in [0, 1] to codes; the order of operations is that of the public code."
+    return (unit*(2**bits - 0.01) + 0.005).long()
 
 # %% ../../nbs/tokens/02_quantization.ipynb #8850b498
 def linear_encode(
-    wave:Float[Tensor, "b t c"], # samples in [-1, 1]; float64 for files of 32 bit, float32 holds 24
-    bits:int=8,                  # code size in bits, 1 to 24; per clip to 16
+    wave:Float[Tensor, "b t c"], # samples in [-1, 1]; float32 holds 24 bits, 32-bit files need float64
+    bits:int=8,                  # code size in bits, 1 to 24; clip_minmax up to 16
     scaling:str="full_scale",    # "full_scale": fixed grid; "clip_minmax": per clip, not lossless
     source:str|None=None,        # name of the file, for errors
 )->Int[Tensor, "b t c"]:         # codes in [0, 2**bits)
-    """Round samples to evenly spaced levels; PCM at its own depth comes out exact.
+    """Round samples to evenly spaced levels; PCM at its own depth is encoded exactly.
 
-    Raises: ValueError for a sample outside [-1, 1] or not a number, for a depth that cannot be, for an unknown scaling."""
+    Raises: ValueError for a sample outside [-1, 1] or not a number, an unsupported bit depth, an unknown scaling."""
     choose(scaling, SCALINGS, "scaling")
     bits, wave = _linear_bits(bits, scaling), check_wave(wave, source)
     if scaling == "clip_minmax": return _truncate(clip_minmax(wave), bits)
@@ -123,12 +130,12 @@ def check_codes(
 
 def linear_decode(
     codes:Int[Tensor, "b t c"], # codes in [0, 2**bits)
-    bits:int=8,                 # code size in bits, 1 to 24; per clip to 16
-    scaling:str="full_scale",   # both scalings decode alike: the clip's own range is lost
+    bits:int=8,                 # code size in bits, 1 to 24; clip_minmax up to 16
+    scaling:str="full_scale",   # makes no difference: the range of a clip is lost in encoding
 )->Float[Tensor, "b t c"]:      # float32 levels in [-1, 1 - 2**(1 - bits)]
-    """Turn codes into the levels that they stand for: exactly, since float32 holds 24 bits.
+    """Turn codes into the levels that they stand for; this is exact, since float32 holds 24 bits.
 
-    Raises: ValueError for a code outside [0, 2**bits), for a depth that cannot be, for an unknown scaling."""
+    Raises: ValueError for a code outside [0, 2**bits), an unsupported bit depth, an unknown scaling."""
     choose(scaling, SCALINGS, "scaling")
     half = 2**(_linear_bits(bits, scaling) - 1)
     return (check_codes(codes, bits).long() - half).float()/half
@@ -142,38 +149,38 @@ def mu_law_encode(
 )->Int[Tensor, "b t c"]:         # codes in [0, 2**bits), the same on every processor
     """Compand samples and round them to integer codes.
 
-    Raises: ValueError for a sample outside [-1, 1] or not a number, for bits outside 1 to 16, for an unknown scaling.
+    Raises: ValueError for a sample outside [-1, 1] or not a number, bits outside 1 to 16, an unknown scaling.
     Source: ITU-T G.711, continuous form; clip_minmax as in state-spaces/s4."""
     choose(scaling, SCALINGS, "scaling")
     bits, wave = check_class_bits(bits, _STOPS_AT_16), check_wave(wave, source)
-    mu, whole = 2**bits - 1, torch.tensor(bits*LN_2, dtype=wave.dtype, device=wave.device)   # ln(1 + mu)
-    if scaling == "full_scale": return ((torch.sign(wave)*log1p(mu*wave.abs())/whole + 1)/2*mu + 0.5).long()
+    mu, log_levels = 2**bits - 1, torch.tensor(bits*LN_2, dtype=wave.dtype, device=wave.device)   # ln(1 + mu)
+    if scaling == "full_scale": return ((torch.sign(wave)*log1p(mu*wave.abs())/log_levels + 1)/2*mu + 0.5).long()
     wave = scale_wave(wave, scaling)
-    bent = torch.sign(wave)*(log1p(mu*(wave + 1e-8).abs())/whole)
-    return _truncate((bent + 1)/2, bits)
+    companded = torch.sign(wave)*(log1p(mu*(wave + 1e-8).abs())/log_levels)
+    return _truncate((companded + 1)/2, bits)
 
 
 @cache
 def _mu_levels(bits, scaling):
-    "All 2**bits levels, by the reference's operations in float32: the power is rounded once, whatever the processor."
+    "All 2**bits levels, by the operations of the public code in float32; the power is rounded once."
     codes, mu = torch.arange(2**bits, dtype=torch.float32), 2**bits - 1
     if scaling == "clip_minmax":
-        bent = codes/2**(bits - 1) - 1
-        power = exp2(bits*bent.abs().double()).float()
+        companded = codes/2**(bits - 1) - 1
+        power = exp2(bits*companded.abs().double()).float()
     else:
-        bent = codes/mu*2 - 1
-        power = exp2((bent.abs()*torch.tensor(bits*LN_2)).double()*LOG2_E).float()
-    return (torch.sign(bent)*(power - 1)/mu).numpy()
+        companded = codes/mu*2 - 1
+        power = exp2((companded.abs()*torch.tensor(bits*LN_2)).double()*LOG2_E).float()
+    return (torch.sign(companded)*(power - 1)/mu).numpy()
 
 
 def mu_law_decode(
     codes:Int[Tensor, "b t c"], # codes in [0, 2**bits)
     bits:int=8,                 # code size in bits, 1 to 16
-    scaling:str="full_scale",   # the one of encoding; the reference's grid differs by half a code
+    scaling:str="full_scale",   # as in encoding: the grids differ by half a code
 )->Float[Tensor, "b t c"]:      # float32 levels in [-1, 1], the same bits on every processor
     """Turn mu-law codes into the levels that they stand for.
 
-    Raises: ValueError for a code outside [0, 2**bits), for bits outside 1 to 16, for an unknown scaling."""
+    Raises: ValueError for a code outside [0, 2**bits), bits outside 1 to 16, an unknown scaling."""
     choose(scaling, SCALINGS, "scaling")
     codes = check_codes(codes, check_class_bits(bits, _STOPS_AT_16))
     return torch.from_numpy(_mu_levels(bits, scaling)).to(codes.device)[codes.long()]
@@ -184,27 +191,27 @@ QUANTIZATIONS = {"linear": (linear_encode, linear_decode), "mu_law": (mu_law_enc
 
 @dataclass(frozen=True)
 class Quantizer:
-    """How samples become codes: `encode` floats (b t c) to int64 codes, `decode` codes to float32 levels.
+    """Quantization, bit depth and scaling: `encode` turns floats (b t c) into int64 codes, `decode` codes into levels.
 
-    Raises: ValueError for an unknown quantization or scaling, or a depth that cannot be."""
+    Raises: ValueError for an unknown quantization or scaling, or an unsupported bit depth."""
     quantization:Annotated[str, OneOf(QUANTIZATIONS)] = "linear" # "linear" or "mu_law"
-    bits:Depth = 8               # code size in bits, 1 to 16; linear on the full scale to 24
+    bits:Depth = 8               # code size in bits, 1 to 16; linear on the full scale up to 24
     scaling:Annotated[str, OneOf(SCALINGS)] = "full_scale" # "full_scale" or "clip_minmax" (per clip, not lossless)
 
     def __post_init__(self):
         check_fields(self)
-        if not self.lossless: check_class_bits(self.bits, _STOPS_AT_16)
+        if not self.exact_for_pcm: check_class_bits(self.bits, _STOPS_AT_16)
 
     def encode(self, wave:Float[Tensor, "b t c"], source:str|None=None)->Int[Tensor, "b t c"]:
-        """Samples in [-1, 1] to codes; `source` names the file in errors."""
+        """Turn samples in [-1, 1] into codes; `source` is the name of the file, for errors."""
         return QUANTIZATIONS[self.quantization][0](wave, self.bits, self.scaling, source)
 
     def decode(self, codes:Int[Tensor, "b t c"])->Float[Tensor, "b t c"]:
-        """Codes to the levels in [-1, 1] that they stand for."""
+        """Turn codes into the levels in [-1, 1] that they stand for."""
         return QUANTIZATIONS[self.quantization][1](codes, self.bits, self.scaling)
 
     def scale(self, wave:Float[Tensor, "b t c"], source:str|None=None)->Float[Tensor, "b t c"]:
-        """Samples as encoding sees them before it rounds: the same samples, or each clip stretched to [-1, 1)."""
+        """Scale samples as encoding does before it rounds: unchanged, or each clip stretched to [-1, 1)."""
         return scale_wave(wave, self.scaling, source)
 
     @property
@@ -214,12 +221,12 @@ class Quantizer:
     def zero_code(self)->int: return 2**(self.bits - 1)  # the code of the sample 0.0
 
     @property
-    def lossless(self)->bool:
-        """Whether codes at the depth of a PCM file give back the file's samples, bit for bit."""
+    def exact_for_pcm(self)->bool:
+        """Whether PCM of this bit depth is decoded bit for bit: linear quantization on the full scale."""
         return self.quantization == "linear" and self.scaling == "full_scale"
 
     @property
     def label(self)->str:
-        """A few words for tables and figures; they say so where the codes do not determine the signal."""
+        """A short description for tables and figures, marked where PCM is not decoded exactly."""
         clip = ", per clip" if self.scaling == "clip_minmax" else ""
-        return f"{self.quantization}, {self.bits} bit{clip}{'' if self.lossless else ' (not lossless)'}"
+        return f"{self.quantization}, {self.bits} bit{clip}{'' if self.exact_for_pcm else ' (not lossless)'}"

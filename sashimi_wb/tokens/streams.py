@@ -21,7 +21,7 @@ from .quantization import Quantizer
 # %% ../../nbs/tokens/05_streams.ipynb #698d218f
 def shift(
     feed:Shaped[Tensor, "b l ..."], # the input that stands for every token
-    first:float|Shaped[Tensor, "b 1 ..."], # the input before the first token: a number, or the last input of the window before
+    first:float|Shaped[Tensor, "b 1 ..."], # the input before the first token: a number, or the end of the window before
 )->Shaped[Tensor, "b l ..."]:       # the inputs of the model: `first`, then all of `feed` but its last
     """Delay a sequence by one token."""
     first = torch.as_tensor(first, dtype=feed.dtype, device=feed.device)
@@ -59,9 +59,9 @@ class TokenStream:
     def encode(
         self,
         wave:Float[Tensor, "b t c"],              # samples in [-1, 1]
-        layout:Callable[[Tensor, float], Tensor], # puts (b t c) in order (b l 1); its second argument is the value of padding
+        layout:Callable[[Tensor, float], Tensor], # puts (b t c) in order (b l 1), padding with the given value
         source:str|None=None,                     # name of the file, for errors
-    )->tuple[Int[Tensor, "b l 1"], Shaped[Tensor, "b l 1"]]: # targets, and the inputs that stand for them, not yet shifted
+    )->tuple[Int[Tensor, "b l 1"], Shaped[Tensor, "b l 1"]]: # targets, and the input of each, not yet shifted
         """Turn samples into targets and inputs. Raises: as `Quantizer.encode`."""
         quantizer = self.quantizer
         codes = quantizer.encode(wave, source)

@@ -230,5 +230,5 @@ def test_other_wrong_input():
 
 def test_lossless_is_said_only_where_true():
     assert [(n, s) for n in QUANTIZATIONS for s in SCALINGS
-            if Quantizer(n, 8, s).lossless] == [("linear", "full_scale")]
+            if Quantizer(n, 8, s).exact_for_pcm] == [("linear", "full_scale")]
     assert "not lossless" in Quantizer(scaling="clip_minmax").label and "not" not in Quantizer().label
