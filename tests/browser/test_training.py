@@ -5,7 +5,7 @@ from made_audio import write
 
 from browser import ROOT, changed, check_export, copy_notebook, enter
 
-STEPS, EPOCH = 200, 20
+STEPS, EPOCH = 200, 50
 
 
 def fill(folder):
