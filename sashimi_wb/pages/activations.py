@@ -19,7 +19,7 @@ import torch
 
 from ..core.checks import Depth, Natural
 from ..core.system import check_fields
-from ..models.heads import HEADS
+from ..models.heads import HEADS, CategoricalHead
 from ..studies.experiment import Experiment, experiment
 from ..audio.files import CHANNELS, AudioInfo, check_channels
 from ..tokens.layouts import interleave, token_order
@@ -127,19 +127,14 @@ def resampled(
     return resampler(rate, target)(wave).clip(-1, 1)
 
 
-def _outputs_per_token(e):
-    "Width of the head's output; small heads count as 256."
-    return 2**e.bits if e.head == "categorical" else 256
-
-
 def max_samples(
     e:Experiment,
+    n_params:int,           # outputs of the head per token
     l_output:int|None=None, # steps that the head outputs; None: all
 )->int:                     # samples per channel
     """The longest window that one pass may have."""
-    config = e.data_config("-")
-    tokens = MAX_TOKENS
-    if l_output is None: tokens = min(tokens, MAX_OUTPUTS//_outputs_per_token(e))
+    config, tokens = e.data_config("-"), MAX_TOKENS
+    if l_output is None: tokens = min(tokens, MAX_OUTPUTS//n_params)
     return tokens//config.n_channels//config.tokens_per_sample
 
 # %% ../../nbs/pages/08_activations.ipynb #97a1a588
@@ -240,6 +235,7 @@ class ForwardPass:
     outputs: dict[str, np.ndarray]    # name of the stage -> (l, h)
     tokens: Tokens
     experiment: Experiment
+    logits: bool                      # whether the head outputs logits of codes
     bits: float                       # mean bits per token of this sound; NaN if the decoder leaves out steps
     seconds: float                    # duration of everything
     views: dict[str, View] = field(default_factory=dict)
@@ -252,7 +248,7 @@ class ForwardPass:
     def view(self, name: str) -> View:
         """The view of a stage, computed on first use."""
         if name not in self.views:
-            self.views[name] = output_view(self.outputs[name], name == "head" and self.experiment.head != "dml")
+            self.views[name] = output_view(self.outputs[name], self.logits and name == "head")
         return self.views[name]
 
 # %% ../../nbs/pages/08_activations.ipynb #17aa1ad6
@@ -308,7 +304,7 @@ def run_pass(
     started, e = time.perf_counter(), settings.experiment()
     model = build_model(e.model_config(), settings.path, settings.mode, settings.l_output)
     rate = _loaded(settings.path).sample_rate if settings.path else e.target_sr or sound.rate
-    limit = max_samples(e, None if settings.mode in ("full", "ragged") else settings.l_output)
+    limit = max_samples(e, model.head.n_params, None if settings.mode in ("full", "ragged") else settings.l_output)
     tokens = tokenize(sound, e, rate, limit)
     rows, outputs = run_stages(model, tokens.x, on_stage)
     params = outputs["head"]
@@ -318,4 +314,5 @@ def run_pass(
         row |= {"rate": tokens.rate/factor, "output_bytes": arrays[name].nbytes} | summary(arrays[name])
     every_step = params.shape[:2] == tokens.y.shape[:2] and settings.mode not in ("pool", "sum")
     bits = _bits_per_token(model.head, params, tokens.y) if every_step else float("nan")
-    return ForwardPass(rows, arrays, tokens, e, bits, time.perf_counter() - started)
+    logits = isinstance(model.head, CategoricalHead)
+    return ForwardPass(rows, arrays, tokens, e, logits, bits, time.perf_counter() - started)

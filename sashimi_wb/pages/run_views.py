@@ -56,7 +56,7 @@ def curves_of(
 def _last(runs):
     "Arm -> records, each with the results after its last step only."
     def last(record): return record | {"results": [record["results"][-1] | {"matched": ""}]}
-    return {name: [last(r.record) for r in group] for name, group in arms(runs).items()}
+    return {name: [last(run.record) for run in group] for name, group in arms(runs).items()}
 
 
 def _measured(run): return math.isfinite(run.facts["of_flac"])
@@ -66,28 +66,40 @@ def bits_of(
     runs:list[RunRecord],
 )->Figure|None: # None if the records of earlier versions lack the measurements
     """Draw the bits per sample of every arm beside those of FLAC, linear prediction and order-0 entropy."""
-    depths = len(differing(runs, ("bits", "data"))) > 0
-    runs = [r for r in runs if _measured(r)] if depths else runs
-    return arm_bits_figure(_last(runs), relative=depths) if runs else None
+    relative = bool(differing(runs, ("bits", "data")))    # several depths or sounds: as ratios to FLAC
+    if relative: runs = [run for run in runs if _measured(run)]
+    return arm_bits_figure(_last(runs), relative) if runs else None
+
+
+def _comparable(runs, records):
+    "Whether the sentences of an ablation apply: one depth, the same audio, as many seeds in every arm."
+    same_seeds = len({len(group) for group in records.values()}) == 1
+    return same_seeds and not differing(runs, ("bits", "data")) and all(_measured(run) for run in runs)
+
+
+def _kinds_of_bits(runs, records):
+    "Sentences that tell of each arm whether its bits are those of the original files."
+    arms_of = {}
+    for name, group in records.items():
+        kind = "the bits of the files, sample for sample"
+        if reductions := group[0]["reductions"]: kind = f"not the bits of the files: {'; '.join(reductions)}"
+        arms_of.setdefault(kind, []).append(name)
+    texts = [f"{', '.join(names)}: {kind}." for kind, names in arms_of.items()]
+    if len(arms_of) > 1 or differing(runs, ("bits", "data")):
+        texts.append("FLAC codes exactly the scored samples of each run, at its depth: between depths, or between "
+                     "sounds, compare the ratio to FLAC.")
+    return texts
 
 
 def results_of(
     runs:list[RunRecord],
 )->str: # HTML
     """The result table of the ablations for any runs, and the conclusions that they allow."""
-    records, coded = _last(runs), {}
-    if not differing(runs,
-                     ("bits", "data")) and all(_measured(r)
-                                               for r in runs) and len(set(map(len, records.values()))) == 1:
-        said = sentences(ablation_of(differing(runs, ("channels", "interleaving_strategy"))), records)
-    else:
-        for name, some in records.items():
-            coded.setdefault(f"not the bits of the files: {'; '.join(why)}" if (why := some[0]["reductions"])
-                             else "the bits of the files, sample for sample", []).append(name)
-        said = [f"{', '.join(names)}: {why}." for why, names in coded.items()]
-        if len(coded) > 1 or differing(runs, ("bits", "data")):
-            said.append("FLAC codes exactly the scored samples of each run, at its depth: between depths, or between sounds, compare the ratio to FLAC.")
-    return rows_table(result_rows(records), said).data
+    records = _last(runs)
+    if _comparable(runs, records):
+        texts = sentences(ablation_of(differing(runs, ("channels", "interleaving_strategy"))), records)
+    else: texts = _kinds_of_bits(runs, records)
+    return rows_table(result_rows(records), texts).data
 
 # %% ../../nbs/pages/15_run_views.ipynb #ed48f120
 CLIPS = {"continuations": ("original", "continuation"), "quantized": ("original", "quantized"),

@@ -14,7 +14,8 @@ from ipywidgets import Box, Button, Dropdown, SelectMultiple, Text, VBox
 
 from .page import FLOW, LivePage, control_style, note_html, width_layout
 from ..show.html import figure_html, markup
-from ..studies.run_table import FIGURES, RunRecord, arms, differing, sort_runs, filter_runs, read_runs, runs_table
+from ..studies.run_table import (FIGURES, RunRecord, arms, differing, filter_runs, read_runs, runs_table,
+                                          sort_runs)
 from .run_views import (CLIPS, CURVES, bits_of, commands, curves_of, differences, provenances,
                                         results_of, sounds_of)
 
