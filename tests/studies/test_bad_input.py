@@ -19,7 +19,7 @@ from sashimi_wb.core.system import bundled, write_atomic
 from sashimi_wb.pages.sound_picker import own_audio, read_sound
 from sashimi_wb.studies.ablations import ablation_parameters, get_ablation
 from sashimi_wb.studies.batch import run_all
-from sashimi_wb.studies.experiment import Experiment, experiment
+from sashimi_wb.studies.experiment import Experiment, arm_parameters, experiment
 from sashimi_wb.studies.run import Run, execute
 
 pytestmark = pytest.mark.slow
@@ -72,11 +72,15 @@ def test_notebook_parameters():
         ablation_parameters({"preset": "smoke", "n_seed": 2, "_i1": "", "In": []}, {"In"})
 
 
-def test_the_arm_notebook_knows_every_parameter():
+def test_the_notebook_of_a_run_takes_every_parameter():
     cells = json.loads(bundled("nbs/experiments/train_arm.ipynb").read_text())["cells"]
     cell, = (c for c in cells if "parameters" in c["metadata"].get("tags", []))
     names = [line.split(" = ")[0] for line in "".join(cell["source"]).splitlines()]
-    assert names[4:] == list(Experiment.__dataclass_fields__)
+    assert names == ["preset", "audio", "runs", "changes"]                 # papermill passes all others as well
+    given = {name: None for name in Experiment.__dataclass_fields__}
+    defaults = {"preset": "smoke", "audio": "", "runs": "", "changes": {}}
+    assert arm_parameters(defaults | given, set()) == (SMOKE, "", "")
+    assert arm_parameters(defaults | {"seed": "3"}, set())[0].seed == 3
 
 
 def test_missing_and_mono_audio(tmp_path):
