@@ -96,11 +96,11 @@ def levels(form):
     from sashimi_wb.tokens.quantization import Quantizer
     packed = pack_model(full_size(form), Quantizer(bits=8))
     L, N, low_rank = packed.config.n_layers, packed.config.n_states, packed.config.low_rank
-    every, rows = 1, []
-    for i, level in enumerate(packed.plan.tolist()):
+    every, rows, plan = 1, [], packed.plan.tolist()
+    for i, level in enumerate(plan):
         H, pool, ff = level[WIDTH], level[POOL], level[FF]
         matrices = L*(2*H*H + 2*H*ff)
-        if i < len(packed.plan) - 1: matrices += 2*H*packed.plan[i + 1, WIDTH]
+        if i < len(plan) - 1: matrices += 2*H*plan[i + 1][WIDTH]  # the pools, once in `pool` samples
         spaces = L*H*N*(8 if low_rank else 4)
         rows.append({"width": level[CHANNELS], "share": 1/every, "weights": matrices + spaces, "states": L*H*N*2,
                      "multiply-adds": matrices + L*H*N*(9 if low_rank else 6)})
