@@ -1,4 +1,4 @@
-"""Damage audio files in many ways, and check that each is read correctly or refused by name.
+"""Damage audio files in many ways, and check that each is read correctly or refused with an error that names it.
 
     python tests/fuzz_audio.py [--files 10000] [--seed 0]
 
@@ -7,6 +7,7 @@ file gets a new process. Read correctly means: every span equals that slice of t
 more samples.
 """
 import argparse
+import importlib
 import io
 import json
 import os
@@ -24,22 +25,22 @@ import numpy as np
 import soundfile as sf
 from made_audio import noise, write_flac32, write_stems
 
-PATIENCE_S = 60      # seconds to wait for one file
-MEMORY = 2 << 30     # bytes above those that the imported modules need
-FRAMES = 6_000
+TIMEOUT_S = 60       # for one file
+MEMORY = 2 << 30     # bytes in addition to those of the imported modules
+FRAMES = 6_000       # of every undamaged file
 
 
 # ---- whole files
 
 def coded(kind, subtype=None, rate=16_000, channels=2, **options):
     """The bytes of a short file."""
-    room = io.BytesIO()
-    sf.write(room, noise(FRAMES, channels, peak=0.7), rate, format=kind, subtype=subtype, **options)
-    return room.getvalue()
+    buffer = io.BytesIO()
+    sf.write(buffer, noise(FRAMES, channels, peak=0.7), rate, format=kind, subtype=subtype, **options)
+    return buffer.getvalue()
 
 
-def packets(codec, **options):
-    """The bytes of an MP4."""
+def mp4(codec, **options):
+    """The bytes of a short MP4 file."""
     with tempfile.TemporaryDirectory() as folder:
         if codec != "aac": return _lossless(folder, codec)
         return write_stems(Path(folder)/"a.mp4", [noise(FRAMES, 2)], **options).read_bytes()
@@ -78,8 +79,8 @@ WHOLE |= {"wav gsm610": lambda: coded("WAV", "GSM610", 8_000, 1), "wav g721": la
           "vorbis": lambda: coded("OGG", "VORBIS"), "opus": lambda: coded("OGG", "OPUS"),
           "mp3 cbr": lambda: coded("MP3", rate=44_100, bitrate_mode="CONSTANT"),
           "mp3 vbr": lambda: coded("MP3", rate=44_100, bitrate_mode="VARIABLE"),
-          "mp3 low": lambda: coded("MP3", channels=1, compression_level=0.99), "mp4 aac": lambda: packets("aac"),
-          "mp4 alac": lambda: packets("alac")}
+          "mp3 low": lambda: coded("MP3", channels=1, compression_level=0.99), "mp4 aac": lambda: mp4("aac"),
+          "mp4 alac": lambda: mp4("alac")}
 
 
 @lru_cache(maxsize=None)
@@ -99,7 +100,7 @@ def flip(rng, b, within):
 
 
 def extreme(rng, b):
-    """Replace a number in the header by one that may overflow."""
+    """Replace a number in the header by an extreme value that may overflow."""
     size = int(rng.choice([1, 2, 4, 8]))
     at = int(rng.integers(min(HEAD, len(b) - size)))
     values = [0, 1, 2**(8*size - 1) - 1, 2**(8*size - 1), 2**(8*size) - 1, 2**(8*size) - 37,
@@ -108,7 +109,9 @@ def extreme(rng, b):
     return b
 
 
-def some(rng, b): return b[(at := int(rng.integers(len(b)))):at + int(rng.integers(1, 2_000))]
+def part_of(rng, b):
+    at = int(rng.integers(len(b)))
+    return b[at:at + int(rng.integers(1, 2_000))]
 
 
 def insert(rng, b, what):
@@ -133,7 +136,7 @@ DAMAGE = {
     "two extremes": lambda rng, b: extreme(rng, extreme(rng, b)),
     "truncated": lambda rng, b: b[:int(rng.integers(len(b)))],
     "inserted": lambda rng, b: insert(rng, b, rng.bytes(int(rng.integers(1, 500)))),
-    "repeated block": lambda rng, b: insert(rng, b, some(rng, b)),
+    "repeated block": lambda rng, b: insert(rng, b, part_of(rng, b)),
     "deleted": delete,
     "zeros": lambda rng, b: overwrite(rng, b, None),
     "noise": lambda rng, b: overwrite(rng, b, 1),
@@ -156,7 +159,7 @@ def damaged(seed, i):
 # ---- reading
 
 def count_of_others(path, info):
-    """Samples per channel that another decoder finds from start to end; those before an error if it meets one."""
+    """Samples per channel that another decoder finds, up to its first error."""
     n = 0
     try:
         if info.reader in ("mp4", "flac"):
@@ -189,7 +192,7 @@ def judge(path, rng):
         start = int(rng.integers(len(got)))
         n = int(rng.integers(1, min(3_000, len(got) - start) + 1))
         if not np.array_equal(read_frames(info, start, n), got[start:start + n]):
-            return f"WRONG: frames {start} to {start + n} are not that slice of the whole"
+            return f"WRONG: frames {start} to {start + n} are not this slice of the whole"
     slack = {"mpeg": 4*1_152, "mp4": 2_048}.get(info.reader, 0)  # delay and padding, which the other decoder may keep
     if (n := count_of_others(path, info)) > info.frames + slack:
         return f"WRONG: {info.frames} frames, another decoder finds {n}"
@@ -198,7 +201,7 @@ def judge(path, rng):
 
 def work(folder, seed, first, last):
     """Judge files; print a line of JSON before and after each of them."""
-    import sashimi_wb.audio.files  # noqa: F401  modules are loaded before the limit holds
+    importlib.import_module("sashimi_wb.audio.files")  # before memory is limited
     status = {}
     if os.path.exists("/proc/self/status"): status = dict(line.split(":", 1) for line in open("/proc/self/status"))
     if "VmSize" in status: resource.setrlimit(resource.RLIMIT_AS, (int(status["VmSize"].split()[0])*1024 + MEMORY,)*2)
@@ -214,7 +217,7 @@ def work(folder, seed, first, last):
 
 
 def run(folder, n, seed):
-    """Judge n files; yield (number, container, damage, verdict) for each. A crash or a hang is a verdict too."""
+    """Judge n files; yield (number, container, damage, verdict) for each. A crash or a timeout is a verdict too."""
     rows, first = [], 0
     while first < n:
         p = subprocess.Popen([sys.executable, __file__, "--work", folder, str(seed), str(first), str(n)],
@@ -222,7 +225,7 @@ def run(folder, n, seed):
         ready, now, verdict = selectors.DefaultSelector(), None, None
         ready.register(p.stdout, selectors.EVENT_READ)
         while True:
-            if not ready.select(PATIENCE_S): verdict = "WRONG: hangs"; break
+            if not ready.select(TIMEOUT_S): verdict = "WRONG: hangs"; break
             if not (line := p.stdout.readline()): verdict = f"WRONG: the process ended with {p.wait()}"; break
             now = json.loads(line)
             if now[3] is None: continue
@@ -230,7 +233,7 @@ def run(folder, n, seed):
             yield rows[-1]
             if now[0] == n - 1: break
         p.kill(), p.wait(), p.stdout.close()
-        if now is None: raise RuntimeError("the process that reads files does not start")
+        if now is None: raise RuntimeError("the process that reads the files did not start")
         if now[3] is None: yield (*now[:3], verdict)
         first = now[0] + 1
 
@@ -239,7 +242,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--files", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--keep", help="folder for the files that went wrong")
+    parser.add_argument("--keep", help="folder in which files with a wrong result are kept")
     parser.add_argument("--work", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work: return work(args.work[0], *map(int, args.work[1:]))

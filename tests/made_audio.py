@@ -1,4 +1,4 @@
-"""Audio files that tests make."""
+"""Make audio files for tests."""
 import wave as stdlib_wave
 
 import av
@@ -22,7 +22,7 @@ def write(folder, name, frames=4000, channels=2, rate=16_000, seed=0, **options)
 
 
 def write_integers(path, k, bits, rate=16_000):
-    """Write integers (t c) of `bits` bits as flac, or as wav by the standard library instead of libsndfile."""
+    """Write integers (t c) of `bits` bits as FLAC, or as WAV with the standard library instead of libsndfile."""
     if path.suffix == ".wav":
         with stdlib_wave.open(str(path), "wb") as f:
             f.setnchannels(k.shape[1]), f.setsampwidth(bits//8), f.setframerate(rate)
