@@ -48,7 +48,7 @@ def relative(a, b): return ((a - b).abs().max()/b.abs().max()).item()
 
 
 def errors(length, inputs, backend, dtype):
-    "Relative to the largest: the kernel's error and that of every gradient, against float64 doubling."
+    "Errors of the kernel and of every gradient, relative to the largest value, against doubling in float64."
     K, exact = dplr_kernel_cauchy(*inputs, length, backend, dtype), doubling(*inputs, length)
     assert K.dtype == dtype and K.shape == exact.shape
     weight = torch.randn(exact.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -138,7 +138,7 @@ def diagonal_system(h=3, n=8, outputs=2):
 
 
 def diagonal_errors(length, backend, dtype):
-    "Relative to the largest: the kernel's error and that of every gradient, against the whole Vandermonde matrix in float64."
+    "Errors of the kernel and of every gradient, relative to the largest value, against a float64 Vandermonde matrix."
     inputs = step, dB, C = diagonal_system()
     weight = torch.randn(2, 3, length, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     K, exact = diagonal_kernel(Discrete(step, dB), C, length, backend, dtype), vandermonde_ref(C*dB, step, length)
@@ -191,7 +191,8 @@ def test_one_setting_chooses_the_method(request, name, method):
         for a, b in zip(*results): assert b.isfinite().all() and relative(b, a) < 1e-5
 
 
-@pytest.mark.parametrize("error", [ModuleNotFoundError("No module named 'pykeops_cpp_1'"), RuntimeError("g++: not found"), OSError()])
+@pytest.mark.parametrize("error", [ModuleNotFoundError("No module named 'pykeops_cpp_1'"),
+                                   RuntimeError("g++: not found"), OSError()])
 def test_without_a_compiler_torch_and_one_line(error, monkeypatch, caplog):
     def fail(*_): raise error
     monkeypatch.setattr(KeopsSum, "values", fail)
@@ -209,11 +210,15 @@ def test_without_a_compiler_torch_and_one_line(error, monkeypatch, caplog):
 
 @pytest.mark.slow
 def test_real_machine_without_a_compiler(tmp_path):
-    """A process that finds no compiler and an empty cache: the sum is right, one line is logged, nothing is printed to stdout."""
-    code = "import sys, logging, torch; logging.basicConfig(level=logging.INFO, format='LOG %(name)s %(message)s');" \
-           "from sashimi_wb.ssm.kernel_cauchy import *; assert 'pykeops' not in sys.modules;" \
-           "v = torch.randn(1, 1, 2, dtype=torch.complex64); w = torch.tensor([[-1+1j, -2+0j]]); n = cauchy_nodes(8);" \
-           "[torch.testing.assert_close(cauchy(v, n, w, 'keops'), cauchy_ref(v, n, w)) for _ in range(2)]"
+    """Without a compiler and with an empty cache the sum is right, one line is logged, and nothing goes to stdout."""
+    code = """
+import sys, logging, torch
+logging.basicConfig(level=logging.INFO, format="LOG %(name)s %(message)s")
+from sashimi_wb.ssm.kernel_cauchy import *
+assert "pykeops" not in sys.modules
+v, w, nodes = torch.randn(1, 1, 2, dtype=torch.complex64), torch.tensor([[-1 + 1j, -2 + 0j]]), cauchy_nodes(8)
+for _ in range(2): torch.testing.assert_close(cauchy(v, nodes, w, "keops"), cauchy_ref(v, nodes, w))
+"""
     environment = {k: v for k, v in os.environ.items() if k not in ("CXX", "PATH")}
     environment |= {"PATH": str(tmp_path), "KEOPS_CACHE_FOLDER": str(tmp_path/"cache")}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
