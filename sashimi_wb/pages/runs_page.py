@@ -35,12 +35,11 @@ class RunControls:
                                      tooltip="Runs to compare: Ctrl or Shift for several", **wide(80))
         self.curves = Dropdown(options=CURVES, description="Curves", **wide())
         self.clips = Dropdown(options=list(CLIPS), description="Clips", **wide())
-        self.reload = Button(description="Read again", tooltip="Look for new runs",
-                            layout=width_layout(9))
+        self.reload = Button(description="Read again", tooltip="Look for new runs", layout=width_layout(9))
         self.all = (self.filter, self.sort, self.order, self.curves, self.clips)
-        self.box = VBox([Box([self.filter, self.reload], layout=FLOW), Box([self.sort, self.order], layout=FLOW),
-                         self.chosen,
-                         Box([self.curves, self.clips], layout=FLOW)])
+        rows = (self.filter, self.reload), (self.sort, self.order), (self.curves, self.clips)
+        search, order, views = (Box(row, layout=FLOW) for row in rows)
+        self.box = VBox([search, order, self.chosen, views])
         self.selected = {r.folder for r in read_runs(runs)[0][:2]}
         self.fill()
         for widget in (self.filter, self.sort, self.order): widget.observe(self.fill, "value")
