@@ -207,7 +207,7 @@ def test_empty_parts_are_named(tmp_path):
     (tmp_path/"librispeech"/"dev-clean").rename(tmp_path/"librispeech"/"dev")
     for name, match in dict(sc09="it has no test files", maestro="it has no validation files",
                             beethoven="3 files at train_percentage=0.88 leave a part empty",
-                            librispeech="nothing there is called dev-\\*").items():
+                            librispeech="it holds no dev-\\*").items():
         with pytest.raises(ValueError, match=match): find_parts(name, tmp_path/name)
     assert [len(p) for p in find_parts("beethoven", tmp_path/"beethoven", train_percentage=0.4)] == [1, 1, 1]
 
@@ -233,13 +233,13 @@ def test_tables_of_maestro(tmp_path, table, version):
 @settings(max_examples=100, deadline=None)
 def test_parts_in_order_are_those_of_the_public_loader(n, share):
     """Names in natural order, cut where the public loader cuts: int(share*n) and int((share + (1 - share)/2)*n)."""
-    from sashimi_wb.audio.corpora import _in_order, _Layout
+    from sashimi_wb.audio.corpora import _in_order, _WrongLayout
     files = [f"{i}.wav" for i in range(n)]
     cuts = [0, int(share*n), int((share + (1 - share)/2)*n), n]
     want = [files[a:b] for a, b in zip(cuts, cuts[1:])]
     if all(want): assert list(_in_order(files, share)) == want
     else:
-        with pytest.raises(_Layout, match="leave a part empty"): _in_order(files, share)
+        with pytest.raises(_WrongLayout, match="leave a part empty"): _in_order(files, share)
 
 
 def test_damaged_files_of_a_data_set(tmp_path):
@@ -316,7 +316,7 @@ def test_workers_read_the_same_stems(stems):
 def test_wrong_layout_of_musdb18(stems, tmp_path):
     musdb18hq(tmp_path)
     with pytest.raises(ValueError,
-                       match="(?s)nothing there is called train/\\*.stem.mp4\nExpected.*Found in it: test/, train/"):
+                       match="(?s)it holds no train/\\*.stem.mp4\nExpected.*Found in it: test/, train/"):
         find_parts("musdb18", tmp_path)
     with pytest.raises(ValueError, match="unknown stem of musdb18 'piano'"): find_parts("musdb18", stems, "piano")
     prints = {AudioData(DataConfig(stems, dataset="musdb18", stem=s, sample_len=1000)).fingerprint() for s in STEMS}

@@ -114,7 +114,7 @@ def test_clips_that_are_not_there_are_said(tmp_path, caplog):
     TREES["sc09"](tmp_path)
     with caplog.at_level(logging.WARNING, "sashimi_wb"): find_parts("sc09", tmp_path)
     line = (tmp_path/"validation_list.txt").read_text().split("\n").index("nine/ffffffff_nohash_0.wav") + 1
-    assert f"1 clips are not there, such as nine/ffffffff_nohash_0.wav (validation_list.txt, line {line})" in caplog.text
+    assert f"1 listed clips are missing, such as nine/ffffffff_nohash_0.wav (validation_list.txt, line {line})" in caplog.text
 
 
 @pytest.mark.parametrize("entry", ("../outside.wav", "/etc/passwd", "zero/../../outside.wav"))

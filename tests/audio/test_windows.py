@@ -379,7 +379,7 @@ def test_reductions_name_every_reason(tmp_path):
     assert account(deep, bits=24) == (["3 files reduced to the mean of 2 channels"], [])
     assert account(mono, bits=16, target_sr=8000, drop_last=False) == (["3 files resampled from 16000 to 8000 Hz"], [])
     assert account(mono, bits=16, quantization="mu_law",
-                   drop_last=False)[0] == ["mu-law: samples are bent before they are rounded"]
+                   drop_last=False)[0] == ["mu-law: samples are companded before they are rounded"]
     assert account(mono, bits=16, scaling="clip_minmax",
                    drop_last=False)[0][0].startswith("per-clip scaling: every window is stretched")
     assert account(folder("float", subtype="FLOAT"), bits=24,
@@ -388,14 +388,14 @@ def test_reductions_name_every_reason(tmp_path):
                    **exact) == (["3 files of floats (DOUBLE) rounded to 8 bit"], [])
     for suffix, kind in (("mp3", "MPEG_LAYER_III"), ("ogg", "VORBIS")):
         assert account(folder(suffix, suffix), bits=8,
-                       **exact)[0] == [f"3 files of lossy audio ({kind}): the codes are of its decoded form"]
+                       **exact)[0] == [f"3 files of lossy audio ({kind}): the codes are those of the decoded audio"]
     assert account(folder("phone", subtype="ULAW"), bits=8, **exact)[0][0].startswith("3 files of lossy audio (ULAW)")
     write(tmp_path/"deep", "3.wav", rate=8000, subtype="PCM_32"), write(tmp_path/"deep", "4.mp3", 4000, channels=1)
     assert account(tmp_path/"deep", bits=8, target_sr=8000, quantization="mu_law")[0] == [
         "4 files resampled from 16000 to 8000 Hz", "4 files reduced to the mean of 2 channels",
         "3 files of 24 bit coded at 8 bit", "1 file of 32 bit coded at 8 bit",
-        "1 file of lossy audio (MPEG_LAYER_III): the codes are of its decoded form",
-        "mu-law: samples are bent before they are rounded"]
+        "1 file of lossy audio (MPEG_LAYER_III): the codes are those of the decoded audio",
+        "mu-law: samples are companded before they are rounded"]
 
 
 def test_remarks(tmp_path):
