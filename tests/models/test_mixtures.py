@@ -7,6 +7,7 @@ import pytest
 import soundfile
 import torch
 
+from sashimi_wb.core.ranks import code_rank
 from sashimi_wb.models.heads import DMLHead
 from sashimi_wb.models.mixture_rank import mixture_rank
 from sashimi_wb.models.mixtures import (
@@ -19,7 +20,6 @@ from sashimi_wb.models.mixtures import (
     start_params,
 )
 from sashimi_wb.tokens.quantization import Quantizer
-from sashimi_wb.training.metrics import code_rank
 
 MUSIC = Path(__file__).parents[2]/"data"/"music"/"dvorak_largo.flac"
 ROWS = {8: 100, 12: 30, 16: 4}

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from sashimi_wb.audio.config import DataConfig
 from sashimi_wb.audio.loaders import AudioData
+from sashimi_wb.core.ranks import code_rank
 from sashimi_wb.core.system import seed_everything
 from sashimi_wb.models.sashimi import SaShiMiConfig
 from sashimi_wb.models.wave_model import ModelConfig, WaveModel
@@ -21,7 +22,6 @@ from sashimi_wb.training.metrics import (
     accuracy_at,
     bits_per_byte,
     bits_per_sample,
-    code_rank,
     compression_ratio,
     perplexity,
 )
