@@ -227,7 +227,7 @@ def enter(page, label: str, value) -> None:
     page.get_by_label(label, exact=True).press("Enter")
 
 
-def says(page, part: str, text) -> None:
+def wait_for_text(page, part: str, text) -> None:
     """Wait until a part of a page contains a text."""
     page.locator(f".swb-{part}", has_text=text).wait_for()
 
@@ -237,14 +237,14 @@ def sources(page, selector: str) -> list[str]:
     return page.locator(selector).evaluate_all("all => all.map(e => e.getAttribute('src'))")
 
 
-def changed(page, selector: str, before: list[str]) -> None:
+def wait_for_new_data(page, selector: str, before: list[str]) -> None:
     """Wait until all images and players that match a selector have new data."""
     page.wait_for_function("""([selector, before]) => {
         const now = [...document.querySelectorAll(selector)].map(e => e.getAttribute('src'))
         return now.length && !now.some(source => before.includes(source)) }""", arg=[selector, before])
 
 
-def forgotten(page, selector: str) -> None:
+def wait_until_gone(page, selector: str) -> None:
     """Wait until nothing on a page matches a selector."""
     from playwright.sync_api import expect
     expect(page.locator(selector)).to_have_count(0, timeout=PATIENCE_MS)

@@ -1,5 +1,5 @@
 """The page of the forward pass: stages, settings, an error, a pass that the next change cancels, decoder modes."""
-from browser import changed, check_export, forgotten, says, slide, sources
+from browser import check_export, slide, sources, wait_for_new_data, wait_for_text, wait_until_gone
 
 UNET, STAGE, AUDIO = ".swb-unet img", ".swb-stage img", ".swb-sound audio"
 ALERT = ".jupyter-widgets [role=alert]"
@@ -12,8 +12,8 @@ def choose(page, label, option): page.get_by_label(label, exact=True).select_opt
 def wait_for_first_pass(notebook):
     page = notebook.page
     notebook.run_all()
-    says(page, "about", "encoder: RMS")
-    says(page, "status", "answered")
+    wait_for_text(page, "about", "encoder: RMS")
+    wait_for_text(page, "status", "answered")
     assert [len(sources(page, part)) for part in (UNET, STAGE, AUDIO)] == [1, 1, 2]
     check_export(notebook)
 
@@ -22,23 +22,23 @@ def step_through_stages(notebook):
     page = notebook.page
     unet, stage, (played, feature) = sources(page, UNET), sources(page, STAGE), sources(page, AUDIO)
     page.get_by_role("button", name="center", exact=True).click()
-    says(page, "about", "center: RMS")
-    says(page, "status", "answered")
+    wait_for_text(page, "about", "center: RMS")
+    wait_for_text(page, "status", "answered")
     assert sources(page, STAGE) != stage and sources(page, AUDIO)[1] != feature
     assert sources(page, UNET) == unet and sources(page, AUDIO)[0] == played, "the stages are those of one pass"
     assert page.locator(".swb-unet .swb-at").evaluate_all(VISIBLE_FRAMES) == 1
     notebook.screenshot("forward-pass")
     stage = sources(page, STAGE)
     slide(page, "Feature, by strength", "ArrowRight")
-    changed(page, STAGE, stage)
+    wait_for_new_data(page, STAGE, stage)
     page.get_by_role("button", name="Next ▸").press("Enter")
-    says(page, "about", "up 2: RMS")
+    wait_for_text(page, "about", "up 2: RMS")
 
 
 def feed_stereo(page):
     unet = sources(page, UNET)
     choose(page, "Channels", "stereo")
-    says(page, "stages", "16,000 × 32")
+    wait_for_text(page, "stages", "16,000 × 32")
     assert sources(page, UNET) != unet
 
 
@@ -50,29 +50,29 @@ def show_an_error_and_recover(notebook):
     notebook.screenshot("forward-pass-error")
     choose(page, "Input", "codes")
     page.locator(AUDIO).nth(1).wait_for()
-    forgotten(page, ALERT)
+    wait_until_gone(page, ALERT)
 
 
 def cancel_a_full_size_pass(page):
     choose(page, "Model", "preset, fresh weights: sashimi-musdb18stereo")
-    says(page, "pass", "of 10:")
+    wait_for_text(page, "pass", "of 10:")
     choose(page, "Model", "preset, fresh weights: small")
-    says(page, "pass", "through 230,304 parameters")
+    wait_for_text(page, "pass", "through 230,304 parameters")
 
 
 def change_depth_and_decoder_mode(notebook):
     page = notebook.page
     page.get_by_role("button", name="head", exact=True).click()
     choose(page, "Bits", "16")
-    says(page, "about", "head: RMS")
-    says(page, "stages", "1,024 × 65,536")
-    says(page, "status", "answered")
+    wait_for_text(page, "about", "head: RMS")
+    wait_for_text(page, "stages", "1,024 × 65,536")
+    wait_for_text(page, "status", "answered")
     notebook.theme(dark=True)
     notebook.screenshot("forward-pass-dark")
     choose(page, "Decoder mode", "last")
     choose(page, "Output steps", "one, no time axis")
-    says(page, "sound", "too short to play")
-    says(page, "status", "answered")
+    wait_for_text(page, "sound", "too short to play")
+    wait_for_text(page, "status", "answered")
     page.set_viewport_size({"width": 900, "height": 2600})
     notebook.screenshot("forward-pass-narrow")
 

@@ -1,7 +1,7 @@
 """The generation page: a clip grows, is stopped, and is compared with others."""
 import re
 
-from browser import check_export, enter, forgotten, press, slide
+from browser import check_export, enter, press, slide, wait_until_gone
 
 DURATION = """audio => new Promise(resolve => {
     if (audio.readyState) resolve(audio.duration)
@@ -66,7 +66,7 @@ def show_an_error_and_recover(notebook):
     notebook.screenshot("generation-error")
     page.get_by_label("Prompt", exact=True).select_option(index=2)
     press(page, "Generate")
-    forgotten(page, ".swb-one [role=alert]")
+    wait_until_gone(page, ".swb-one [role=alert]")
 
 
 def compare(notebook):

@@ -1,5 +1,5 @@
 """The layouts page: token, layout, sound and theme change its figures, text and players; errors appear and go."""
-from browser import changed, check_export, enter, forgotten, says, slide, sources
+from browser import check_export, enter, slide, sources, wait_for_new_data, wait_for_text, wait_until_gone
 
 
 def test_layouts(lab):
@@ -18,8 +18,8 @@ def test_layouts(lab):
 
 
 def check_first_answer(notebook):
-    says(notebook.page, "words", "Token 25 of 64 comes next: sample 12 of the right channel")
-    says(notebook.page, "status", "answered")
+    wait_for_text(notebook.page, "words", "Token 25 of 64 comes next: sample 12 of the right channel")
+    wait_for_text(notebook.page, "status", "answered")
     assert len(sources(notebook.page, ".swb-sound audio")) == 4
     notebook.screenshot("layouts")
 
@@ -27,17 +27,17 @@ def check_first_answer(notebook):
 def step_to_next_token(page):
     figure = sources(page, ".swb-moment img")
     slide(page, "Token", "ArrowRight")
-    says(page, "words", "Token 26 of 64 comes next: sample 13 of the left channel")
-    changed(page, ".swb-moment img", figure)
+    wait_for_text(page, "words", "Token 26 of 64 comes next: sample 13 of the left channel")
+    wait_for_new_data(page, ".swb-moment img", figure)
 
 
 def change_layout_and_bits(page):
     page.get_by_label("Layout", exact=True).select_option(label="blocking-N")
-    says(page, "words", "sample 10 of the right channel")
-    says(page, "trip", "blocking-16")
+    wait_for_text(page, "words", "sample 10 of the right channel")
+    wait_for_text(page, "trip", "blocking-16")
     assert page.locator(".swb-trip td", has_text=": all").count() == 2
     slide(page, "Bits of the codes", "Home")
-    says(page, "trip", "codes, 1 bit")
+    wait_for_text(page, "trip", "codes, 1 bit")
 
 
 def enter_wrong_path(notebook):
@@ -51,8 +51,8 @@ def enter_wrong_path(notebook):
 def choose_another_sound(page, players):
     page.get_by_label("Sound", exact=True).select_option(index=3)
     page.locator(".swb-stereo img").wait_for()
-    forgotten(page, "[role=alert]")
-    changed(page, ".swb-sound audio", players)
+    wait_until_gone(page, "[role=alert]")
+    wait_for_new_data(page, ".swb-sound audio", players)
 
 
 def show_dark_theme(notebook):
@@ -64,7 +64,7 @@ def show_dark_theme(notebook):
 def choose_mono_sound(notebook):
     page = notebook.page
     page.get_by_label("Sound", exact=True).select_option(label="digits: eight en-rp-m1")
-    says(page, "stereo", "one channel")
-    says(page, "status", "answered")
+    wait_for_text(page, "stereo", "one channel")
+    wait_for_text(page, "status", "answered")
     page.set_viewport_size({"width": 900, "height": 2300})
     notebook.screenshot("layouts-mono")

@@ -1,5 +1,5 @@
 """The quantization page: bits, law and zoom change its figures and players; errors appear and go."""
-from browser import changed, check_export, enter, forgotten, says, slide, sources
+from browser import check_export, enter, slide, sources, wait_for_new_data, wait_for_text, wait_until_gone
 
 PARTS = ("whole", "zoom", "sound", "noise", "codes")
 
@@ -24,7 +24,7 @@ def shown(page, *parts):
 
 
 def check_first_answer(notebook):
-    says(notebook.page, "status", "answered")
+    wait_for_text(notebook.page, "status", "answered")
     assert len(shown(notebook.page, *PARTS)) == 6 and notebook.page.locator(".swb-sound audio").count() == 3
     notebook.screenshot("quantization")
 
@@ -32,23 +32,23 @@ def check_first_answer(notebook):
 def raise_bits(page):
     before = shown(page, *PARTS)
     slide(page, "Bits", "ArrowRight", "ArrowRight")
-    says(page, "sound", "6 bits, linear")
-    says(page, "status", "answered")
+    wait_for_text(page, "sound", "6 bits, linear")
+    wait_for_text(page, "status", "answered")
     after = shown(page, *PARTS)
     assert len(after) == 6 and all(a != b for a, b in zip(after, before))
 
 
 def choose_mu_law(page):
     page.get_by_label("Law", exact=True).select_option(label="mu-law")
-    says(page, "sound", "6 bits, mu-law")
-    says(page, "numbers", "mu-law, chosen")
-    says(page, "status", "answered")
+    wait_for_text(page, "sound", "6 bits, mu-law")
+    wait_for_text(page, "numbers", "mu-law, chosen")
+    wait_for_text(page, "status", "answered")
 
 
 def move_zoom(page):
     zoom, players = shown(page, "zoom"), shown(page, "sound")
     slide(page, "Zoom at", "PageUp")
-    changed(page, ".swb-zoom img", zoom)
+    wait_for_new_data(page, ".swb-zoom img", zoom)
     assert shown(page, "sound") == players, "moving the zoom leaves the players unchanged"
 
 
@@ -63,7 +63,7 @@ def enter_wrong_path(notebook):
 def choose_another_sound(page):
     page.get_by_label("Sound", exact=True).select_option(index=3)
     page.locator(".swb-codes img").wait_for()
-    forgotten(page, "[role=alert]")
+    wait_until_gone(page, "[role=alert]")
 
 
 def show_dark_theme_and_narrow_window(notebook):

@@ -1,5 +1,5 @@
 """The state space page: matrix, discretization, step and readout change its parts; errors appear and go."""
-from browser import changed, check_export, enter, forgotten, says, slide, sources
+from browser import check_export, enter, slide, sources, wait_for_new_data, wait_for_text, wait_until_gone
 
 PARTS = ("kernel", "eigenvalues", "sound", "past", "float32")
 
@@ -21,7 +21,7 @@ def test_state_space(lab):
 def answer(page, unit):
     """Figures and players of every part, once the answer for a step is complete."""
     page.get_by_text(f"one unit of time is {unit} samples").wait_for()
-    says(page, "status", "answered")
+    wait_for_text(page, "status", "answered")
     return shown(page)
 
 
@@ -51,7 +51,7 @@ def choose_diagonal_matrix_and_large_step(page, slow):
     slide(page, "Step dt", *["ArrowRight"] * 40)
     aliased = answer(page, 10)
     assert aliased["eigenvalues"] != slow["eigenvalues"] and aliased["sound"][1:] != slow["sound"]
-    says(page, "kernel", "42 of 64 eigenvalues have a frequency above half the sample rate")
+    wait_for_text(page, "kernel", "42 of 64 eigenvalues have a frequency above half the sample rate")
     return aliased
 
 
@@ -72,8 +72,8 @@ def ask_for_an_echo_outside_the_window(notebook):
 def ask_for_a_short_echo(page, aliased):
     enter(page, "Echo after (ms)", 1)
     page.locator(".swb-float32 img").wait_for()
-    forgotten(page, "[role=alert]:visible")
-    changed(page, ".swb-sound [src]", aliased["sound"][1:])
+    wait_until_gone(page, "[role=alert]:visible")
+    wait_for_new_data(page, ".swb-sound [src]", aliased["sound"][1:])
 
 
 def show_narrow_window(notebook):

@@ -3,7 +3,7 @@ import re
 
 from made_audio import write
 
-from browser import ROOT, changed, check_export, copy_notebook, enter
+from browser import ROOT, check_export, copy_notebook, enter, wait_for_new_data
 
 STEPS, EPOCH = 200, 50
 
@@ -55,7 +55,7 @@ def stop(page):
     page.locator(".swb-training").get_by_text("stopped after step").wait_for()
     stopped = current_step(page)
     assert stopped < STEPS
-    changed(page, ".swb-curves img", [first])
+    wait_for_new_data(page, ".swb-curves img", [first])
     page.get_by_label("Bits", exact=True).and_(page.locator(":enabled")).wait_for()
     page.locator(".swb-plan").get_by_text(f"{stopped} steps are done").wait_for()
     return stopped
