@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.parse
 import urllib.request
 from importlib.util import find_spec
 from pathlib import Path
@@ -68,8 +67,8 @@ def copy_notebook(source: Path, target: Path, parameters: dict) -> None:
 class Lab:
     """A JupyterLab server on a folder, and a browser; the `with` block ends both.
 
-    The pages share one browser context, so that JupyterLab's own files are loaded once and then come from the cache.
-    Every kernel imports the package at its start, which overlaps with the loading of the page."""
+    The notebooks share one browser context, so that JupyterLab's own files are loaded once and then cached.
+    Every kernel imports the package when it starts, while JupyterLab is still drawing the notebook."""
 
     def __init__(self, folder: Path):
         self.folder, self.port = Path(folder), free_port()
@@ -116,12 +115,6 @@ class Lab:
             except OSError: time.sleep(0.2)
         raise RuntimeError(f"JupyterLab does not answer:\n{self.log.read_text()[-4000:]}")
 
-    def start_kernel(self, name: str) -> None:
-        """Start the kernel of a notebook; JupyterLab connects to it when it opens the notebook."""
-        session = {"path": name, "name": name, "type": "notebook", "kernel": {"name": "python3"}}
-        headers = {"Authorization": f"token {TOKEN}", "Content-Type": "application/json"}
-        request = urllib.request.Request(f"{self.url}/api/sessions", json.dumps(session).encode(), headers)
-        urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60).close()
 
     def open(self, name: str, width: int = 1280, height: int = 900) -> "Notebook":
         """A notebook of the folder in a window of its own."""
@@ -152,7 +145,6 @@ class Notebook:
             self.seen.append(f"fetched from outside: {url}")
 
     def __enter__(self):
-        self.lab.start_kernel(self.name)
         self.page.goto(f"{self.lab.url}/lab/tree/{self.name}?token={TOKEN}&reset")
         self.page.wait_for_function(f"() => {CURRENT}?.sessionContext?.session?.kernel?.status === 'idle'")
         if self.page.evaluate("document.body.dataset.jpThemeLight") != "true":
@@ -182,12 +174,13 @@ class Notebook:
         if status != "ok": raise RuntimeError(f"{code!r} ended with {status}")
 
     def problems(self) -> list[str]:
-        """Page errors, requests that left this machine, and tracebacks in the notebook."""
+        """Page errors, requests that left this machine, and tracebacks and broken widgets in the notebook."""
         cells = self.page.evaluate(f"() => {CURRENT}.content.model.toJSON().cells")
         outputs = [o for c in cells for o in c.get("outputs", [])]
         errors = [f"{o['ename']}: {o['evalue']}" for o in outputs if o["output_type"] == "error"]
         stderr = ["".join(o["text"]) for o in outputs if o["output_type"] == "stream" and o["name"] == "stderr"]
-        return [*self.seen, *errors, *(text for text in stderr if "Traceback" in text)]
+        widgets = self.page.get_by_text("Click to show javascript error").all_inner_texts()
+        return [*self.seen, *errors, *(text for text in stderr if "Traceback" in text), *widgets]
 
     def theme(self, dark: bool) -> None:
         """Change JupyterLab's theme."""

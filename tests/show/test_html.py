@@ -31,7 +31,7 @@ from sashimi_wb.studies.run_table import read_runs
 
 PLAIN = "a plain word"
 MARKUP = "<img src=x onerror=alert(1)>\"'&$x$ \\frac{1} _2^{\udce9 {0} %s </td></script>"
-# as a name; names that are no UTF-8 are a matter of the reader
+# as a file name; names that are not valid UTF-8 are tested where files are read
 IN_A_PATH = MARKUP.replace("/", "⁄").replace("\udce9", "é")
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -56,7 +56,7 @@ class Elements(HTMLParser):
 
 
 def filled(value, text, key=""):
-    "A record with another text in place of each, but for its parameters, times and kinds of stages."
+    "A record with every text replaced, except its parameters, times and kinds of stages."
     if isinstance(value, dict):
         return {k: v if k == "parameters" and isinstance(v, dict) else filled(v, text, k) for k, v in value.items()}
     if isinstance(value, list): return [filled(v, text, key) for v in value]
@@ -126,8 +126,7 @@ def pages(top, text):
         "formatted": table([{"a": 1}], {"a": text}, {"a": lambda v: text}).data,
         "figure": figure_html(fig, text).data, "note": note_html(text), "error": error_html(ValueError(text)),
         "fault": error_html(ArithmeticError(text)), "runner": runner.status.value + own.html + layouts.html,
-        "unet": unet_html(found[0].record["stages"] or
-        next(r.record["stages"] for r in found if r.record["stages"]), text),
+        "unet": unet_html(next(r.record["stages"] for r in found if r.record["stages"]), text),
         "sounds": sounds_html(wave[:, None], 4000, wave[:20], 4000, text),
         "drawn": "".join(figure_html(f, text).data
                          for f in (plot_clips({text: wave}, 4000), plot_wave(wave, 4000, text),
@@ -141,7 +140,7 @@ def both(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_markup_in_a_text_is_no_markup_of_the_page(both):
+def test_markup_in_a_text_adds_no_element_to_a_page(both):
     for name, page in both[MARKUP].items():
         plain, marked = Elements(both[PLAIN][name]), Elements(page)
         assert marked.elements == plain.elements, name
@@ -152,12 +151,12 @@ def test_markup_in_a_text_is_no_markup_of_the_page(both):
 
 
 @pytest.mark.slow
-def test_the_pages_show_what_the_test_puts_in(both):
+def test_every_html_contains_the_text(both):
     without = {name for name, page in both[PLAIN].items() if PLAIN not in page}
     assert without <= {"curves", "result"}
 
 
-def test_one_function_makes_html_of_text():
+def test_all_html_is_made_by_markup():
     "Elements in f-strings and manual escaping bypass `markup`."
     made = re.compile(r"""\bf(["']|\"{3})[^\n]*?<[a-z/]+[ >]|from html import|(?<!re\.)\bescape\(""")
     found = {p.name: made.findall(p.read_text(encoding="utf-8")) for p in (ROOT/"sashimi_wb").rglob("*.py")}
