@@ -103,7 +103,7 @@ class _DiagonalKernel(torch.autograd.Function):
         n_rows = -(-length//t)
         V = _geometric(step, t, z)                                        # (h t n)
         P = _geometric((step.conj()**t).resolve_conj(), n_rows, z)[:, :, None]   # (h k 1 n), conjugate
-        a = (2*cb.conj()).to(z).transpose(0, 1)[:, None]                  # (h 1 c n): 2 Re(cb x) is a dot product with a
+        a = (2*cb.conj()).to(z).transpose(0, 1)[:, None]                  # (h 1 c n): 2 Re(cb x) = Re(conj(a) x)
         ctx.save_for_backward(V, P, a)
         return product_of_factors(_interleaved(V), _interleaved(a*P), length)
 

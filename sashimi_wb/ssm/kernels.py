@@ -198,7 +198,7 @@ def state_after(
     """State after a window."""
     length, t = u.shape[-1], window.V.shape[1]
     chunks = F.pad(u, (-length % t, 0)).unflatten(-1, (-1, t))
-    S = torch.einsum("bhkt,htm->hkbm", chunks, window.V.flip(1))           # what each chunk adds to the state at its end
+    S = torch.einsum("bhkt,htm->hkbm", chunks, window.V.flip(1))           # each chunk's part of the state at its end
     if window.powers[0].is_complex(): S = unstacked(S)
     X = S[:, 0]
     if state is not None:

@@ -152,8 +152,8 @@ class SSMKernel(nn.Module):
     def continuous(self, rate: float = 1.0) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]:
         """A, B, P (None when diagonal), C and the steps times `rate`, for every channel, in double precision."""
         if self.C.dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"a state space needs weights in float32 or float64, got {self.C.dtype}; for mixed precision "
-                             "keep the model in float32 and run it under torch.autocast")
+            raise ValueError(f"a state space needs weights in float32 or float64, got {self.C.dtype}; for mixed "
+                             "precision keep the model in float32 and run it under torch.autocast")
         dt = rate*F.softplus(self.inv_dt.double())
         A = torch.complex(-self.A_real.double().clamp(-30, 30).exp(), -self.A_imag.double())
         B, C = (torch.view_as_complex(z.double()) for z in (self.B, self.C))

@@ -114,7 +114,7 @@ def silence_after(
     x:Float[Tensor, "b l h"],
     lengths:Int[Tensor, " b"], # number of valid samples in every row
 )->Float[Tensor, "b l h"]:
-    """Set samples beyond every row's length to zero. Raises: ValueError unless there is one length in [0, l] per row."""
+    """Set samples beyond every row's length to zero. Raises: ValueError unless every row has a length in [0, l]."""
     lengths = torch.as_tensor(lengths, device=x.device)
     rows, longest = x.shape[:2]
     one_per_row = lengths.shape == (rows,) and not lengths.is_floating_point()

@@ -233,7 +233,7 @@ def pack_model(
     config = StepConfig(
         n_layers=c.n_layers, n_states=n_states, low_rank=int(low_rank), activation=int(c.pool_activation),
         n_places=model.head.tokens_per_sample, float_input=int(model.config.input == "float"),
-        mixture=int(model.config.head == "dml"), bits=model.config.bits, n_params=model.head.n_params,
+        mixture=int(not model.head.has_logits), bits=model.config.bits, n_params=model.head.n_params,
         last_norm=last_norm, projection=projection, row_size=int(max(2*plan[:, WIDTH].max(), plan[:, FF].max())))
     return PackedModel(plan, config, weights.array(), _aligned(table), first_id, n_state, scales)
 

@@ -47,7 +47,7 @@ class LitWave(LightningModule):
     def on_validation_epoch_start(self):
         head, ks = self.model.head, self.train_config.val_ks
         if ks is None: ks = (1,) if head.n_codes <= 4096 else ()
-        self.tally = Tally(head.sample_bits, ks, head.tokens_per_sample)
+        self.tally = Tally(head.bits, ks, head.tokens_per_sample)
 
     def validation_step(self, batch, batch_idx): add_batch(self.tally, self.model, batch)
 

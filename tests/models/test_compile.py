@@ -41,7 +41,7 @@ def gradients(model, loss):
 @pytest.mark.parametrize("encoder,head", KINDS)
 @pytest.mark.parametrize("form", FORMS)
 def test_bf16_training(form, encoder, head):
-    """Products in bf16 have 8 bits: the loss is near, the gradient points the same way, weights and kernels stay in float32."""
+    """Products in bf16 have 8 bits: loss and gradient are close; weights and kernels stay in float32."""
     model, x, y = made(form, encoder, head)
     loss = model.loss(x, y)
     wanted = gradients(model, loss)

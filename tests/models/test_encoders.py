@@ -28,14 +28,14 @@ def test_sizes(name, sizes):
 def test_initial_spread(d_model):
     torch.manual_seed(0)
     assert abs(Embedding(4096, d_model).weight.norm(dim=1).mean() - 4) < 1e-3
-    lines = [LinearProjection(256, d_model).linear for _ in range(400)]
+    lines = [LinearProjection(d_model).linear for _ in range(400)]
     assert abs(torch.stack([line.weight for line in lines]).std() * d_model**.5 - 4) < .4
     assert abs(torch.stack([line.bias for line in lines]).std() * d_model**.5 - 1) < .1
 
 
 def test_the_first_norm_keeps_the_amplitude():
     torch.manual_seed(0)
-    u = LinearProjection(256, 64)(torch.tensor([[[.02], [.1], [.4]]]))
+    u = LinearProjection(64)(torch.tensor([[[.02], [.1], [.4]]]))
     quiet, middle, loud = torch.nn.functional.layer_norm(u, (64,))[0]
     assert (quiet - middle).norm() > 1 and (middle - loud).norm() > 1
 
@@ -56,16 +56,22 @@ def test_dtypes():
     emb = Embedding(256, 8)
     codes = torch.randint(0, 256, (2, 5))
     for dtype in (torch.uint8, torch.int32, torch.int64): torch.testing.assert_close(emb(codes.to(dtype)), emb(codes))
-    assert LinearProjection(256, 8)(torch.rand(1, 3, 1, dtype=torch.float64)).dtype == torch.float32
-    assert LinearProjection(256, 8).double()(torch.rand(1, 3, 1)).dtype == torch.float64
+    assert LinearProjection(8)(torch.rand(1, 3, 1, dtype=torch.float64)).dtype == torch.float32
+    assert LinearProjection(8).double()(torch.rand(1, 3, 1)).dtype == torch.float64
 
 
-@pytest.mark.parametrize("make, x, words", [
-    (Embedding, torch.rand(2, 5), "float32"), (Embedding, torch.zeros(2, 5, dtype=torch.bool), "bool"),
-    (Embedding, torch.zeros(2, 5, 2, dtype=torch.long), "interleave"), (Embedding, torch.zeros(5, dtype=torch.long), "shape"),
-    (Embedding, torch.tensor([[0, -1]]), r"got -1 at \(0, 1\)"), (Embedding, torch.tensor([[0], [256]])[..., None], r"got 256 at \(1, 0, 0\)"),
-    (EmbeddingSqueeze, torch.zeros(2, 5, dtype=torch.long), "None"), (EmbeddingSqueeze, torch.rand(2, 5, 1), "linear_projection"),
-    (LinearProjection, torch.zeros(2, 5, 1, dtype=torch.long), "embedding"), (LinearProjection, torch.rand(2, 5), "shape"),
-    (LinearProjection, torch.rand(2, 5, 2), "interleave")])
-def test_wrong_input(make, x, words):
-    with pytest.raises(ValueError, match=words): make(256, 8)(x)
+@pytest.mark.parametrize("kind, x, words", [
+    (Embedding, torch.rand(2, 5), "float32"),
+    (Embedding, torch.zeros(2, 5, dtype=torch.bool), "bool"),
+    (Embedding, torch.zeros(2, 5, 2, dtype=torch.long), "interleave"),
+    (Embedding, torch.zeros(5, dtype=torch.long), "shape"),
+    (Embedding, torch.tensor([[0, -1]]), r"got -1 at \(0, 1\)"),
+    (Embedding, torch.tensor([[0], [256]])[..., None], r"got 256 at \(1, 0, 0\)"),
+    (EmbeddingSqueeze, torch.zeros(2, 5, dtype=torch.long), "None"),
+    (EmbeddingSqueeze, torch.rand(2, 5, 1), "linear_projection"),
+    (LinearProjection, torch.zeros(2, 5, 1, dtype=torch.long), "embedding"),
+    (LinearProjection, torch.rand(2, 5), "shape"),
+    (LinearProjection, torch.rand(2, 5, 2), "interleave"),
+])
+def test_wrong_input(kind, x, words):
+    with pytest.raises(ValueError, match=words): kind.build(256, 8)(x)

@@ -1,7 +1,7 @@
-"""Float32 against float64: kernels, gradients, the full-size model's three ways of running, errors over time, carried gradients.
+"""Float32 against float64: kernels, gradients, the full-size model run in three ways, errors over time.
 
-`benchmarks/accuracy.py` prints the same errors at full length. A channel's error is relative to its peak, a gradient's to its
-largest entry.
+`benchmarks/accuracy.py` prints the same errors at full length. The error of a channel is relative to its peak, that of
+a gradient to its largest entry.
 """
 import copy
 import dataclasses
@@ -74,7 +74,7 @@ def test_the_infinite_node_in_float32(length):
 @pytest.mark.parametrize("noise", [0.0, 0.5])
 @pytest.mark.parametrize("form", FORMS)
 def test_gradients_of_every_parameter(form, noise):
-    """Under white noise, as no symmetry cancels it. In float32 sums the gradient of dt is a small difference of large sums."""
+    """White noise has no symmetry that cancels. With float32 sums the gradient of dt is a difference of large sums."""
     kernel, exact = made(form, noise=noise)
     names = [name for name, _ in kernel.named_parameters()]
     ways = [(lambda n: kernel(n), 5e-6), (lambda n: kernel.window(n).K, 5e-6)]
@@ -90,7 +90,7 @@ def test_gradients_of_every_parameter(form, noise):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_gradient_that_cancels(form):
-    """The sum of a kernel is its gain at frequency 0, which no step changes: what remains for dt is small beside what white noise gives."""
+    """The sum of a kernel is its gain at frequency 0, which no step changes: the gradient of dt is nearly zero."""
     kernel, exact = made(form)
     noise = torch.randn(1, 16, 16000, dtype=torch.float64)
     (got,), (wanted,), (scale,) = (torch.autograd.grad(f(k(16000)), k.inv_dt) for k, f in
@@ -127,7 +127,7 @@ def test_full_size_three_ways(form):
 @pytest.mark.parametrize("form", FORMS)
 @torch.no_grad()
 def test_the_error_of_steps_does_not_grow(form):
-    """A state forgets its rounding errors as it forgets its input: within the longest memory, here 2,000 samples, and no later."""
+    """Rounding errors of a state decay as its input does: within the longest memory, here 2,000 samples."""
     torch.manual_seed(0)
     layer, u = S4(8, FORMS[form]), torch.randn(1, 12288, 8)
     exact = copy.deepcopy(layer).double()(u.double(), need_state=False)[0]
@@ -168,7 +168,7 @@ def test_windows_backpropagate_as_far_as_the_state_lets_them(form):
 
 @pytest.mark.parametrize("form", ["dplr", "zoh"])
 def test_training_on_carried_windows(form):
-    """A backward pass a window, the state detached between: no graph is needed twice, and the gradients add up to the truncated one."""
+    """One backward pass per window, with a detached state: the gradients add up to the truncated one."""
     torch.manual_seed(1)
     module = SaShiMi(4, 1, (2, 3), kernel=dataclasses.replace(FORMS[form], d_state=8)).double()
     x, state, total = torch.randn(2, 47, 4, dtype=torch.float64), None, 0

@@ -73,28 +73,38 @@ def test_sequence_decoder_against_reference(file, key, cache={}):  # noqa: B006
     torch.testing.assert_close(ours(), want, atol=1e-9, rtol=0)
 
 
-def test_sequence_decoder_override_and_step():
-    data = load("decoder/sequence_decoder_fork.npz")
+@pytest.mark.parametrize("file", ["base", "fork"])
+@torch.no_grad()
+def test_sequence_decoder_override_and_step(file):
+    data = load(f"decoder/sequence_decoder_{file}.npz")
     x = torch.from_numpy(data["x"]).double()
-    torch.testing.assert_close(SequenceDecoder(4, None, mode="last")(x, l_output=2),
-                               torch.from_numpy(data["override_last_2_identity"]))
+    def close(ours, theirs): torch.testing.assert_close(ours, torch.from_numpy(theirs), rtol=1e-9, atol=1e-12)
+    def ours(mode, n): return SequenceDecoder(4, None, mode=mode)(x, l_output=n)
+    close(ours("last", 2), data["override_last_2_identity"])
     for n in (1, 2, 4, None):
-        torch.testing.assert_close(SequenceDecoder(4, None, mode="pool")(x, l_output=n), pool_by_hand(x, n or 9))
-    torch.testing.assert_close(SequenceDecoder(4, None, mode="pool")(x, l_output=1),
-                               torch.from_numpy(data["override_pool_1_identity"]))
+        torch.testing.assert_close(ours("pool", n), pool_by_hand(x, n or 9), rtol=1e-9, atol=1e-12)
+    close(ours("pool", 1), data["override_pool_1_identity"])
+    # the reference is wrong if 4 outputs meet 4 features, and raises for other numbers
+    assert (ours("pool", 4) - torch.from_numpy(data["override_pool_4_identity"])).abs().max() > 1e-3
+    for n in (2, None): assert str(data[f"override_pool_{n}_identity/error"]) == "RuntimeError"
     decoder = SequenceDecoder(4, 5).double()
+    decoder.load_state_dict({"output.weight": torch.from_numpy(data["weight"]).double(),
+                             "output.bias": torch.from_numpy(data["bias"]).double()})
+    close(decoder.step(x[:, 0]), data["step"])
     torch.testing.assert_close(torch.stack([decoder.step(x[:, i]) for i in range(9)], 1), decoder(x))
     with pytest.raises(ValueError, match="fixed to 3"): SequenceDecoder(4, 5, 3, "last")(x.float(), l_output=2)
 
 
 @pytest.mark.parametrize("settings_, words", [
-    (dict(mode="middle"), "last, first, pool, sum, ragged, full"), (dict(l_output=-1), "l_output"), (dict(l_output="3"), "l_output"),
+    (dict(mode="middle"), "last, first, pool, sum, ragged, full"),
+    (dict(l_output=-1), "l_output"), (dict(l_output="3"), "l_output"),
     (dict(mode="full", l_output=0), "time axis"), (dict(mode="ragged", l_output=0), "time axis")])
 def test_sequence_decoder_settings(settings_, words):
     with pytest.raises(ValueError, match=words): SequenceDecoder(4, 5, **settings_)
 
 
-@pytest.mark.parametrize("mode, lengths", [("last", [9, 4]), ("last", [10, 4, 4]), ("sum", [0, 1, 2]), ("last", [9, 4, 6])])
+@pytest.mark.parametrize("mode, lengths", [("last", [9, 4]), ("last", [10, 4, 4]), ("sum", [0, 1, 2]),
+                                           ("last", [9, 4, 6])])
 def test_sequence_decoder_lengths(mode, lengths):
     with pytest.raises(ValueError, match="lengths"):
         SequenceDecoder(4, 5, None, mode, True)(torch.randn(3, 9, 4), lengths)
@@ -112,7 +122,10 @@ def test_sequence_decoder_wrong_width():
 def seed(): torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("name, bits", [(name, bits) for name in ("categorical", "dml") for bits in (1, 2, 8, 12)] + [("bytes", 8)])
+HEADS_AND_BITS = [*((name, bits) for name in ("categorical", "dml") for bits in (1, 2, 8, 12)), ("bytes", 8)]
+
+
+@pytest.mark.parametrize("name, bits", HEADS_AND_BITS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_protocol(name, bits, dtype):
     head = make_head(name, 16, bits, 4).to(dtype)
@@ -215,7 +228,8 @@ def test_tying():
 
 # the mixture
 
-def reference_ours(logits, means, log_scales, bits): # a mixture from the reference's words: means and scales in full scale
+def reference_ours(logits, means, log_scales, bits):
+    "A mixture from the reference's parameters: means and scales relative to full scale."
     half = 2 ** (bits - 1)
     logits, means, log_scales = (torch.as_tensor(v).double() for v in (logits, means, log_scales))
     return Mixture(logits.log_softmax(-1), means * half, log_scales + math.log(half))
@@ -240,7 +254,8 @@ def test_dml_sums_to_one(bits, rows, dtype, factor):
     assert (cdf.diff() >= -1e-7).all() and (cdf[:, -1] == 1).all()
 
 
-@given(bits=st.integers(1, 16), raw=st.lists(st.floats(-1e6, 1e6, width=32), min_size=6, max_size=6), at=st.floats(0, 1))
+@given(bits=st.integers(1, 16), at=st.floats(0, 1),
+       raw=st.lists(st.floats(-1e6, 1e6, width=32), min_size=6, max_size=6))
 @settings(max_examples=150, deadline=None)
 def test_dml_loss_and_gradient_are_finite(bits, raw, at):
     params = torch.tensor(raw, dtype=torch.float32, requires_grad=True)
@@ -368,7 +383,8 @@ def test_reference_mass_is_half_and_ours_is_one():
     assert wrong > 10
 
 
-@pytest.mark.parametrize("name", ["loss_8bit_K10_seed0", "loss_12bit_K5_seed4", "loss_16bit_K10_seed1", "loss_16bit_K8_wide_seed3", "loss_8bit_K1_wide_seed2"])
+@pytest.mark.parametrize("name", ["loss_8bit_K10_seed0", "loss_12bit_K5_seed4", "loss_16bit_K10_seed1",
+                                  "loss_16bit_K8_wide_seed3", "loss_8bit_K1_wide_seed2"])
 def test_reference_loss_is_about_ln2_too_high(name):
     data = load(f"dml/{name}.npz")
     bits = json.loads(str(data["config"]))["bits"]
@@ -418,16 +434,17 @@ def test_categorical_loss_in_blocks_checks_its_targets():
 @pytest.mark.parametrize("bits, n", [(8, 1), (16, 2), (24, 3)])
 def test_bytes(bits, n):
     head = make_head("bytes", 8, bits)
-    assert (head.bits, head.sample_bits, head.tokens_per_sample, head.n_codes, head.n_params) == (8, bits, n, 256, 256)
+    assert (head.token_bits, head.bits, head.tokens_per_sample, head.n_codes, head.n_params) == (8, bits, n, 256, 256)
     for wrong in (12, 1, 32):
         with pytest.raises(ValueError, match="expected 8, 16 or 24"): make_head("bytes", 8, wrong)
 
 
 @pytest.mark.parametrize("name", list(HEADS))
-@pytest.mark.parametrize("mode, l_output", [("full", None), ("last", 2), ("first", 2), ("last", 1), ("pool", 2), ("sum", 2), ("ragged", None)])
+@pytest.mark.parametrize("mode, l_output", [("full", None), ("last", 2), ("first", 2), ("last", 1), ("pool", 2),
+                                            ("sum", 2), ("ragged", None)])
 @pytest.mark.parametrize("use_lengths", [False, True])
 def test_modes_and_lengths(name, mode, l_output, use_lengths):
-    "Every head keeps the steps that its decoder keeps, and its loss is that of those steps; bytes of different places are not added up."
+    "The loss of a head is that of the steps its decoder keeps; bytes of different places are not added up."
     if mode in ("pool", "sum") and name == "bytes":
         with pytest.raises(ValueError, match="stand for different things"):
             HEADS[name](8, 8, mode=mode, l_output=l_output)

@@ -1,4 +1,4 @@
-"""The mixture of logistics at 8, 12 and 16 bits: sums over all classes, ranks without the table, samples, and a training run."""
+"""The mixture of logistics at 8, 12 and 16 bits: sums over all codes, exact ranks, samples, and a training run."""
 import math
 from pathlib import Path
 
@@ -31,8 +31,8 @@ def seed(): torch.manual_seed(0)
 
 def trained_like(n, bits):
     "Parts that agree on where the next sample is, to some hundredths of full scale, the heaviest the narrowest."
-    centre, spread = .3*torch.randn(n, 1), 10**(-3.5 + torch.rand(n, 1))
-    return torch.cat([torch.linspace(2, -2, 10) + torch.randn(n, 10), 8*(centre + spread*torch.randn(n, 10)),
+    center, spread = .3*torch.randn(n, 1), 10**(-3.5 + torch.rand(n, 1))
+    return torch.cat([torch.linspace(2, -2, 10) + torch.randn(n, 10), 8*(center + spread*torch.randn(n, 10)),
                       spread.log() + .5*torch.randn(n, 10)], -1)
 
 
@@ -42,16 +42,21 @@ def at_the_ends(n, bits):
     return raw
 
 
-def narrow(n, bits): # parts of a few bins, and a hundredth of a bin
+def narrow(n, bits):
+    "Parts of a few bins, and of a hundredth of a bin."
     return torch.cat([torch.randn(n, 10), 8*(.5*torch.randn(n, 1) + torch.randn(n, 10)*2.**(3 - bits)),
                       -bits*math.log(2) + 3*torch.randn(n, 10)], -1)
 
 
-PARAMETERS = {"fresh": lambda n, bits: start_params(10) + .1*torch.randn(n, 30), "random": lambda n,
-              bits: start_params(10) + 3*torch.randn(n, 30),
-              "trained": trained_like, "ends": at_the_ends, "narrow": narrow, "absurd": lambda n,
-              bits: 1e4*torch.randn(n, 30),
-              "largest": lambda n, bits: 1e30*torch.randn(n, 30)}
+PARAMETERS = {
+    "initial": lambda n, bits: start_params(10) + .1*torch.randn(n, 30),
+    "random": lambda n, bits: start_params(10) + 3*torch.randn(n, 30),
+    "trained": trained_like,
+    "ends": at_the_ends,
+    "narrow": narrow,
+    "large": lambda n, bits: 1e4*torch.randn(n, 30),
+    "largest": lambda n, bits: 1e30*torch.randn(n, 30),
+}
 
 
 @pytest.mark.parametrize("bits", ROWS)
@@ -124,7 +129,7 @@ def test_loss_and_gradient_are_finite_for_every_parameter(bits):
 
 
 @pytest.mark.slow
-def test_sixteen_bits_are_learned_at_the_learning_rate_of_the_notes():
+def test_sixteen_bits_are_learned_at_a_learning_rate_of_one_percent():
     wave, _ = soundfile.read(MUSIC, frames=2*44_100, start=44_100, dtype="float32", always_2d=True)
     quantizer = Quantizer("linear", 16)
     codes = quantizer.encode(torch.from_numpy(wave[::3, :1].copy())[None])[0, :, 0]

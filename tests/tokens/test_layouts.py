@@ -92,3 +92,18 @@ def test_wrong_shapes():
     with pytest.raises(ValueError, match="expected \\(b l 1\\)"): deinterleave(torch.zeros(1, 4, 2), "temporal")
     with pytest.raises(ValueError, match="2 channels divide, got 5"): deinterleave(torch.zeros(1, 5, 1), "temporal")
     with pytest.raises(ValueError, match="0 channels"): deinterleave(torch.zeros(1, 5, 1), "temporal", 0)
+
+
+def test_deinterleaved_features_equal_the_reference_where_it_is_right():
+    config, n_right = json.loads(str(REFERENCE["config"])), 0
+    for length in config["lengths"]:
+        stereo = torch.from_numpy(REFERENCE[f"L{length}/stereo"])[None]
+        for strategy in config["strategies"]:
+            ours, key = deinterleave(interleave(stereo, strategy), strategy), f"L{length}/{strategy}"
+            assert torch.equal(ours, stereo)
+            features = torch.stack([ours, 10*ours, 100*ours], -1)     # (1 t c 3), as in the file
+            theirs = torch.from_numpy(REFERENCE[f"{key}/deinterleaved"])
+            right = bool(REFERENCE[f"{key}/deinterleave_correct"])
+            assert torch.allclose(features, theirs, rtol=1e-6, atol=0) == right, key     # in single precision
+            n_right += right
+    assert n_right > 0

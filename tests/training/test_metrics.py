@@ -217,3 +217,18 @@ def test_whole_files_of_one_window_equal_evaluate(even, channels, layout, option
     windowed, whole = evaluate(model, data.test_loader(), "cpu"), evaluate_whole(model, data, "cpu", window=480)
     assert whole.pop("bits_by_byte", []) == pytest.approx(windowed.pop("bits_by_byte", []))
     assert whole == pytest.approx(windowed, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["classes16", "classes16_padded", "classes256"])
+def test_figures_and_accuracies_of_the_reference(name):
+    data = np.load(REFERENCE/f"{name}.npz", allow_pickle=False)
+    logits, y = torch.from_numpy(data["logits"]).double(), torch.from_numpy(data["y"])
+    mask = y != -100
+    nats = torch.nn.functional.cross_entropy(logits[mask], y[mask]).item()
+    for ours, key in ((nats, "cross_entropy"), (nats, "loss"), (bits_per_sample(nats), "bpb"),
+                      (perplexity(nats), "ppl")):
+        assert ours == pytest.approx(float(data[f"{key}_f64"]), rel=1e-9)
+    share = mask.double().mean().item()                      # the reference counts padding as wrong answers
+    for k, key in NAMES.items():
+        hits = share*accuracy_at(logits, y, k, mask)
+        assert math.isclose(np.float32(hits), float(data[f"{key}_f64"]), rel_tol=1e-7)     # stored in single precision
