@@ -1,4 +1,4 @@
-"""Samples as bytes: there and back, their places, and models that read them."""
+"""Samples as bytes: the round trip, the places of bytes, and models on byte tokens."""
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,7 +14,7 @@ from sashimi_wb.tokens.streams import shift
 
 
 @pytest.mark.parametrize("bits", range(1, 25))
-def test_there_and_back(bits):
+def test_round_trip(bits):
     codes = torch.cat([torch.tensor([0, 2**bits - 1, 2**(bits - 1)]), torch.randint(2**bits, (500,))]).view(1, -1, 1)
     tokens = to_bytes(codes, bits)
     assert tokens.shape == (1, codes.shape[1]*n_bytes(bits), 1) and 0 <= int(tokens.min()) <= int(tokens.max()) <= 255
@@ -25,7 +25,7 @@ def test_there_and_back(bits):
 
 @given(st.data())
 @settings(max_examples=60, deadline=None)
-def test_after_every_layout(data):
+def test_bytes_of_any_layout(data):
     bits, channels = data.draw(st.sampled_from((8, 16, 24))), data.draw(st.integers(1, 3))
     strategy = data.draw(st.sampled_from(("temporal", "blocking", "blocking-3")))
     values = data.draw(st.lists(st.integers(0, 2**bits - 1), min_size=channels, max_size=30))
@@ -40,10 +40,10 @@ def test_after_every_layout(data):
 
 
 @pytest.mark.parametrize("bits, last", [(8, 128), (16, 0), (24, 0), (12, 0), (4, 8)])
-def test_silence_comes_before_the_first_byte(bits, last):
+def test_input_before_the_first_byte_is_silence(bits, last):
     code = torch.full((1, 1, 1), Quantizer(bits=bits).zero_code)
-    assert silent_input(bits) == place_bytes(to_bytes(code, bits),
-                                             n_bytes(bits))[0, -1, 0] == last + 256*(n_bytes(bits) - 1)
+    placed = place_bytes(to_bytes(code, bits), n_bytes(bits))
+    assert silent_input(bits) == placed[0, -1, 0] == last + 256*(n_bytes(bits) - 1)
 
 
 def test_errors():
@@ -62,7 +62,7 @@ def test_errors():
 @pytest.mark.parametrize("bits", (8, 16, 24))
 @pytest.mark.parametrize("form", ("dplr", "diag"))
 def test_windows_steps_and_one_convolution_agree(bits, form):
-    "Carried state in windows that cut samples in two, and stepping: float64, any place of a byte."
+    "One convolution equals windows that cut samples in two, and stepping, in float64."
     torch.manual_seed(bits)
     config = ModelConfig(bits, head="bytes", backbone=SaShiMiConfig(8, 1, (2, 3), kernel=KernelConfig(form, 8)))
     model = WaveModel(config).double()
@@ -82,8 +82,8 @@ def test_windows_steps_and_one_convolution_agree(bits, form):
         torch.testing.assert_close(torch.stack(steps, 1), whole, rtol=1e-9, atol=1e-9)
 
 
-def test_the_place_is_known():
-    "A sample's upper byte is constant and its lower one uniform: a model that knows the place needs 8 bits, one that does not 9 or more."
+def test_a_model_learns_the_place_of_a_byte():
+    """The upper byte is constant and the lower one uniform: 8 bits suffice if the place is known, else 9 or more."""
     torch.manual_seed(0)
     codes = torch.randint(2**8, (32, 64, 1)) + 77*256
     model = WaveModel(ModelConfig(16, head="bytes",

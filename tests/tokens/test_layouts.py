@@ -19,7 +19,7 @@ DTYPES = (torch.float32, torch.float64, torch.int64, torch.int32, torch.uint8, t
 
 @given(strategies, st.integers(1, 3), st.integers(0, 45), st.integers(1, 5), st.sampled_from(DTYPES), st.booleans())
 @settings(max_examples=120, deadline=None)
-def test_there_and_back(strategy, b, t, c, dtype, channel_major):
+def test_round_trip(strategy, b, t, c, dtype, channel_major):
     x = (torch.rand(b, c, t).transpose(1, 2) if channel_major else torch.rand(b, t, c)).mul(200).to(dtype)
     before = x.clone()
     tokens = interleave(x, strategy)
@@ -59,7 +59,7 @@ def test_reference_arrays():
             tokens = interleave(stereo, s)
             assert np.array_equal(tokens[0].numpy(), REFERENCE[f"{key}/interleaved"]), key
             assert torch.equal(deinterleave(tokens, s), stereo), key
-            if not REFERENCE[f"{key}/deinterleave_correct"]:  # the reference's inverse is wrong here, ours is not
+            if not REFERENCE[f"{key}/deinterleave_correct"]:  # where the inverse of the public code is wrong
                 wrong += 1
                 assert not np.array_equal(REFERENCE[f"{key}/deinterleaved"][..., 0], stereo.numpy())
             codes = interleave(linear_encode(stereo, 16, "clip_minmax"), s)[0].numpy()
@@ -80,7 +80,8 @@ def test_gradients_pass_both_ways():
         assert torch.equal(tokens.grad, interleave(x.detach(), s))
 
 
-@pytest.mark.parametrize("strategy", ("zigzag", "blocking-0", "blocking-", "blocking--1", "blocking-1.5", "blocking-²", "temporal-2", "TEMPORAL", "", None, 3))
+@pytest.mark.parametrize("strategy", ("zigzag", "blocking-0", "blocking-", "blocking--1", "blocking-1.5",
+                                      "blocking-²", "temporal-2", "TEMPORAL", "", None, 3))
 def test_unknown_strategies_list_the_known(strategy):
     for f in (lambda: interleave(torch.zeros(1, 4, 2), strategy), lambda: deinterleave(torch.zeros(1, 4, 1), strategy),
               lambda: token_order(4, 2, strategy)):

@@ -1,4 +1,4 @@
-"""The logarithm and the exponential of every processor: against decimal arithmetic, their bits, what they refuse."""
+"""Portable logarithm and exponential: accuracy against decimal arithmetic, pinned bits, wrong input."""
 import hashlib
 import math
 from decimal import Decimal, localcontext
@@ -32,7 +32,7 @@ def test_the_error_is_below_three_units_in_the_last_place(name):
 
 
 @pytest.mark.parametrize("name", RANGES)
-def test_float32_is_the_nearest_there_is(name):
+def test_float32_is_the_nearest(name):
     function, exact, x = RANGES[name]
     x = x[(x.abs() < 1e6) & ((x.abs() < 120) | (name == "log1p"))].float()
     with localcontext() as c:
@@ -42,18 +42,18 @@ def test_float32_is_the_nearest_there_is(name):
 
 
 @pytest.mark.parametrize("name", RANGES)
-def test_every_bit_is_as_it_was(name):
+def test_every_bit_is_pinned(name):
     function, _, x = RANGES[name]
     assert hashlib.sha256(function(x).numpy().astype("<f8").tobytes()).hexdigest() == PINNED[name]
 
 
 @pytest.mark.parametrize("name", RANGES)
-def test_what_comes_in_is_kept_and_a_part_is_as_in_the_whole(name):
+def test_argument_is_unchanged_and_parts_equal_the_whole(name):
     function, _, x = RANGES[name]
     x, before = x[:2001], x[:2001].clone()
     whole = function(x)
     assert torch.equal(x, before)
-    # a vector's lanes and what is left over
+    # elements that fill vector registers, and the rest
     assert torch.equal(torch.cat([function(part) for part in x.split(7)]), whole)
     assert torch.equal(function(x.expand(2, -1).t())[:, 1], whole)                     # any strides
     assert function(x.half()).dtype == torch.float16 and function(x[:0]).shape == (0,) and function(x[5]).ndim == 0

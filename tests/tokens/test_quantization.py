@@ -1,4 +1,4 @@
-"""Sweeps for sashimi_wb.tokens.quantization: exactness, agreement with torchaudio and the reference arrays, bad input."""
+"""Quantization: exactness at all bit depths, agreement with torchaudio and the public S4 code, wrong input."""
 import hashlib
 from pathlib import Path
 
@@ -66,13 +66,13 @@ def test_full_scale_codes_are_stable(name, bits):
 
 
 def assert_nearly(codes, want, share):
-    """The reference's codes, but for a few samples at which its own float32 logarithm, bound to a machine, is an ulp off."""
+    """Codes equal those wanted, except where another float32 logarithm is off by one unit in the last place."""
     other = np.asarray(codes) != np.asarray(want)
     assert other.sum() <= share*other.size and np.abs(np.asarray(codes) - np.asarray(want)).max() <= 1
 
 
 def assert_within_an_ulp(levels, want, mu):
-    """The reference's levels but for one unit in the last place of its float32 power, which is 1 + mu |level|."""
+    """Levels equal those wanted to one unit in the last place of the float32 power 1 + mu |level|."""
     levels, want = np.asarray(levels), np.asarray(want)
     assert levels.dtype == want.dtype == np.float32
     assert (mu*np.abs(levels - want) <= np.spacing(1 + np.float32(mu)*np.abs(want))).all()
@@ -91,7 +91,7 @@ def test_mu_law_agrees_with_torchaudio(bits):
 
 @pytest.mark.parametrize("bits", (8, 12, 16))
 def test_clip_minmax_agrees_with_the_reference(bits):
-    """Bit for bit where the reference takes exact operations only; else as near as its own logarithm and power allow."""
+    """Bit for bit where only exact operations occur; otherwise to the precision of the public code's functions."""
     waves, want = np.load(REFERENCE/"waveforms.npz"), np.load(REFERENCE/f"quantize_{bits}bit.npz")
     names = [n for n in waves.files if n != "config"]
     assert len(names) == 20
@@ -111,7 +111,7 @@ def test_clip_minmax_agrees_with_the_reference(bits):
 
 
 def found_edges(q):
-    """For every code the smallest float32 that gets it or a higher one, found by halving; per clip, between the samples -1 and 1."""
+    """The smallest float32 that is encoded as each code or a higher one, by bisection; clips also hold -1 and 1."""
     def encode(x): return q.encode(torch.stack([x, -torch.ones_like(x), torch.ones_like(x)], 1)[..., None])[:, 0, 0]
     def sample(rank):
         return torch.where(rank < 0, -(-rank).int().view(torch.float32), rank.abs().int().view(torch.float32))
@@ -124,7 +124,7 @@ def found_edges(q):
     return sample(low)
 
 
-# SHA-256 of the levels and the edges of 1 to 16 bits, and of codes of float64 samples, as little-endian numbers
+# SHA-256 of levels, edges and codes of float64 samples at 1 to 16 bits, as little-endian numbers
 PINNED = {
     ("linear", "full_scale"): "1dc77fb53b45b241d6084370b96648b33aba42904391930f168dc3752306e491",
     ("linear", "clip_minmax"): "95e5a5443c4104523d428f80f1b88dafbaf2c3562004f2a4fe480b2975da5f35",
@@ -195,10 +195,11 @@ def test_deep_codes_are_linear_on_the_full_scale_only(bits):
     for call in (lambda: mu_law_encode(wave, bits), lambda: linear_encode(wave, bits, "clip_minmax"),
                  lambda: Quantizer("mu_law", bits),
                  lambda: Quantizer("linear", bits, "clip_minmax"), lambda: linear_decode(codes, bits, "clip_minmax")):
-        with pytest.raises(ValueError, match="from 1 to 16"): call()
+        with pytest.raises(ValueError, match="from 1 to 16, got .*use linear quantization on the full scale"): call()
 
 
-@given(st.lists(st.integers(-2**23, 2**23 - 1), min_size=1, max_size=60), st.sampled_from((torch.float32, torch.float64)))
+@given(st.lists(st.integers(-2**23, 2**23 - 1), min_size=1, max_size=60),
+       st.sampled_from((torch.float32, torch.float64)))
 @settings(max_examples=50, deadline=None)
 def test_random_24_bit_pcm_round_trip(values, dtype):
     pcm = torch.tensor(values).view(1, -1, 1)
@@ -206,15 +207,14 @@ def test_random_24_bit_pcm_round_trip(values, dtype):
     assert torch.equal((linear_decode(codes, 24).double()*2**23).long(), pcm) and torch.equal(codes - 2**23, pcm)
 
 
-@pytest.mark.parametrize("value,said", ((1.0001, "1.0001"), (-1.5, "-1.5"), (float("nan"), "nan"), (float("inf"), "inf"), (-float("inf"), "-inf")))
-def test_wrong_samples_are_named(value, said):
+@pytest.mark.parametrize("value", (1.0001, -1.5, float("nan"), float("inf"), -float("inf")))
+def test_errors_name_the_wrong_sample(value):
     wave = torch.zeros(2, 9, 2)
     wave[1, 4, 0] = value
     for name in QUANTIZATIONS:
         for scaling in SCALINGS:
-            with pytest.raises(ValueError,
-                               match=f"clip 1, sample 4, channel 0 of a/b.wav: expected a number in .*got {said}"):
-                Quantizer(name, 8, scaling).encode(wave, "a/b.wav")
+            expected = f"clip 1, sample 4, channel 0 of a/b.wav: expected a number in .*got {value:g}"
+            with pytest.raises(ValueError, match=expected): Quantizer(name, 8, scaling).encode(wave, "a/b.wav")
 
 
 def test_other_wrong_input():
@@ -228,7 +228,7 @@ def test_other_wrong_input():
     with pytest.raises(ValueError, match="expected clips"): linear_encode(torch.zeros(3), 8, "clip_minmax")
 
 
-def test_lossless_is_said_only_where_true():
+def test_only_linear_on_the_full_scale_is_exact_for_pcm():
     assert [(n, s) for n in QUANTIZATIONS for s in SCALINGS
             if Quantizer(n, 8, s).exact_for_pcm] == [("linear", "full_scale")]
     assert "not lossless" in Quantizer(scaling="clip_minmax").label and "not" not in Quantizer().label
