@@ -349,7 +349,7 @@ def read_span(
     """Read part of a file by seeking, with the requested channels and sample rate.
 
     Any span equals that slice of the whole file, read with the same channels and rate.
-    Raises: ValueError as `read_frames`, `check_channels` and `check_rate`, or for a span that is not inside the file."""
+    Raises: ValueError as `read_frames`, `check_channels` and `check_rate`, or for a span outside the file."""
     check_channels(info, channels)
     rate, pick = target_sr or info.sample_rate, CHANNELS[channels]
     total = info.frames_at(rate)

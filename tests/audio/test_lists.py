@@ -213,7 +213,7 @@ def test_linked_folders_of_a_data_set_are_followed(tmp_path):
 def test_damaged_text_is_named_or_empty(tmp_path, content):
     (tmp_path/"list.txt").write_bytes(content)
     try: assert read_lines(tmp_path/"list.txt") in ([], [os.fsdecode(b"\xff")])
-    except ValueError as e: assert "list.txt: expected text, got bytes that are no utf" in str(e)
+    except ValueError as e: assert "list.txt: expected text, got bytes that are not utf" in str(e)
 
 
 def test_names_are_alike_only_where_they_are():
