@@ -1,5 +1,5 @@
-# Everything starts here; `make` or `make help` lists the targets.
-# The environment lives in .venv and is made once, from settings.ini and constraints.txt.
+# Start here: `make` or `make help` lists the targets.
+# The environment in .venv is created once, from settings.ini and constraints.txt.
 
 PYTHON ?=
 JOBS ?= 2
@@ -11,13 +11,13 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.stamp
 HERE := $(CURDIR)
 
-# The stamp holds the folder it was made for: a moved or copied environment, or one whose Python is gone, is made anew.
+# The stamp contains the path of the project. An environment that was moved or copied, or has lost its Python, is rebuilt.
 READY := $(shell test -x $(PY) && cat $(STAMP) 2>/dev/null)
 ifneq ($(READY),$(HERE))
 STALE := stale
 endif
 
-# Set-up compiles nothing ahead, so let Python keep the bytecode of what is really imported: torch takes 2 s, else 6.
+# Set-up compiles no bytecode, so Python must store that of imported modules: torch then imports in 2 s instead of 6.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
@@ -33,20 +33,20 @@ help:  ## list the targets
 ablations: $(STAMP)  ## run the ablations and write runs/report.html [AUDIO=folder]
 	@$(VENV)/bin/sashimi-wb ablations $(if $(AUDIO),--audio "$(AUDIO)")
 
-test: $(STAMP)  ## all tests: exports, notebooks, pytest, import order, ruff
+test: $(STAMP)  ## all tests: exports, notebooks, pytest, import rule, browser, ruff
 	@$(PY) -m pytest -n $(JOBS) --dist worksteal --durations=10 -rs $(ARGS)
 
-test-portable: $(STAMP)  ## the numerical tests as on other machines: other instruction sets, two threads; `make test` has them too
+test-portable: $(STAMP)  ## numerical tests with other instruction sets and two threads; part of `make test`
 	@$(PY) -m pytest tests/test_machines.py $(ARGS)
 
-check: $(STAMP)  ## the quick checks: lint, exports, import rule, quick tests, changed notebooks [FOLDER=ssm]
+check: $(STAMP)  ## quick checks: lint, exports, import rule, quick tests, changed notebooks [FOLDER=ssm]
 	@$(PY) tests/check.py $(FOLDER)
 
-test-browser: $(STAMP)  ## the explorations in a real browser [CHROMIUM=/path/to/chrome]; `make test` has them too
+test-browser: $(STAMP)  ## the interactive pages in a real browser; part of `make test` [CHROMIUM=/path/to/chrome]
 	@$(PY) -c 'import sys; sys.path.insert(0, "tests"); import browser; sys.exit(browser.missing() or 0)'
 	@$(PY) -m pytest tests/browser $(ARGS)
 
-checkpoints: $(STAMP)  ## train the two models of data/checkpoints anew, half an hour each
+checkpoints: $(STAMP)  ## retrain the two models of data/checkpoints, half an hour each
 	@set -e; for name in music digits; do \
 		mkdir -p runs/demo-$$name; \
 		$(PY) -m papermill nbs/experiments/train_arm.ipynb runs/demo-$$name/notebook.ipynb -k python3 -l python \
@@ -54,7 +54,7 @@ checkpoints: $(STAMP)  ## train the two models of data/checkpoints anew, half an
 		cp "$$(ls -t runs/demo-$$name/*/model.safetensors | head -1)" data/checkpoints/$$name.safetensors; \
 	done
 
-pictures: $(STAMP)  ## make the pictures of the explorations in nbs/images anew (needs Chromium) [ARGS="layouts runs"]
+pictures: $(STAMP)  ## retake the pictures of the interactive pages in nbs/images (needs Chromium) [ARGS="layouts runs"]
 	@$(PY) tests/pictures.py $(ARGS)
 
 lab: $(STAMP)  ## open the start page of the notebooks in JupyterLab, on this machine only
@@ -62,7 +62,7 @@ lab: $(STAMP)  ## open the start page of the notebooks in JupyterLab, on this ma
 		--LabApp.news_url= --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate \
 		--LabApp.extension_manager=readonly $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
 
-setup: $(STAMP)  ## make or renew .venv only (the targets that need it do so too)
+setup: $(STAMP)  ## create or update .venv only (other targets do so when they need it)
 
 export: $(STAMP)  ## write the package from the notebooks, then clean them
 	@$(VENV)/bin/nbdev_export && $(VENV)/bin/nbdev_clean
@@ -80,8 +80,8 @@ clean:  ## remove caches and build leftovers (.venv and runs stay)
 
 stale:
 
-# An unfinished environment has no stamp and is made anew; one whose requirements changed is brought up to date.
-# Python 3.11 to 3.13 are preferred, as nbdev and its companions are pinned and were tried there.
+# An unfinished environment has no stamp and is rebuilt; one whose requirements have changed is updated.
+# Python 3.11 to 3.13 are preferred, since the pinned versions of nbdev and its dependencies were tested with them.
 $(STAMP): settings.ini setup.py constraints.txt pyproject.toml $(STALE)
 	@set -e; \
 	if [ "$(READY)" != "$(HERE)" ]; then \
@@ -105,11 +105,11 @@ $(STAMP): settings.ini setup.py constraints.txt pyproject.toml $(STALE)
 			echo "On Debian or Ubuntu: apt install python3-venv. Or name another Python: make PYTHON=..." >&2; exit 1; \
 		fi; \
 		python=$$("$$python" -c 'import sys; print(sys._base_executable if sys.prefix != sys.base_prefix else sys.executable)'); \
-		echo "set-up: making $(VENV) with $$("$$python" --version), once: some minutes, 2 to 7 GB"; \
+		echo "set-up: creating $(VENV) with $$("$$python" --version), once: some minutes, 2 to 7 GB"; \
 		rm -rf $(VENV); \
 		"$$python" -m venv $(VENV); \
-	else echo "set-up: requirements changed, bringing $(VENV) up to date"; fi; \
+	else echo "set-up: requirements have changed, updating $(VENV)"; fi; \
 	$(PY) -m pip install --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]' || { \
-		echo "set-up: pip could not install the requirements (see above); mend the cause and call make again." >&2; exit 1; }; \
+		echo "set-up: pip could not install the requirements (see above); fix the cause and call make again." >&2; exit 1; }; \
 	printf '%s\n' "$(HERE)" > $@; \
 	echo "set-up: done"
