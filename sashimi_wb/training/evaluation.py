@@ -49,7 +49,7 @@ def _evaluating(model, device):
         with torch.no_grad(): yield model.to(device).eval()
     finally: model.to(device_before).train(training_before)
 
-def _tally(model, ks): return Tally(model.head.sample_bits, ks, model.head.tokens_per_sample)
+def _tally(model, ks): return Tally(model.head.bits, ks, model.head.tokens_per_sample)
 
 def evaluate(
     model:nn.Module,           # with encoder, backbone and head
