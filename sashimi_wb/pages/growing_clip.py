@@ -18,9 +18,8 @@ from ..show.html import figure_html, markup
 from ..show.players import player
 from ..studies.trained_models import TrainedModel
 from ..synthesis.stepping import Sampling
-from ..show.figures import (INK, MARK, Picture, arm_color, as_channels, draw_mel, draw_wave, mel_power,
-                                     new_figure, plot_clips,
-                                  plot_wave, tidy)
+from ..show.figures import (CHANNEL_NAMES, INK, MARK, Picture, arm_color, as_channels, draw_mel, draw_wave,
+                                     mel_power, new_figure, plot_clips, plot_wave, tidy)
 
 # %% ../../nbs/pages/13_growing_clip.ipynb #7f832095
 @dataclass(frozen=True)
@@ -143,7 +142,8 @@ def card_figure(
     fig, x, seconds = new_figure(3.9, 3.4), as_channels(clip.wave), clip.duration_s
     top, low = fig.subplots(2, 1, sharex=True, height_ratios=(1, 1.5))
     for c in range(x.shape[1]):
-        draw_wave(top, x[:, c], clip.rate, INK if x.shape[1] == 1 else arm_color(("left", "right")[c]), alpha=1 - 0.3*c)
+        color = INK if x.shape[1] == 1 else arm_color(CHANNEL_NAMES[c])
+        draw_wave(top, x[:, c], clip.rate, color, alpha=1 - 0.3*c)
     draw_mel(low, mel_power(x, clip.rate), clip.rate, seconds, loudest)
     tidy(top, "", "", "full scale").set(ylim=(-peak, peak))
     tidy(low, "", "time (s)", "frequency (Hz)", grid="").set(xlim=(0, seconds))

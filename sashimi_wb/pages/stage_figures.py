@@ -15,8 +15,8 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from ..show.charts import plot_unet
 from ..show.html import figure_html, markup, table
-from ..show.players import player
-from ..show.figures import INK, MARK, Picture, arm_color, envelope, tidy
+from ..show.players import level_matched, player
+from ..show.figures import CHANNEL_NAMES, INK, MARK, Picture, arm_color, envelope, tidy
 
 # %% ../../nbs/pages/09_stage_figures.ipynb #8044c98a
 def _share_db(power):
@@ -26,7 +26,7 @@ def _share_db(power):
 
 def _draw_stream(ax, stream, channel, rate, span_s):
     "Draw the input token stream, one color per channel."
-    names = ("left", "right") if channel.any() else ("",)
+    names = CHANNEL_NAMES if channel.any() else ("",)
     for c, name in enumerate(names):
         at = np.flatnonzero(channel == c)
         start, low, high = envelope(stream[at], 700)
@@ -168,17 +168,16 @@ def mark_html(
 # %% ../../nbs/pages/09_stage_figures.ipynb #e93a97cd
 def audible(
     x:np.ndarray, # (l,) signal of any size
-    rate:float,   # Hz
-    level:float,  # RMS to match
+    rate:float,   # values per second
+    like:np.ndarray, # samples (t,) or (t, c) whose level is matched
 )->tuple[np.ndarray, int, float]: # samples in [-1, 1], their rate in Hz, and the gain in dB (-inf for silence)
     """Turn a signal of any rate and size into sound."""
     x = np.asarray(x, np.float64) - np.mean(x)
     factor = max(1, math.ceil(8000/rate))
     if factor > 1: x = np.fft.irfft(np.fft.rfft(x), factor*len(x))*factor
-    rms, peak = np.sqrt(np.mean(x**2)), np.abs(x).max()
-    if peak < 1e-12: return np.zeros(len(x)), round(rate*factor), -math.inf
-    gain = min(level/rms, 0.99/peak)
-    return x*gain, round(rate*factor), 20*math.log10(gain)
+    if np.abs(x).max() < 1e-12: return np.zeros(len(x)), round(rate*factor), -math.inf
+    wave, gain = level_matched(x, like)
+    return wave, round(rate*factor), gain
 
 # %% ../../nbs/pages/09_stage_figures.ipynb #74d5a42f
 MIN_STEPS, MIN_RATE = 64, 3000   # shortest feature and lowest rate in Hz that get a player
@@ -198,7 +197,7 @@ def sounds_html(
         steps = "1 step" if len(x) == 1 else f"{len(x)} steps"
         style = "display:inline-block;vertical-align:top;margin:4px 0;font:14px/1.35 system-ui,sans-serif"
         return first + markup('<div style="{}">{}: {}, too short to play</div>', style, name, steps).data
-    wave, wave_rate, gain = audible(x, rate, float(np.sqrt(np.mean(played**2))))
+    wave, wave_rate, gain = audible(x, rate, played)
     level = "silent" if gain == -math.inf else "level-matched, " + f"{gain:+.1f} dB".replace("-", "−")
     return first + player(wave, wave_rate, f"{name}, {level}").data
 
