@@ -19,7 +19,7 @@ import torch
 
 from ..core.checks import Depth, Natural
 from ..core.system import check_fields
-from ..models.heads import HEADS, CategoricalHead
+from ..models.heads import make_head
 from ..studies.experiment import Experiment, experiment
 from ..audio.files import CHANNELS, AudioInfo, check_channels
 from ..tokens.layouts import interleave, token_order
@@ -95,8 +95,7 @@ def build_model(
             torch.manual_seed(0)
             model = WaveModel(config).eval()
     if (mode, l_output) != ("full", None):
-        sizes = (config.backbone.d_model, config.bits) + (config.n_mixtures,)*(config.head == "dml")
-        head = HEADS[config.head](*sizes, mode=mode, l_output=l_output)
+        head = make_head(config.head, config.backbone.d_model, config.bits, config.n_mixtures, mode, l_output)
         head.load_state_dict(model.head.state_dict())
         model.head = head
     return model
@@ -314,5 +313,5 @@ def run_pass(
         row |= {"rate": tokens.rate/factor, "output_bytes": arrays[name].nbytes} | summary(arrays[name])
     every_step = params.shape[:2] == tokens.y.shape[:2] and settings.mode not in ("pool", "sum")
     bits = _bits_per_token(model.head, params, tokens.y) if every_step else float("nan")
-    logits = isinstance(model.head, CategoricalHead)
+    logits = model.head.has_logits
     return ForwardPass(rows, arrays, tokens, e, logits, bits, time.perf_counter() - started)

@@ -21,7 +21,7 @@ from ipywidgets import (BoundedIntText, Box, Dropdown, FloatSlider, FloatText, H
 
 from ..show.html import figure_html
 from ..show.players import player
-from ..models.heads import HEADS, CategoricalHead
+from ..models.heads import HEADS
 from .sound_picker import OWN_FILE, bundled_audio, own_audio
 from .growing_clip import GenerationRequest, GrowingClip, clip_figure, clips_html, growing_figure
 from ..studies.trained_models import ModelFile, find_models, load_model
@@ -35,7 +35,7 @@ LENGTHS_S = (0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 30.0, 60.0, 100.0)
 
 def has_code_table(model:ModelFile)->bool:
     """Whether a model's head gives a probability for every code, as top-k and top-p need."""
-    return issubclass(HEADS[model.experiment.head], CategoricalHead)
+    return HEADS[model.experiment.head].has_logits
 
 
 def _slider(low, high, label):

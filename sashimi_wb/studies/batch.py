@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from ..core.processes import end_tree, following
 from ..core.system import audio_folder, bundled, check_int, in_clone, log, runs_folder, to_json, write_atomic
+from ..models.heads import HEADS
 from .ablations import Ablation
 from .experiment import Experiment
 from ..core.locks import holding
@@ -142,7 +143,7 @@ def cost(
     e:Experiment,
 )->int: # relative; grows with the time that a run takes
     """Estimate the time of a run by its steps, and by its outputs where these dominate."""
-    return max(e.steps, default=0)*(2**e.bits if e.head == "categorical" and e.bits > 10 else 1024)
+    return max(e.steps, default=0)*max(1024, HEADS[e.head].n_outputs(e.bits, e.n_mixtures))
 
 
 def _kernel_failed(error):
