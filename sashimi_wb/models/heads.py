@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ..core.ranks import code_rank
 from ..core.system import as_tensor, check_class_bits, check_int, choose
 from .blocked_cross_entropy import blocked_cross_entropy
 from .mixture_rank import mixture_rank
@@ -239,12 +240,7 @@ class CategoricalHead(Head):
 
     def rank(self, params, codes, k):
         params = self._params(params)
-        codes = valid_codes(codes, params, self.token_bits)
-        own = params.gather(-1, codes[..., None])
-        lower = torch.arange(self.n_codes, device=codes.device) < codes[..., None]
-        before = (params > own) | ((params == own) & lower)
-        counts = before.view(torch.int8).sum(-1, dtype=torch.int32)    # ten times as fast as a sum of booleans
-        return counts.clamp(max=k).long()
+        return code_rank(params, valid_codes(codes, params, self.token_bits)).clamp(max=k)
 
     def log_prob(self, params, codes):
         params = self._params(params)

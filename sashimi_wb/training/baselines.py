@@ -43,7 +43,7 @@ def flac_bits_per_sample(
     codes:Int[np.ndarray|Tensor, "t c"], # codes in [0, 2**bits), 1 to 8 channels; (t,) is mono
     bits:int,                            # size of a sample in bits, 1 to 24
     sample_rate:int,                     # Hz
-    level:int=8,                         # compression level, 0 to 8, as of the flac program
+    level:int=8,                         # compression level of the flac program, 0 to 8
 )->float:                                # bits per channel and sampling instant, header included
     """Rate of a FLAC file of the samples. Raises: ValueError for settings or codes out of range."""
     return 8 * len(flac_bytes(codes, bits, sample_rate, level)) / as_array(codes, "codes").size
@@ -52,7 +52,7 @@ def flac_bytes(
     codes:Int[np.ndarray|Tensor, "t c"], # codes in [0, 2**bits), 1 to 8 channels; (t,) is mono
     bits:int,                            # size of a sample in bits, 1 to 24
     sample_rate:int,                     # Hz
-    level:int=8,                         # compression level, 0 to 8, as of the flac program
+    level:int=8,                         # compression level of the flac program, 0 to 8
 )->bytes:                                # a FLAC file that decodes to the codes, shifted up to 8, 16 or 24 bits
     """Encode the samples as a FLAC file in memory. Raises: ValueError for settings or codes out of range."""
     if level not in range(9): raise ValueError(f"level: expected an integer from 0 to 8, got {level!r}")
