@@ -1,4 +1,4 @@
-"""sashimi_wb.audio.corpora: a small tree of the true layout for every data set, and the errors for wrong ones."""
+"""sashimi_wb.audio.corpora: a small tree in the layout of every data set, and the errors for wrong layouts."""
 import csv
 import json
 import logging
@@ -15,7 +15,7 @@ from sashimi_wb.audio.files import AudioInfo, read_span
 from sashimi_wb.audio.loaders import AudioData
 
 
-def grow(root, names, channels=1, **options):
+def make_tree(root, names, channels=1, **options):
     for i, name in enumerate(names): write(root, name, 200 + i, channels, seed=i, **options)
     return root
 
@@ -46,41 +46,39 @@ def test_split_values():
 
 
 def test_folder_is_the_default_and_unchanged(tmp_path):
-    grow(tmp_path, [f"a/{i}.wav" for i in range(9)])
+    make_tree(tmp_path, [f"a/{i}.wav" for i in range(9)])
     data = AudioData(DataConfig(tmp_path, sample_len=50, seed=3))
-    assert [d.files
-            for d in (data.train, data.val,
-                      data.test)] == list(split_files(data.files, 0.88,
-                                                      3)) == list(find_parts("folder", tmp_path, seed=3))
+    parts = [data.train.files, data.val.files, data.test.files]
+    assert parts == list(split_files(data.files, 0.88, 3)) == list(find_parts("folder", tmp_path, seed=3))
 
 
-# ---- small trees of the true layouts
+# ---- small trees in the layouts of the data sets
 
-TRACKS = ("train/A Classic Education - NightOwl", "train/Music Delta - Rock", "train/Leaf - Summerghost",
-          "train/Actions - One Minute Smile",
+TRACKS = ("train/A Classic Education - NightOwl", "train/Music Delta - Rock",
+          "train/Leaf - Summerghost", "train/Actions - One Minute Smile",
           "test/AM Contra - Heart Peripheral", "test/Al James - Schoolboy Facination")
 
 
 def musdb18hq(root):
-    grow(root, [f"{t}/{s}.wav" for t in TRACKS for s in STEMS], channels=2, rate=44_100)
+    make_tree(root, [f"{t}/{s}.wav" for t in TRACKS for s in STEMS], channels=2, rate=44_100)
     return [[f"{t}/mixture.wav" for t in part] for part in (TRACKS[:2], sorted(TRACKS[2:4]), TRACKS[4:])]
 
 
 def sc09(root):
     clips = [f"{d}/{speaker}_nohash_{k}.wav" for d in DIGITS
              for speaker, k in (("0a7c2a8d", 0), ("c50f55b8", 0), ("c50f55b8", 1), ("1ecfb537", 0))]
-    grow(root, [*clips, "bed/0a7c2a8d_nohash_0.wav"])
+    make_tree(root, [*clips, "bed/0a7c2a8d_nohash_0.wav"])
     (root/"_background_noise_").mkdir()
     valid, test = ([c for c in clips if s in c] for s in ("c50f55b8", "1ecfb537"))
-    (root/"validation_list.txt").write_text("\n".join(["bed/c50f55b8_nohash_0.wav", *valid,
-                                                       "nine/ffffffff_nohash_0.wav"]) + "\n")
+    listed = ["bed/c50f55b8_nohash_0.wav", *valid, "nine/ffffffff_nohash_0.wav"]
+    (root/"validation_list.txt").write_text("\n".join(listed) + "\n")
     (root/"testing_list.txt").write_text("\n".join(test) + "\n")
     return [[c for c in clips if "0a7c2a8d" in c], valid, test]
 
 
 def numbered(root):
     clips = [f"{i}.wav" for i in range(1, 35)]
-    grow(root, clips[::-1])
+    make_tree(root, clips[::-1])
     return [clips[:29], clips[29:31], clips[31:]]  # int(34*0.88), int(34*0.94)
 
 
@@ -88,33 +86,35 @@ def maestro(root, table="csv", version="3.0.0"):
     rows = [dict(canonical_composer="Franz Liszt", canonical_title="Étude, \"La\", 3", split=s, year=y,
                  midi_filename=f"{y}/{s}.midi", audio_filename=f"{y}/{s} {y}.wav", duration=1.5)
             for y in (2004, 2018) for s in ("train", "test", "validation")]
-    grow(root, [r["audio_filename"] for r in rows], channels=2, rate=48_000)
+    make_tree(root, [r["audio_filename"] for r in rows], channels=2, rate=48_000)
     path = root/f"maestro-v{version}.{table}"
     if table == "csv":
         with open(path, "w", newline="", encoding="utf-8") as f:
             writer = csv.DictWriter(f, list(rows[0]))
-            writer.writeheader(), writer.writerows(rows)
+            writer.writeheader()
+            writer.writerows(rows)
     else:
-        path.write_text(json.dumps({k: {str(i): r[k] for i, r in enumerate(rows)} for k in rows[0]}
-                                   if version == "3.0.0" else rows))
+        by_column = {k: {str(i): r[k] for i, r in enumerate(rows)} for k in rows[0]}
+        path.write_text(json.dumps(by_column if version == "3.0.0" else rows))
     return [[f"{y}/{s} {y}.wav" for y in (2004, 2018)] for s in ("train", "validation", "test")]
 
 
 def ljspeech(root):
     ids = [f"LJ{c:03}-{k:04}" for c in (1, 2, 50) for k in range(1, 12)]
-    grow(root, [f"wavs/{i}.wav" for i in ids], rate=22_050)
+    make_tree(root, [f"wavs/{i}.wav" for i in ids], rate=22_050)
     (root/"metadata.csv").write_text("".join(f"{i}|Said \"so|{k}\n" for k, i in enumerate(ids)), encoding="utf-8")
     files = [f"wavs/{i}.wav" for i in ids]
     return [files[:29], files[29:31], files[31:]]
 
 
 def librispeech(root):
-    parts = [[f"train-clean-100/103/1240/103-1240-000{i}.flac"
-              for i in range(3)] + ["train-other-500/20/205/20-205-0000.flac"],
+    train = [f"train-clean-100/103/1240/103-1240-000{i}.flac" for i in range(3)]
+    parts = [[*train, "train-other-500/20/205/20-205-0000.flac"],
              ["dev-clean/84/121123/84-121123-0000.flac"],
              ["test-clean/61/70968/61-70968-0000.flac", "test-other/367/130732/367-130732-0000.flac"]]
-    grow(root, [n for p in parts for n in p])
-    (root/"dev-clean/84/121123/84-121123.trans.txt").write_text("84-121123-0000 GO\n"), (root/"README.TXT").write_text("x")
+    make_tree(root, [n for p in parts for n in p])
+    (root/"dev-clean/84/121123/84-121123.trans.txt").write_text("84-121123-0000 GO\n")
+    (root/"README.TXT").write_text("x")
     return parts
 
 
@@ -128,7 +128,7 @@ def test_every_data_set_is_tested():
 
 
 @pytest.mark.parametrize("name", TREES)
-def test_true_layout(tmp_path, name):
+def test_layout_of_every_data_set(tmp_path, name):
     want = TREES[name](tmp_path)
     parts = find_parts(name, tmp_path)
     assert names(parts) == want == names(find_parts(name, tmp_path, seed=9))
@@ -145,9 +145,8 @@ def test_missing_folder_and_wrong_layout(tmp_path, name):
     assert data.tree.splitlines()[-1].strip() in str(e.value) and data.where in str(e.value)
     assert "no such folder" in str(e.value)
     TREES[name](tmp_path/"inner folder")
-    with pytest.raises(ValueError,
-                       match=f"(?s)is not the data set '{name}': .*Expected.*Found in it: inner folder/\nGet it from") as e:
-        find_parts(name, tmp_path)
+    reason = f"(?s)is not the data set '{name}': .*Expected.*Found in it: inner folder/\nGet it from"
+    with pytest.raises(ValueError, match=reason) as e: find_parts(name, tmp_path)
     assert data.tree.splitlines()[0] in str(e.value) and data.where in str(e.value)
     (tmp_path/"file").write_text("x")
     with pytest.raises(ValueError, match="is not the data set"): find_parts(name, tmp_path/"file")
@@ -164,22 +163,23 @@ def test_stems_of_musdb18hq(tmp_path, stem):
         find_parts("musdb18hq", tmp_path, "piano")
 
 
-def test_validation_tracks_are_named_as_the_package_does():
+def test_validation_tracks_are_those_of_the_musdb_package():
     assert len(set(MUSDB_VALIDATION)) == 14 and "Johnny Lokke - Promises & Lies" in MUSDB_VALIDATION
     assert "ANiMAL - Rockshow" in MUSDB_VALIDATION
 
 
 def test_musdb_without_its_validation_tracks(tmp_path):
-    grow(tmp_path, [f"{t}/{s}.wav" for t in (*TRACKS[:2], *TRACKS[4:]) for s in STEMS])
+    make_tree(tmp_path, [f"{t}/{s}.wav" for t in (*TRACKS[:2], *TRACKS[4:]) for s in STEMS])
     with pytest.raises(ValueError, match="none of the 14 validation tracks is in train"):
         find_parts("musdb18hq", tmp_path)
 
 
 @pytest.mark.parametrize("name,lost,match", [
-    ("musdb18hq", "test/AM Contra - Heart Peripheral/mixture.wav", "1 of its 6 files are missing, such as test/AM Contra"),
+    ("musdb18hq", "test/AM Contra - Heart Peripheral/mixture.wav",
+     "1 of its 6 files are missing, such as test/AM Contra"),
     ("maestro", "2004/test 2004.wav", "1 of its 6 files are missing, such as 2004/test 2004.wav"),
     ("ljspeech", "wavs/LJ002-0003.wav", "1 of its 33 files are missing, such as wavs/LJ002-0003.wav")])
-def test_half_a_download(tmp_path, caplog, name, lost, match):
+def test_an_incomplete_download(tmp_path, caplog, name, lost, match):
     want = TREES[name](tmp_path)
     (tmp_path/lost).unlink()
     with pytest.raises(ValueError, match=match): find_parts(name, tmp_path)
@@ -188,7 +188,8 @@ def test_half_a_download(tmp_path, caplog, name, lost, match):
 
 
 @pytest.mark.parametrize("name,lost,match", [
-    ("sc09", "testing_list.txt", "no readable testing_list.txt"), ("ljspeech", "metadata.csv", "no readable metadata.csv"),
+    ("sc09", "testing_list.txt", "no readable testing_list.txt"),
+    ("ljspeech", "metadata.csv", "no readable metadata.csv"),
     ("maestro", "maestro-v3.0.0.csv", "no maestro-v\\*.csv or maestro-v\\*.json")])
 def test_missing_lists(tmp_path, name, lost, match):
     TREES[name](tmp_path)
@@ -199,7 +200,7 @@ def test_missing_lists(tmp_path, name, lost, match):
 def test_empty_parts_are_named(tmp_path):
     sc09(tmp_path/"sc09")
     maestro(tmp_path/"maestro")
-    grow(tmp_path/"beethoven", ["1.wav", "2.wav", "3.wav"])
+    make_tree(tmp_path/"beethoven", ["1.wav", "2.wav", "3.wav"])
     librispeech(tmp_path/"librispeech")
     (tmp_path/"sc09"/"testing_list.txt").write_text("")
     table = tmp_path/"maestro"/"maestro-v3.0.0.csv"
@@ -224,8 +225,8 @@ def test_tables_of_maestro(tmp_path, table, version):
     assert names(find_parts("maestro", tmp_path, train_percentage=0.5)) == want
     for content in ("{}", "[]", "x,y\n1,2\n", "{", "[1, 2]", '{"split": 3}'):
         (tmp_path/f"maestro-v{version}.{table}").write_text(content)
-        with pytest.raises(ValueError,
-                           match="is not the data set 'maestro': (it has no training files|.* has no columns split and audio_filename)"):
+        reason = "it has no training files|.* has no columns split and audio_filename"
+        with pytest.raises(ValueError, match=f"is not the data set 'maestro': ({reason})"):
             find_parts("maestro", tmp_path)
 
 
@@ -246,13 +247,14 @@ def test_damaged_files_of_a_data_set(tmp_path):
     want = librispeech(tmp_path)
     (tmp_path/want[0][1]).write_bytes(b"no audio")
     with pytest.raises(ValueError, match="103-1240-0001.flac"): find_parts("librispeech", tmp_path)
-    assert names(find_parts("librispeech", tmp_path, skip_bad=True)) == [[n for n in p if n != want[0][1]]
-                                                                         for p in want]
+    without = [[n for n in p if n != want[0][1]] for p in want]
+    assert names(find_parts("librispeech", tmp_path, skip_bad=True)) == without
 
 
-def test_only_the_files_of_the_data_set_are_looked_at(tmp_path):
-    """A broken file beside the digits, or of another stem, is nobody's business."""
-    sc09(tmp_path/"sc09"), musdb18hq(tmp_path/"hq")
+def test_only_the_files_of_the_data_set_are_checked(tmp_path):
+    """A damaged file beside the digits, or of another stem, is ignored."""
+    sc09(tmp_path/"sc09")
+    musdb18hq(tmp_path/"hq")
     (tmp_path/"sc09"/"bed"/"0a7c2a8d_nohash_0.wav").write_bytes(b"no audio")
     (tmp_path/"hq"/TRACKS[0]/"vocals.wav").write_bytes(b"no audio")
     assert len(find_parts("sc09", tmp_path/"sc09")[0]) == 10
@@ -261,9 +263,8 @@ def test_only_the_files_of_the_data_set_are_looked_at(tmp_path):
 
 
 def test_unknown_names(tmp_path):
-    with pytest.raises(ValueError,
-                       match="unknown dataset 'timit'; known: folder, musdb18hq, musdb18, sc09, beethoven, youtubemix, maestro, ljspeech, librispeech"):
-        find_parts("timit", tmp_path)
+    known = "folder, musdb18hq, musdb18, sc09, beethoven, youtubemix, maestro, ljspeech, librispeech"
+    with pytest.raises(ValueError, match=f"unknown dataset 'timit'; known: {known}"): find_parts("timit", tmp_path)
     with pytest.raises(ValueError, match="unknown stem of folder 'drums'; known: mixture"):
         find_parts("folder", tmp_path, "drums")
     with pytest.raises(ValueError, match="share between 0 and 1"): find_parts("sc09", tmp_path, train_percentage=88)
@@ -273,7 +274,7 @@ def test_unknown_names(tmp_path):
 # ---- MUSDB18 as .stem.mp4
 
 def stem_file(path, seconds=0.5, rate=44_100):
-    """Five stereo AAC streams of sines, the pitch counting up from mixture to vocals."""
+    """Write five stereo AAC streams of sines; the frequency rises from mixture to vocals."""
     av = pytest.importorskip("av")
     path.parent.mkdir(parents=True, exist_ok=True)
     t = np.arange(int(seconds*rate))/rate

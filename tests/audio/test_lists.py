@@ -1,4 +1,6 @@
-"""sashimi_wb.audio.lists and the data sets that use it: however a list is written, every clip stays in its part or an error names file and line."""
+"""sashimi_wb.audio.lists and the data sets that use it.
+
+However a list is written, every clip stays in its part, or an error names file and line."""
 import csv
 import json
 import logging
@@ -16,10 +18,10 @@ from sashimi_wb.audio.lists import Names, alike, read_lines, read_table
 ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be")
 LISTS = {"sc09": ("validation_list.txt", "testing_list.txt"), "ljspeech": ("metadata.csv",),
          "maestro": ("maestro-v3.0.0.csv",)}
-# what a program may do to the text of a list
+# what programs do to the text of a list
 WRITERS = {
-    "as it was": lambda s: s, "line ends of Windows": lambda s: s.replace("\n", "\r\n"),
-    "line ends of old Macs": lambda s: s.replace("\n", "\r"),
+    "unchanged": lambda s: s, "Windows line ends": lambda s: s.replace("\n", "\r\n"),
+    "old Macintosh line ends": lambda s: s.replace("\n", "\r"),
     "empty lines": lambda s: "\n\n" + s.replace("\n", "\n\n \n"), "no last line end": lambda s: s.rstrip("\n"),
     "zero at the end": lambda s: s + "\x1a",
     "spaces": lambda s: "".join(f"{line} \t\n" for line in s.splitlines()),
@@ -34,7 +36,7 @@ def rewrite(path, change, encoding):
 @pytest.mark.parametrize("name", LISTS)
 def test_encodings_move_no_clip(tmp_path, name, encoding):
     want = TREES[name](tmp_path)
-    for file in LISTS[name]: rewrite(tmp_path/file, WRITERS["as it was"], encoding)
+    for file in LISTS[name]: rewrite(tmp_path/file, WRITERS["unchanged"], encoding)
     assert names(find_parts(name, tmp_path)) == want
 
 
@@ -50,7 +52,7 @@ def test_writers_move_no_clip(tmp_path, name, writer):
 ENTRIES = {
     "backslashes": lambda n: n.replace("/", "\\"), "quotes": lambda n: f'"{n}"', "a dot before": lambda n: f"./{n}",
     "capitals": str.upper,
-    "a mark in every line": lambda n: "\ufeff" + n, "two slashes": lambda n: n.replace("/", "//"),
+    "a byte-order mark in every line": lambda n: "\ufeff" + n, "two slashes": lambda n: n.replace("/", "//"),
     "a space inside": lambda n: n.replace("/", " /"),
 }
 
@@ -59,12 +61,12 @@ ENTRIES = {
 def test_entries_mean_the_same_clip(tmp_path, how):
     want = TREES["sc09"](tmp_path)
     for file in LISTS["sc09"]:
-        (tmp_path/file).write_text("# a comment\n" + "".join(f"{ENTRIES[how](line)}\n"
-                                                             for line in (tmp_path/file).read_text().split()*2))
+        entries = [ENTRIES[how](line) for line in (tmp_path/file).read_text().split()]
+        (tmp_path/file).write_text("\n".join(["# a comment", *entries, *entries, ""]))
     assert names(find_parts("sc09", tmp_path)) == want
 
 
-def test_the_first_clip_of_a_list_with_a_mark_is_tested(tmp_path):
+def test_a_byte_order_mark_does_not_hide_the_first_clip(tmp_path):
     want = TREES["sc09"](tmp_path)
     text = (tmp_path/"testing_list.txt").read_text()
     (tmp_path/"testing_list.txt").write_text(text, encoding="utf-8-sig")
@@ -75,19 +77,24 @@ def test_the_first_clip_of_a_list_with_a_mark_is_tested(tmp_path):
 def test_capitals_of_a_disk_move_no_clip(tmp_path):
     want = TREES["sc09"](tmp_path)
     for path in [*tmp_path.glob("three/*.wav")]: path.rename(path.with_name(path.name.upper()))
-    (tmp_path/"four").rename(tmp_path/"Four"), (tmp_path/"testing_list.txt").rename(tmp_path/"Testing_List.TXT")
-    assert [sorted(n.lower() for n in part)
-            for part in names(find_parts("sc09", tmp_path))] == [sorted(n.lower() for n in part) for part in want]
+    (tmp_path/"four").rename(tmp_path/"Four")
+    (tmp_path/"testing_list.txt").rename(tmp_path/"Testing_List.TXT")
+    found = [sorted(n.lower() for n in part) for part in names(find_parts("sc09", tmp_path))]
+    assert found == [sorted(n.lower() for n in part) for part in want]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes, as Linux has them")
-@pytest.mark.parametrize("disk", (b"caf\xe9", "caf\u00e9".encode(), "cafe\u0301".encode()), ids=("Latin-1", "composed", "decomposed"))
-@pytest.mark.parametrize("said", (b"caf\xe9", "caf\u00e9".encode(), "cafe\u0301".encode(), "CAF\u00c9".encode()), ids=("Latin-1", "composed", "decomposed", "capitals"))
-def test_accents_of_list_and_disk_may_differ(tmp_path, disk, said):
+CAFE = (b"caf\xe9", "caf\u00e9".encode(), "cafe\u0301".encode(), "CAF\u00c9".encode())
+CAFE_IDS = ("Latin-1", "composed", "decomposed", "capitals")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux allows names of any bytes")
+@pytest.mark.parametrize("disk", CAFE[:3], ids=CAFE_IDS[:3])
+@pytest.mark.parametrize("listed", CAFE, ids=CAFE_IDS)
+def test_accents_of_list_and_disk_may_differ(tmp_path, disk, listed):
     TREES["sc09"](tmp_path)
     own = os.fsdecode(disk)
     write(tmp_path, "zero/plain.wav", 300).rename(tmp_path/"zero"/f"{own}.wav")
-    with open(tmp_path/"testing_list.txt", "ab") as f: f.write(b"\nzero/" + said + b".wav\n")
+    with open(tmp_path/"testing_list.txt", "ab") as f: f.write(b"\nzero/" + listed + b".wav\n")
     assert f"zero/{own}.wav" in [i.name for i in find_parts("sc09", tmp_path)[2]]
 
 
@@ -110,11 +117,12 @@ def test_a_clip_in_both_lists_is_an_error_however_it_is_written(tmp_path):
     with pytest.raises(ValueError, match=f"its lists name a file twice: {want[1][0]}"): find_parts("sc09", tmp_path)
 
 
-def test_clips_that_are_not_there_are_said(tmp_path, caplog):
+def test_missing_clips_are_logged(tmp_path, caplog):
     TREES["sc09"](tmp_path)
     with caplog.at_level(logging.WARNING, "sashimi_wb"): find_parts("sc09", tmp_path)
     line = (tmp_path/"validation_list.txt").read_text().split("\n").index("nine/ffffffff_nohash_0.wav") + 1
-    assert f"1 listed clips are missing, such as nine/ffffffff_nohash_0.wav (validation_list.txt, line {line})" in caplog.text
+    clip = f"nine/ffffffff_nohash_0.wav (validation_list.txt, line {line})"
+    assert f"1 listed clips are missing, such as {clip}" in caplog.text
 
 
 @pytest.mark.parametrize("entry", ("../outside.wav", "/etc/passwd", "zero/../../outside.wav"))
@@ -126,14 +134,17 @@ def test_entries_outside_the_folder_are_not_read(tmp_path, entry):
     rows[1]["audio_filename"] = entry
     with open(table, "w", newline="", encoding="utf-8") as f:
         writer = csv.DictWriter(f, list(rows[0]))
-        writer.writeheader(), writer.writerows(rows)
+        writer.writeheader()
+        writer.writerows(rows)
     with pytest.raises(ValueError, match=r"1 of its 6 files are missing, such as .* \(maestro-v3.0.0.csv, line 3\)"):
         find_parts("maestro", tmp_path/"m")
     assert sum(map(len, names(find_parts("maestro", tmp_path/"m", skip_bad=True)))) == sum(map(len, want)) - 1
 
 
 def test_tables_of_other_programs(tmp_path):
-    """Separators, headings with spaces, titles of several lines and with separators of lines, rows of JSON in another order, splits in capitals."""
+    """Separators, spaces in headings, titles of several lines and with Unicode line separators, JSON rows in any order.
+
+    Capitals in splits are accepted too."""
     want = TREES["maestro"](tmp_path)
     path = tmp_path/"maestro-v3.0.0.csv"
     rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
@@ -146,37 +157,37 @@ def test_tables_of_other_programs(tmp_path):
                                      "audio_filename": row["audio_filename"].replace("/", "\\")} for row in rows])
         assert names(find_parts("maestro", tmp_path)) == want
     path.unlink()
-    turned = {k: {str(i): rows[i][k] for i in (range(6) if k == "split" else reversed(range(6)))} for k in rows[0]}
-    for content in (turned, rows[::-1]):
+    by_column = {k: {str(i): rows[i][k] for i in (range(6) if k == "split" else reversed(range(6)))} for k in rows[0]}
+    for content in (by_column, rows[::-1]):
         (tmp_path/"maestro-v3.0.0.json").write_text(json.dumps(content), encoding="utf-16")
         assert names(find_parts("maestro", tmp_path)) == want
-    del turned["split"]["3"]
-    (tmp_path/"maestro-v3.0.0.json").write_text(json.dumps(turned))
+    del by_column["split"]["3"]
+    (tmp_path/"maestro-v3.0.0.json").write_text(json.dumps(by_column))
     with pytest.raises(ValueError, match="maestro-v3.0.0.json has no columns split and audio_filename"):
         find_parts("maestro", tmp_path)
 
 
-@pytest.mark.parametrize("value, said", (("tst", "expected a split of train, validation, test, got 'tst'"), ("", "expected split and audio_filename, got")))
-def test_rows_that_say_no_part_are_named(tmp_path, value, said):
+@pytest.mark.parametrize("value, message", (
+    ("tst", "expected a split of train, validation, test, got 'tst'"), ("", "expected split and audio_filename, got")))
+def test_rows_without_a_valid_split_are_named(tmp_path, value, message):
     TREES["maestro"](tmp_path)
     path = tmp_path/"maestro-v3.0.0.csv"
     lines = path.read_text(encoding="utf-8").splitlines()
     path.write_text("\n".join([*lines[:3], lines[3].replace(",validation,", f",{value},"), *lines[4:]]),
                     encoding="utf-8")
     assert ",validation," in lines[3]
-    with pytest.raises(ValueError, match=f"maestro-v3.0.0.csv, line 4: {said}"): find_parts("maestro", tmp_path)
+    with pytest.raises(ValueError, match=f"maestro-v3.0.0.csv, line 4: {message}"): find_parts("maestro", tmp_path)
 
 
-def test_a_line_that_is_none_of_the_table_is_named(tmp_path):
+def test_a_line_that_is_not_a_row_is_named(tmp_path):
     want = TREES["ljspeech"](tmp_path)
     path = tmp_path/"metadata.csv"
     text = path.read_text(encoding="utf-8")
-    path.write_text(text + text.split("\n")[0] + "\n", encoding="utf-8")   # a row twice moves no cut
+    path.write_text(text + text.split("\n")[0] + "\n", encoding="utf-8")  # a repeated row does not change the split
     assert names(find_parts("ljspeech", tmp_path)) == want
-    path.write_text("\n" + text.replace("LJ001-0002|", "LJ001-0002 "*2).replace("|", " ", 0), encoding="utf-8")
-    with pytest.raises(ValueError,
-                       match="1 of its 33 files are missing, such as wavs/LJ001-0002 LJ001-0002 .*metadata.csv, line 3"):
-        find_parts("ljspeech", tmp_path)
+    path.write_text("\n" + text.replace("LJ001-0002|", "LJ001-0002 "*2), encoding="utf-8")
+    reason = "1 of its 33 files are missing, such as wavs/LJ001-0002 LJ001-0002 .*metadata.csv, line 3"
+    with pytest.raises(ValueError, match=reason): find_parts("ljspeech", tmp_path)
     path.write_text(text + "no separator here\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"metadata.csv, line 34: expected id\|text\|text, got 'no separator here'"):
         find_parts("ljspeech", tmp_path)
@@ -186,9 +197,8 @@ def test_validation_tracks_of_musdb_are_held_out_however_a_disk_writes_them(tmp_
     TREES["musdb18hq"](tmp_path)
     for old in ("Leaf - Summerghost", "Actions - One Minute Smile"):
         (tmp_path/"train"/old).rename(tmp_path/"train"/old.upper())
-    assert [n.split("/")[1].lower()
-            for n in names(find_parts("musdb18hq", tmp_path))[1]] == ["actions - one minute smile",
-                                                                      "leaf - summerghost"]
+    validation = [n.split("/")[1].lower() for n in names(find_parts("musdb18hq", tmp_path))[1]]
+    assert validation == ["actions - one minute smile", "leaf - summerghost"]
     assert len({alike(t) for t in MUSDB_VALIDATION}) == 14
 
 
@@ -198,8 +208,8 @@ def test_capital_suffixes_and_hidden_folders(tmp_path):
     first.rename(first.with_suffix(".FLAC"))
     write(tmp_path, "train-clean-100/@eaDir/1240/x.flac")
     write(tmp_path, "train-clean-100/.trash/1240/x.flac")
-    assert [[n.lower() for n in part]
-            for part in names(find_parts("librispeech", tmp_path))] == [[n.lower() for n in part] for part in want]
+    found = [[n.lower() for n in part] for part in names(find_parts("librispeech", tmp_path))]
+    assert found == [[n.lower() for n in part] for part in want]
 
 
 def test_linked_folders_of_a_data_set_are_followed(tmp_path):
@@ -209,14 +219,15 @@ def test_linked_folders_of_a_data_set_are_followed(tmp_path):
     assert names(find_parts("librispeech", tmp_path/"set")) == want
 
 
-@pytest.mark.parametrize("content", (b"\xff\xfea", b"\xff\xfe\x00\xd8", b"\xef\xbb\xbf\xff", b"\x00\x00\xfe\xff\0", b"", b"\0", b"\xff\xfe"))
+@pytest.mark.parametrize("content", (
+    b"\xff\xfea", b"\xff\xfe\x00\xd8", b"\xef\xbb\xbf\xff", b"\x00\x00\xfe\xff\0", b"", b"\0", b"\xff\xfe"))
 def test_damaged_text_is_named_or_empty(tmp_path, content):
     (tmp_path/"list.txt").write_bytes(content)
     try: assert read_lines(tmp_path/"list.txt") in ([], [os.fsdecode(b"\xff")])
     except ValueError as e: assert "list.txt: expected text, got bytes that are not utf" in str(e)
 
 
-def test_names_are_alike_only_where_they_are():
+def test_names_are_alike_if_they_differ_only_in_notation():
     for a, b in (("a/B.wav", "A\\b.WAV"), ("\u00e9", "E\u0301"), ("./x", "x"), ("x ", "x"),
                  (os.fsdecode(b"\xe9"), "\u00e9"), ("stra\u00dfe", "STRASSE")):
         assert alike(a) == alike(b), (a, b)

@@ -1,4 +1,4 @@
-"""Data configuration, windows, loaders, chunked epochs, and the sentences on what the codes leave out of the files."""
+"""Data configuration, windows, loaders, chunked epochs, and the remarks on what the codes lose of the files."""
 import os
 import pickle
 from dataclasses import replace
@@ -24,20 +24,18 @@ from sashimi_wb.training.evaluation import whole_files
 
 @pytest.fixture
 def corpus(tmp_path):
-    for i, (name,
-            frames) in enumerate((("b.wav", 4000), ("a/x.flac", 3100), ("a/y.wav", 2500), ("c.ogg", 5000),
-                                  ("d.flac", 2048), ("e.wav", 900))):
-        write(tmp_path, name, frames, seed=i)
+    files = {"b.wav": 4000, "a/x.flac": 3100, "a/y.wav": 2500, "c.ogg": 5000, "d.flac": 2048, "e.wav": 900}
+    for i, (name, frames) in enumerate(files.items()): write(tmp_path, name, frames, seed=i)
     return tmp_path
 
 
 # ---- bad input
 
 @pytest.mark.parametrize("channels", ("stereo", "left", "right"))
-def test_mono_file_asked_for_as_stereo(tmp_path, channels):
+def test_stereo_from_a_mono_file(tmp_path, channels):
     for i in range(3): write(tmp_path, f"{i}.wav", channels=2 if i else 1)
-    with pytest.raises(ValueError,
-                       match=f"0.wav: channels='{channels}' needs a stereo file, this one has 1 channel \\(mono\\); use"):
+    reason = f"0.wav: channels='{channels}' needs a stereo file, this one has 1 channel \\(mono\\); use"
+    with pytest.raises(ValueError, match=reason):
         AudioData(DataConfig(str(tmp_path), sample_len=100, channels=channels))
     AudioData(DataConfig(str(tmp_path), sample_len=100))
 
@@ -45,13 +43,17 @@ def test_mono_file_asked_for_as_stereo(tmp_path, channels):
 # ---- configuration
 
 @pytest.mark.parametrize("field,value", [
-    ("bits", 0), ("bits", 25), ("bits", "8"), ("bits", True), ("quantization", "alaw"), ("scaling", "max"), ("input", "wave"), ("sample_len", 0),
-    ("sample_len", 10.0), ("channels", "5.1"), ("interleaving_strategy", "blocking-0"), ("target_sr", 0), ("target_sr", "16000"), ("train_percentage", 88),
-    ("drop_last", 1), ("batch_size", 0), ("train_chunk_size", 0), ("val_chunk_size", -1), ("seed", -1), ("num_workers", -1), ("skip_bad", None), ("path", ""), ("path", 3),
-    ("dataset", "timit"), ("dataset", ["folder"]), ("stem", "drums"), ("tokens", "bits"), ("tokens", None), ("context_len", -1), ("context_len", 8192), ("context_len", 1.0),
+    ("bits", 0), ("bits", 25), ("bits", "8"), ("bits", True),
+    ("quantization", "alaw"), ("scaling", "max"), ("input", "wave"), ("tokens", "bits"), ("tokens", None),
+    ("sample_len", 0), ("sample_len", 10.0), ("channels", "5.1"), ("interleaving_strategy", "blocking-0"),
+    ("target_sr", 0), ("target_sr", "16000"), ("train_percentage", 88), ("drop_last", 1), ("skip_bad", None),
+    ("batch_size", 0), ("train_chunk_size", 0), ("val_chunk_size", -1), ("seed", -1), ("num_workers", -1),
+    ("path", ""), ("path", 3), ("dataset", "timit"), ("dataset", ["folder"]), ("stem", "drums"),
+    ("context_len", -1), ("context_len", 8192), ("context_len", 1.0),
     ("pad_len", -1), ("pad_len", "8"), ("pad_len", True),
-    ("test_s", 0), ("test_s", -1.0), ("test_s", "1"), ("test_s", True), ("test_s", float("nan")), ("test_s", float("inf")), ("quantize_input", 1), ("is_stereo", "yes")])
-def test_config_errors_name_what_came(field, value):
+    ("test_s", 0), ("test_s", -1.0), ("test_s", "1"), ("test_s", True), ("test_s", float("nan")),
+    ("test_s", float("inf")), ("quantize_input", 1), ("is_stereo", "yes")])
+def test_config_errors_give_the_value(field, value):
     with pytest.raises(ValueError) as e: DataConfig(**{"path": "x", field: value})
     assert repr(value) in str(e.value) or "blocking-0" in str(e.value)
 
@@ -64,18 +66,20 @@ def test_config_survives_json(tmp_path):
 
 @pytest.mark.parametrize("options,match", [
     (dict(quantization="mu_law", bits=17), "1 to 16"), (dict(scaling="clip_minmax", bits=24), "1 to 16"),
-    (dict(tokens="bytes", input="raw"), "expected input='codes', got 'raw'"), (dict(tokens="bytes", input="dequantized"), "got 'dequantized'"),
+    (dict(tokens="bytes", input="raw"), "expected input='codes', got 'raw'"),
+    (dict(tokens="bytes", input="dequantized"), "got 'dequantized'"),
     (dict(quantize_input=True, input="raw"), "quantize_input=True contradicts input='raw'"),
     (dict(quantize_input=False, input="dequantized"), "quantize_input=False contradicts input='dequantized'"),
     (dict(is_stereo=True, channels="right"), "is_stereo=True contradicts channels='right'"),
     (dict(is_stereo=False, channels="stereo"), "is_stereo=False contradicts channels='stereo'"),
     (dict(quantize_input=False, tokens="bytes"), "expected input='codes', got 'raw'"),
-    (dict(dataset="sc09", stem="vocals"), "unknown stem of sc09 'vocals'"), (dict(sample_len=8, context_len=8), "less than sample_len=8, got 8; nothing would be left")])
+    (dict(dataset="sc09", stem="vocals"), "unknown stem of sc09 'vocals'"),
+    (dict(sample_len=8, context_len=8), "less than sample_len=8, got 8; nothing would be left")])
 def test_contradictions(options, match):
     with pytest.raises(ValueError, match=match): DataConfig("x", **options)
 
 
-def test_names_of_the_notes():
+def test_aliases_of_input_and_channels():
     assert DataConfig("x", quantize_input=False, is_stereo=True) == DataConfig("x", input="raw", channels="stereo")
     assert DataConfig("x", quantize_input=True, input="dequantized").input == "dequantized"
     assert DataConfig("x", quantize_input=True).input == "codes"
@@ -90,7 +94,9 @@ def test_names_of_the_notes():
     assert pickle.loads(pickle.dumps(raw)) == raw and hash(raw) == hash(replace(raw))
 
 
-@pytest.mark.parametrize("bits,tokens,n", ((8, "codes", 1), (24, "codes", 1), (5, "bytes", 1), (8, "bytes", 1), (9, "bytes", 2), (16, "bytes", 2), (17, "bytes", 3), (24, "bytes", 3)))
+@pytest.mark.parametrize("bits,tokens,n", (
+    (8, "codes", 1), (24, "codes", 1), (5, "bytes", 1), (8, "bytes", 1), (9, "bytes", 2), (16, "bytes", 2),
+    (17, "bytes", 3), (24, "bytes", 3)))
 def test_tokens_of_a_window(bits, tokens, n):
     config = DataConfig("x", bits=bits, tokens=tokens, channels="stereo", sample_len=100, pad_len=7)
     assert config.tokens_per_sample == n and config.n_tokens == 107*2*n
@@ -100,7 +106,8 @@ def test_tokens_of_a_window(bits, tokens, n):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ("temporal", "blocking-7"))
-@pytest.mark.parametrize("quantization,scaling", (("linear", "full_scale"), ("mu_law", "full_scale"), ("linear", "clip_minmax"), ("mu_law", "clip_minmax")))
+@pytest.mark.parametrize("quantization", ("linear", "mu_law"))
+@pytest.mark.parametrize("scaling", ("full_scale", "clip_minmax"))
 def test_windows_cover_the_files_and_the_inputs_agree(corpus, strategy, quantization, scaling):
     files = index_audio(corpus)
     for drop_last in (True, False):
@@ -144,8 +151,8 @@ SUBTYPES = {8: "PCM_U8", 16: "PCM_16", 24: "PCM_24"}
 
 @given(st.data())
 @settings(max_examples=60, deadline=None)
-def test_every_sample_is_scored_once_and_every_input_is_one_late(shelf, data):
-    """Whatever the lengths, context, padding, layout, channels and tokens: the scored targets are the files, in order."""
+def test_every_sample_is_scored_once_and_every_input_is_shifted_by_one(shelf, data):
+    """For any lengths, context, padding, layout, channels and tokens, the scored targets are the files in order."""
     draw = data.draw
     depth, channels = draw(st.sampled_from((8, 16, 24))), draw(st.sampled_from(("mono", "left", "right", "stereo")))
     bits = draw(st.sampled_from((depth, depth, 1, 7, 12, 24)))
@@ -166,8 +173,8 @@ def test_every_sample_is_scored_once_and_every_input_is_one_late(shelf, data):
     config = DataConfig(shelf, bits=bits, input=feed, sample_len=sample_len, channels=channels,
                         interleaving_strategy=strategy, drop_last=drop_last,
                         tokens=tokens, context_len=context, pad_len=pad)
-    d, q, n, c = WindowDataset(index_audio(shelf),
-                               config), config.quantizer, config.tokens_per_sample, config.n_channels
+    d, q = WindowDataset(index_audio(shelf), config), config.quantizer
+    n, c = config.tokens_per_sample, config.n_channels
     back = {f.name: [] for f in d.files}
     for i in range(len(d)):
         x, y, mask = (d[i][key] for key in ("x", "y", "mask"))
@@ -177,21 +184,20 @@ def test_every_sample_is_scored_once_and_every_input_is_one_late(shelf, data):
             assert x[0] == (silent_input(bits) if tokens == "bytes" else q.zero_code)
             assert torch.equal(x[1:] % 256 if tokens == "bytes" else x[1:], y[:-1])
             if tokens == "bytes": assert torch.equal(x[:, 0]//256, (torch.arange(len(x)) - 1) % n)
-        codes, scored = (deinterleave(t, strategy, c)[0]
-                         for t in ((from_bytes(y[None], bits), mask[None, ::n]) if tokens == "bytes"
-                                   else (y[None], mask[None])))
-        assert torch.equal(mask.view(-1, n), mask.view(-1, n)[:, :1].expand(-1, n))  # a sample is scored whole
+        codes = from_bytes(y[None], bits) if tokens == "bytes" else y[None]
+        codes, scored = (deinterleave(t, strategy, c)[0] for t in (codes, mask[None, ::n]))
+        assert torch.equal(mask.view(-1, n), mask.view(-1, n)[:, :1].expand(-1, n))  # all tokens of a sample or none
         assert (codes[:pad] == q.zero_code).all() and (codes[pad + frames:] == q.zero_code).all()
         first = context if start else 0
         want = torch.zeros(pad + sample_len, dtype=torch.bool)
         want[pad + first:pad + frames] = True
         assert torch.equal(scored, want[:, None].expand(-1, c))
         wave = torch.from_numpy(read_span(info, start, frames, channels))
-        heard = q.encode(wave[None])[0]
-        assert torch.equal(codes[pad:pad + frames], heard)
+        file_codes = q.encode(wave[None])[0]
+        assert torch.equal(codes[pad:pad + frames], file_codes)
         if feed != "codes":
             floats = torch.zeros(1, pad + sample_len, c)
-            floats[0, pad:pad + frames] = wave if feed == "raw" else q.decode(heard)
+            floats[0, pad:pad + frames] = wave if feed == "raw" else q.decode(file_codes)
             assert x[0] == 0.0 and torch.equal(x[1:], interleave(floats, strategy)[0, :-1])
         assert np.array_equal(d.codes(i), codes[want].numpy()) and len(d.wave(i)) == len(d.codes(i))
         back[info.name].append(codes[want].numpy())
@@ -208,8 +214,8 @@ def test_every_sample_is_scored_once_and_every_input_is_one_late(shelf, data):
 def test_context_costs_windows_not_samples(corpus):
     base = dict(path=str(corpus), sample_len=400, drop_last=False, train_percentage=0.34, channels="stereo",
                 batch_size=3)
-    plain, context = AudioData(DataConfig(**base)), AudioData(DataConfig(**base, context_len=300, pad_len=11,
-                                                                         tokens="bytes", bits=16))
+    plain = AudioData(DataConfig(**base))
+    context = AudioData(DataConfig(**base, context_len=300, pad_len=11, tokens="bytes", bits=16))
     assert len(context.test) > 3*len(plain.test)
     for d in (plain, context):
         assert sum(int(b["mask"].sum()) for b in d.test_loader()) == sum(d.test.lengths)*2*d.config.tokens_per_sample
@@ -228,8 +234,8 @@ def test_window_indices(corpus):
 
 def test_window_longer_than_every_file(corpus):
     files = index_audio(corpus)
-    with pytest.raises(ValueError,
-                       match="sample_len=6000 is longer than every file of the corpus; the longest, c.ogg, has 5000 samples at 16000 Hz. Use sample_len=5000"):
+    with pytest.raises(ValueError, match="sample_len=6000 is longer than every file of the corpus; the longest, c.ogg, "
+                                         "has 5000 samples at 16000 Hz. Use sample_len=5000"):
         WindowDataset(files, DataConfig(str(corpus), sample_len=6000))
     with pytest.raises(ValueError, match="longer than every file of the (training|validation|test) files"):
         AudioData(DataConfig(str(corpus), sample_len=6000))
@@ -247,7 +253,8 @@ def test_differing_sample_rates(tmp_path):
 
 # ---- chunked epochs
 
-@given(st.integers(1, 40), st.integers(1, 7), st.one_of(st.none(), st.integers(1, 30)), st.integers(0, 3), st.booleans())
+@given(n=st.integers(1, 40), batch=st.integers(1, 7), chunk=st.one_of(st.none(), st.integers(1, 30)),
+       seed=st.integers(0, 3), shuffle=st.booleans())
 @settings(max_examples=60, deadline=None)
 def test_epochs_are_consecutive_chunks(n, batch, chunk, seed, shuffle):
     s = ChunkSampler(n, batch, chunk, seed, shuffle)
@@ -287,7 +294,7 @@ def test_sampler_errors():
     with pytest.raises(ValueError, match="at least 0"): ChunkSampler(5).set_epoch(-1)
 
 
-# ---- the whole
+# ---- loaders
 
 def test_loaders_resume_and_workers_change_nothing(corpus):
     def batches(num_workers=0, epoch=3, skip=0):
@@ -318,7 +325,7 @@ def test_validation_chunks_and_test_codes(corpus):
 
 
 @pytest.mark.parametrize("strategy", ["temporal", "blocking-16"])
-def test_only_the_beginning_of_test_files_is_judged(corpus, strategy):
+def test_only_the_beginning_of_test_files_is_evaluated(corpus, strategy):
     config = DataConfig(str(corpus), sample_len=64, batch_size=2, train_percentage=0.34, drop_last=False,
                         channels="stereo", interleaving_strategy=strategy)
     whole = AudioData(config)
@@ -332,8 +339,8 @@ def test_only_the_beginning_of_test_files_is_judged(corpus, strategy):
     assert sum(int(batch["mask"].sum()) for batch, _ in whole_files(some, window=64)) == 2*sum(some.test.lengths)
     assert "only the first" in some.remarks()[-1] and not any("only the first" in r for r in whole.remarks())
     assert AudioData(replace(config, test_s=1e6)).test.lengths == whole.test.lengths
-    with pytest.raises(ValueError,
-                       match=r"sample_len=64 .* of the test files; .* has 50 samples at .* Hz in its first .* s \(test_s\)"):
+    reason = r"sample_len=64 .* of the test files; .* has 50 samples at .* Hz in its first .* s \(test_s\)"
+    with pytest.raises(ValueError, match=reason):
         AudioData(replace(config, test_s=50/whole.sample_rate, drop_last=True))
 
 
@@ -359,7 +366,7 @@ def test_fingerprint_follows_parts_and_stem(tmp_path):
     assert len(set(prints)) == 4
 
 
-def account(folder, **options):
+def fidelity(folder, **options):
     data = AudioData(DataConfig(str(folder), sample_len=100, **options))
     return data.reductions(), data.remarks()
 
@@ -371,27 +378,27 @@ def test_reductions_name_every_reason(tmp_path):
     deep, mono = folder("deep", subtype="PCM_24"), folder("mono", channels=1)
     exact = dict(channels="stereo", drop_last=False)
     for channels in ("stereo", "left", "right"):
-        assert account(deep, bits=24, channels=channels, drop_last=False) == ([], [])
-    assert account(mono, bits=16, drop_last=False) == ([], [])
-    assert account(folder("flac", "flac"), bits=16, **exact) == ([], [])
-    assert account(folder("eight", subtype="PCM_U8"), bits=8, **exact) == ([], [])
-    assert account(deep, bits=16, **exact) == (["3 files of 24 bit coded at 16 bit"], [])
-    assert account(deep, bits=24) == (["3 files reduced to the mean of 2 channels"], [])
-    assert account(mono, bits=16, target_sr=8000, drop_last=False) == (["3 files resampled from 16000 to 8000 Hz"], [])
-    assert account(mono, bits=16, quantization="mu_law",
+        assert fidelity(deep, bits=24, channels=channels, drop_last=False) == ([], [])
+    assert fidelity(mono, bits=16, drop_last=False) == ([], [])
+    assert fidelity(folder("flac", "flac"), bits=16, **exact) == ([], [])
+    assert fidelity(folder("eight", subtype="PCM_U8"), bits=8, **exact) == ([], [])
+    assert fidelity(deep, bits=16, **exact) == (["3 files of 24 bit coded at 16 bit"], [])
+    assert fidelity(deep, bits=24) == (["3 files reduced to the mean of 2 channels"], [])
+    assert fidelity(mono, bits=16, target_sr=8000, drop_last=False) == (["3 files resampled from 16000 to 8000 Hz"], [])
+    assert fidelity(mono, bits=16, quantization="mu_law",
                    drop_last=False)[0] == ["mu-law: samples are companded before they are rounded"]
-    assert account(mono, bits=16, scaling="clip_minmax",
+    assert fidelity(mono, bits=16, scaling="clip_minmax",
                    drop_last=False)[0][0].startswith("per-clip scaling: every window is stretched")
-    assert account(folder("float", subtype="FLOAT"), bits=24,
+    assert fidelity(folder("float", subtype="FLOAT"), bits=24,
                    **exact) == (["3 files of floats (FLOAT) rounded to 24 bit"], [])
-    assert account(folder("double", subtype="DOUBLE"), bits=8,
+    assert fidelity(folder("double", subtype="DOUBLE"), bits=8,
                    **exact) == (["3 files of floats (DOUBLE) rounded to 8 bit"], [])
     for suffix, kind in (("mp3", "MPEG_LAYER_III"), ("ogg", "VORBIS")):
-        assert account(folder(suffix, suffix), bits=8,
+        assert fidelity(folder(suffix, suffix), bits=8,
                        **exact)[0] == [f"3 files of lossy audio ({kind}): the codes are those of the decoded audio"]
-    assert account(folder("phone", subtype="ULAW"), bits=8, **exact)[0][0].startswith("3 files of lossy audio (ULAW)")
+    assert fidelity(folder("phone", subtype="ULAW"), bits=8, **exact)[0][0].startswith("3 files of lossy audio (ULAW)")
     write(tmp_path/"deep", "3.wav", rate=8000, subtype="PCM_32"), write(tmp_path/"deep", "4.mp3", 4000, channels=1)
-    assert account(tmp_path/"deep", bits=8, target_sr=8000, quantization="mu_law")[0] == [
+    assert fidelity(tmp_path/"deep", bits=8, target_sr=8000, quantization="mu_law")[0] == [
         "4 files resampled from 16000 to 8000 Hz", "4 files reduced to the mean of 2 channels",
         "3 files of 24 bit coded at 8 bit", "1 file of 32 bit coded at 8 bit",
         "1 file of lossy audio (MPEG_LAYER_III): the codes are those of the decoded audio",
@@ -400,13 +407,12 @@ def test_reductions_name_every_reason(tmp_path):
 
 def test_remarks(tmp_path):
     for i in range(3): write(tmp_path, f"{i}.wav", 1050, seed=i)
-    assert account(tmp_path, bits=24, channels="stereo", tokens="bytes",
-                   drop_last=False) == ([],
-                                        ["3 files of 16 bit coded at 24 bit: the low 8 bits of every code are constant"])
+    constant = "3 files of 16 bit coded at 24 bit: the low 8 bits of every code are constant"
+    assert fidelity(tmp_path, bits=24, channels="stereo", tokens="bytes", drop_last=False) == ([], [constant])
     data = AudioData(DataConfig(str(tmp_path), sample_len=100, bits=24, channels="stereo", tokens="bytes"))
     assert all((b["y"][2::3][b["mask"][2::3]] == 0).all() for b in data.test_loader())
     assert data.remarks()[1:] == ["drop_last leaves out 50 of 1,050 samples per channel of the test files"]
-    assert account(tmp_path, bits=24)[1][0] == "3 files of 16 bit coded at 24 bit"  # the mean has half steps
+    assert fidelity(tmp_path, bits=24)[1][0] == "3 files of 16 bit coded at 24 bit"  # the mean has half steps
     for context in (0, 1, 60, 99):
         data = AudioData(DataConfig(str(tmp_path), sample_len=100, bits=16, channels="left", context_len=context))
         left = 1050 - sum(len(c) for c in data.test_codes())
@@ -415,6 +421,6 @@ def test_remarks(tmp_path):
 
 
 def test_too_few_files(tmp_path):
-    write(tmp_path, "a.wav"), write(tmp_path, "b.wav")
+    for name in ("a.wav", "b.wav"): write(tmp_path, name)
     with pytest.raises(ValueError, match="at least 3 files.*got 2 \\(a.wav, b.wav\\)"):
         AudioData(DataConfig(str(tmp_path), sample_len=100))
