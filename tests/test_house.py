@@ -88,6 +88,11 @@ def test_numbers_are_the_reading_order():
                     assert order[other.split(".")[1]] < order[module], f"{name}/{module} imports {other}"
 
 
+def test_tests_have_the_folders_of_the_package():
+    folders = {p.parent.name for p in (ROOT / "tests").glob("*/test_*.py")}
+    assert folders - {"browser"} <= set(MAY_IMPORT)
+
+
 def test_notebook_and_module_lie_side_by_side():
     for module, path in modules().items():
         name = path.stem
