@@ -240,7 +240,8 @@ class CategoricalHead(Head):
 
     def rank(self, params, codes, k):
         params = self._params(params)
-        return code_rank(params, valid_codes(codes, params, self.token_bits)).clamp(max=k)
+        codes = valid_codes(codes, params, self.token_bits)
+        return code_rank(params, codes).clamp(max=k)
 
     def log_prob(self, params, codes):
         params = self._params(params)
