@@ -23,14 +23,14 @@ _MAX_POSITION = 2**42  # a damaged header may name a position that no file syste
 
 
 def read_at(f:BinaryIO, at:int, n:int)->bytes:
-    """Read n bytes from a position; fewer at the end of the file, none before its start or far behind its end."""
+    """Read n bytes from a position; fewer at the end of the file, none before its start or far beyond its end."""
     if not 0 <= at < _MAX_POSITION: return b""
     f.seek(at)
     return f.read(n)
 
 
 def _after_tags(f, at):
-    "The byte behind the ID3v2 tags that begin at a byte, and behind their padding with zeros."
+    "The byte after the ID3v2 tags that begin at a byte, and after their padding with zeros."
     begin = at
     while len(head := read_at(f, at, 10)) == 10 and head[:3] == b"ID3":
         at += 10 + sum((b & 0x7F) << 7*(3 - i) for i, b in enumerate(head[6:])) + 10*(head[5] >> 4 & 1)
@@ -58,8 +58,8 @@ _KINDS = "WAV, RF64, W64, AIFF, AU, CAF, NIST, FLAC, Ogg, MPEG audio or MP4"
 def container_of(
     f:BinaryIO, # an audio file
     size:int,   # its length in bytes
-)->tuple[str, int, int]: # its kind; first byte of the sound; the byte behind its last one
-    """Recognize the kind of a file by its content, and find where it lies between tags.
+)->tuple[str, int, int]: # its kind; first byte of the sound; the byte after its last one
+    """Recognize the kind of a file by its content, and find the bytes between its tags.
 
     Returns one of the kinds "WAV", "W64", "AIFF", "AU", "CAF", "NIST", "FLAC", "OGG", "MPEG", "MP4".
     Raises: ValueError if the file is none of them."""
@@ -105,7 +105,7 @@ def _mpeg_headers():
 
 def mpeg_header(
     head:bytes, # four bytes or more
-)->tuple[int, int, int, int]|None: # bytes and samples of the frame, Hz, layer; None if this is no header
+)->tuple[int, int, int, int]|None: # bytes and samples of the frame, Hz, layer; None if this is not a header
     """Read the header of a frame of MPEG audio."""
     if len(head) < 4 or head[0] != 0xFF: return None
     return _mpeg_headers().get(head[1] << 8 | head[2])
@@ -174,7 +174,7 @@ def _length(f, n, at, end, rule, start):
 def sound_bytes(
     f:BinaryIO, # a file made of chunks, an AU or a NIST Sphere file
     start:int,  # its first byte
-    end:int,    # the byte behind its last one
+    end:int,    # the byte after its last one
 )->tuple[int, int]: # the first byte of the samples, and how many bytes of samples there are
     """Find the samples of an uncompressed container and check their length against the file.
 
@@ -258,7 +258,7 @@ def flac_header(
 
 
 def _frame_end(b, header):
-    "Number of the sample behind a FLAC frame, by its header; None if the bytes are no frame header of this file."
+    "Number of the sample after a FLAC frame, by its header; None if the bytes are no frame header of this file."
     if len(b) < 6 or b[1] not in (0xF8, 0xF9): return None
     size, rate, channels = b[2] >> 4, b[2] & 15, b[3] >> 4
     if not size or rate == 15 or b[3] & 1 or channels > 10: return None
@@ -280,7 +280,7 @@ def _frame_end(b, header):
 def flac_end(
     f:BinaryIO,        # a FLAC
     start:int,         # its first byte
-    end:int,           # the byte behind its last one
+    end:int,           # the byte after its last one
     header:FlacHeader, # from `flac_header`
 )->int|None:           # samples per channel; None: no frame was found
     """Find the length of a FLAC file from its last frames.
@@ -310,7 +310,7 @@ def _ogg_crc(b):
 class Link(NamedTuple):
     """One stream of an Ogg file."""
     start:int   # first byte
-    end:int     # the byte behind its last one
+    end:int     # the byte after its last one
     codec:str   # "VORBIS", "OPUS", another name, or the first bytes of its first packet
     last:int    # granule position of its last page
     safe:int    # granule position up to which seeking is exact
@@ -338,7 +338,7 @@ def _codec(body):
 def ogg_links(
     f:BinaryIO, # an Ogg file
     start:int,  # its first byte
-    end:int,    # the byte behind its last one
+    end:int,    # the byte after its last one
 )->list[Link]:
     """Find the streams of an Ogg file by reading all pages and verifying their checksums.
 
@@ -365,15 +365,15 @@ def ogg_links(
     return links
 
 # %% ../../nbs/audio/02_containers.ipynb #41c94187
-GROUP = 16            # the position of every so many frames of MPEG audio is kept
+GROUP = 16            # frames of MPEG audio per kept position
 _DECODER_DELAY = 529  # samples of an mp3 decoder
 
 
 class Frame(NamedTuple):
     """A frame of MPEG audio."""
-    at:int      # first byte
-    size:int    # bytes
-    header:bytes
+    at:int       # first byte
+    size:int     # bytes
+    header:bytes # the 200 bytes from there on; fewer at the end of the file
 
 
 class Mpeg(NamedTuple):
@@ -384,8 +384,8 @@ class Mpeg(NamedTuple):
     samples:int                    # per frame and channel
     n:int                          # number of frames
     starts:array                   # first byte of every 16th frame
-    end:int                        # the byte behind the last frame
-    pieces:list[tuple[int, int]]   # spans of sound: first sample, and the one behind the last, over all frames
+    end:int                        # the byte after the last frame
+    pieces:list[tuple[int, int]]   # spans of sound: first sample, and the one after the last, over all frames
 
     @property
     def frames(self)->int:
@@ -393,13 +393,13 @@ class Mpeg(NamedTuple):
         return sum(b - a for a, b in self.pieces)
 
 
-def _no_frame(f, at, end, first):
-    "The byte behind the tag or padding that stands at a position instead of a frame."
+def _after_non_frame(f, at, end, first):
+    "The byte after the tag or padding at a position where no frame begins."
     head = read_at(f, at, 32)
     if head[:3] == b"ID3": return _after_tags(f, at)
     if head[:3] == b"TAG" and at + 128 <= end: return at + 128
     if head[:8] == b"APETAGEX" and len(head) == 32: return at + 32 + struct.unpack_from("<I", head, 12)[0]
-    zeros = at  # becomes the byte behind the zeros
+    zeros = at  # becomes the byte after the zeros
     while head and not head.strip(b"\0"):
         zeros += len(head)
         head = read_at(f, zeros, 65_536)
@@ -412,7 +412,7 @@ def _no_frame(f, at, end, first):
 def mpeg_frames(
     f:BinaryIO, # a file of MPEG audio
     start:int,  # first byte of a frame
-    end:int,    # the byte behind the last frame
+    end:int,    # the byte after the last frame
 )->Iterator[Frame]:
     """Iterate over the frames of a file of MPEG audio.
 
@@ -428,7 +428,7 @@ def mpeg_frames(
         if not head: raise ValueError("truncated while it was read")
         found = known.get(head[1] << 8 | head[2]) if head[0] == 0xFF and len(head) == 4 else None
         if not found:
-            at = _no_frame(f, at, end, kind is None)
+            at = _after_non_frame(f, at, end, kind is None)
             b, base = b"", at
             continue
         same = head[1] & 0xFE, head[2] & 0x0C, head[3] >> 6 == 3  # version and layer, rate, mono
@@ -470,7 +470,7 @@ def _info_tag(head):
 def mpeg_index(
     f:BinaryIO, # a file of MPEG audio
     start:int,  # first byte of a frame
-    end:int,    # the byte behind the last frame
+    end:int,    # the byte after the last frame
 )->Mpeg:
     """Count all frames of a file of MPEG audio.
 
@@ -507,7 +507,7 @@ def _mpeg_pieces(tags, n, samples):
 def check_atoms(
     f:BinaryIO, # an MP4
     start:int,  # its first byte
-    end:int,    # the byte behind its last one
+    end:int,    # the byte after its last one
 )->None:
     """Check that the outer atoms of an MP4 end with the file.
 

@@ -78,7 +78,7 @@ def _mpeg_block(f, index, k):
 def index_of_mpeg(
     path:str,  # a file of MPEG audio
     start:int, # first byte of a frame
-    end:int,   # the byte behind the last frame
+    end:int,   # the byte after the last frame
 )->Mpeg:
     """`mpeg_index` of a file; cached for the last 1,024 files while they do not change."""
     return _mpeg_index(path, os.stat(path).st_mtime_ns, start, end)
@@ -86,7 +86,7 @@ def index_of_mpeg(
 
 def read_mpeg(
     path:str,   # a file of MPEG audio
-    region:tuple[int, int], # first byte of a frame, and the byte behind the last one
+    region:tuple[int, int], # first byte of a frame, and the byte after the last one
     start:int,  # first sample
     frames:int, # samples per channel
 )->Float[np.ndarray, "t c"]:

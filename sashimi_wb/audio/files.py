@@ -46,7 +46,7 @@ class AudioInfo:
     subtype:str      # libsndfile's name ("PCM_16", "VORBIS", ...); of an MP4 "AAC", "ALAC_16", "FLAC_24"
     stream:int = 0   # audio stream of an mp4; in a .stem.mp4 0 mixture, 1 drums, 2 bass, 3 other, 4 vocals
     reader:str = field(default="array", compare=False)  # a name in READERS, chosen by `probe`
-    # the streams of a file that is not a single stream from first to last byte: first byte, byte behind the last one
+    # the streams of a file that is not a single stream from first to last byte: first byte, byte after the last one
     # (0, 0: the whole file), frames, and the frame up to which seeking is exact
     parts:tuple[tuple[int, int, int, int], ...] = field(default=(), compare=False)
 

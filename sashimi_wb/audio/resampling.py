@@ -35,7 +35,7 @@ class _PhaseTable:
         self.block = self.periods*p
 
     def inputs(self, b):
-        "The first input of block b, and the one behind the last."
+        "The first input of block b, and the one after the last."
         start = b*self.periods*self.q
         return start - self.width, start + self.periods*self.q + self.width
 
@@ -53,7 +53,7 @@ class _DirectWeights:
         self.block = 2**max(0, min(_BLOCK, _MAX_PRODUCTS//(2*self.reach)).bit_length() - 1)
 
     def inputs(self, b):
-        "The first input of block b, and the one behind the last."
+        "The first input of block b, and the one after the last."
         first, last = b*self.block*self.q//self.p, ((b + 1)*self.block - 1)*self.q//self.p
         return first - self.reach + 1, last + self.reach + 1
 
