@@ -1,7 +1,7 @@
 """A workbench for autoregressive models of raw audio: SaShiMi on S4 layers.
 
-The public names are in the modules listed in `__all__`; each is a page of `nbs/api` with an example to copy. Modules are
-imported when they are first used, so that `import sashimi_wb` is fast."""
+The public names are in the modules listed in `__all__`; each is a page of `nbs/api` with an example to copy. Modules
+are imported when they are first used, so that `import sashimi_wb` is fast."""
 __version__ = "0.1.0"
 __all__ = ["baselines", "decoders", "encoders", "explore", "generation", "interleave", "interop", "model",
            "quantization", "s4", "sashimi", "trainer"]

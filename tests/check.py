@@ -12,9 +12,9 @@ TESTS = ROOT / "tests"
 ALWAYS = ("test_exports.py", "test_house.py")  # exports in step and the import rule, also for one folder
 
 
-def test_folders() -> list[str]:
-    """The folders of the package that have tests."""
-    return sorted(p.name for p in TESTS.iterdir() if p.name != "browser" and list(p.glob("test_*.py")))
+def folders() -> list[str]:
+    """The folders of the package."""
+    return sorted(p.parent.name for p in (ROOT / "nbs").glob("*/README.md"))
 
 
 def quick_files(folder: str = "") -> list[str]:
@@ -41,8 +41,7 @@ def notebook_tests(notebooks: list[Path]) -> list[str]:
 
 def main(folder: str = "") -> int:
     """Run the checks; the exit status is that of the first that fails, else 0."""
-    if folder and folder not in test_folders():
-        sys.exit(f"FOLDER: expected one of {', '.join(test_folders())}, got {folder!r}")
+    if folder and folder not in folders(): sys.exit(f"FOLDER: expected one of {', '.join(folders())}, got {folder!r}")
     notebooks = sorted((ROOT / "nbs" / folder).glob("*.ipynb")) if folder else changed_notebooks()
     chosen = [f"tests/{name}" for name in quick_files(folder) + notebook_tests(notebooks)]
     lint = ["ruff", "check", "--quiet", "."]
