@@ -21,7 +21,8 @@ from . import __version__
 from .studies.batch import ablation_jobs, ablation_records, run_all, run_notebooks
 from .core.checks import Positive, field_types, read_values
 from .core.processes import ending_in_order
-from .core.system import audio_folder, bundled, check_target, check_value, choose, log, pick_device, runs_folder, write_atomic
+from .core.system import (audio_folder, bundled, check_target, check_value, choose, log, pick_device,
+                                    runs_folder, write_atomic)
 from .studies.ablations import ABLATIONS, AblationParameters
 from .studies.experiment import PRESETS, experiment
 from .audio.index import cache_path, index_audio

@@ -249,7 +249,8 @@ def _provenance(records):
     names = [markup("{}{} <code>{}</code>", ", "*(i > 0), *named) for i, named in enumerate(hashes)]
     minutes, peak = sum(r["seconds"]["all"] for r in runs)/60, max(r["peak_bytes"] for r in runs)/1e9
     machine = (f"{' with changes' if p['changed'] else ''}, Python {p['python']}, torch {p['torch']}, {p['system']} "
-               f"{p['machine']}, {p['cpus']} cores, {p['device']}. Test files: {', '.join(first['test_files'])}. Audio ")
+               f"{p['machine']}, {p['cpus']} cores, {p['device']}. Test files: {', '.join(first['test_files'])}. "
+               "Audio ")
     return markup(_PROVENANCE, len(runs), minutes, peak, p["package"], p["revision"] or "unknown", machine,
                   first["data"][:16], json.dumps(shared), names)
 

@@ -165,8 +165,8 @@ def _whole_files(rows):
     "Arms that do worse on whole files than on windows."
     worse = [row["arm"] for row in rows if np.mean(row["whole"]) > np.mean(row["realisable"]) + 0.05]
     if not worse: return []
-    return [f"Whole files need more bits than windows for {', '.join(worse)}: these models were trained on windows that "
-            "begin without a past, and have not met the states that a long past leaves."]
+    return [f"Whole files need more bits than windows for {', '.join(worse)}: these models were trained on windows "
+            "that begin without a past, and have not met the states that a long past leaves."]
 
 
 def _against_flac(rows):

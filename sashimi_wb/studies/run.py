@@ -118,7 +118,8 @@ class Run:
         stat = self.result_path.stat()
         record = read_record(str(self.result_path), (stat.st_mtime_ns, stat.st_size))
         if (hash := record["hash"]) != self.hash:
-            raise ValueError(f"{self.result_path}: expected the record of run {self.hash}, got that of {hash}; {REMEDY}")
+            raise ValueError(f"{self.result_path}: expected the record of run {self.hash}, got that of {hash}; "
+                             f"{REMEDY}")
         return copy.deepcopy(record)
 
     def progress(self) -> float:
@@ -244,7 +245,7 @@ def score(
 @dataclass(frozen=True)
 class RunEvents:
     """Functions that are called when a part of a run is done."""
-    on_stages: Callable[[list[dict]], None] = lambda rows: None           # with the stages of the model, before training
+    on_stages: Callable[[list[dict]], None] = lambda stages: None         # with the stages of the model, first
     on_history: Callable[[object], None] = lambda history: None           # with the history, after training
     on_clips: Callable[[dict[str, np.ndarray]], None] = lambda clips: None  # with the clips, before the record
 
@@ -377,6 +378,6 @@ def provenance()->dict: # plain JSON values
     return {"package": __version__, **revision(),
             "python": platform.python_version(), "torch": torch.__version__, "machine": platform.machine(),
             "system": platform.system(), "cpus": os.cpu_count(), "threads": torch.get_num_threads(),
-            "instructions": torch.backends.cpu.get_cpu_capability(),      # with the number of threads, this decides the last bits
+            "instructions": torch.backends.cpu.get_cpu_capability(),      # decide the last bits, as threads do
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}

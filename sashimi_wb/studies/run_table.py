@@ -76,7 +76,7 @@ def as_run_record(
     folder:Path, # of the run
     record:dict, # its result.json
 )->RunRecord:
-    """A run of this version or an earlier one. Raises: ValueError for unknown parameters, KeyError if much is missing."""
+    """A run of this or an earlier version. Raises: ValueError for unknown parameters, KeyError if much is missing."""
     e, full = from_json(Experiment, record["parameters"]), _completed(record) | {"folder": str(folder)}
     test, flac = full["results"][-1]["test"], full["baselines"]["flac8"]
     name = bundled_folder(full)
@@ -126,7 +126,8 @@ def read_runs(
     """Read every finished run of a folder. Raises: FileNotFoundError for a given folder that does not exist."""
     root, found, notes = runs_folder(runs), [], {}
     if str(runs) and not root.is_dir():
-        raise FileNotFoundError(f"no folder of runs {root}; give one that holds runs, or leave it empty for the usual one")
+        raise FileNotFoundError(f"no folder of runs {root}; give one that holds runs, or leave it empty for the usual "
+                                "one")
     for path in sorted(p for p in (root.iterdir() if root.is_dir() else ()) if p.is_dir()
                        and not p.name.startswith(".")):
         records = [path/"result.json"] if (path/"result.json").exists() else sorted(path.glob("*/result.json"))

@@ -1,7 +1,7 @@
-"""Wrong input as a user gives it, through the top of the library: every error names what was expected, what came and what to do.
+"""Wrong input of a user, through the top of the library: errors name what was expected, what came and what to do.
 
-Folders, files, windows, sample rates and damaged audio are in test_data, bits and samples in test_quantization, killed runs
-in test_trainer.
+Folders, files, windows, sample rates and damaged audio are tested in tests/audio, bits and samples in tests/tokens,
+killed runs in tests/training.
 """
 import errno
 import json
@@ -67,8 +67,8 @@ def test_preset_and_ablation():
 
 
 def test_notebook_parameters():
-    with pytest.raises(ValueError,
-                       match="unknown parameter n_seed; known: preset, n_seeds, audio, runs, workers; did you mean 'n_seeds'"):
+    message = "unknown parameter n_seed; known: preset, n_seeds, audio, runs, workers; did you mean 'n_seeds'"
+    with pytest.raises(ValueError, match=message):
         ablation_parameters({"preset": "smoke", "n_seed": 2, "_i1": "", "In": []}, {"In"})
 
 
@@ -129,9 +129,10 @@ def test_a_failing_run_is_named_and_the_others_end(tmp_path, monkeypatch):
     assert sorted(seen) == [0, 1] and Run(both[1], runs=tmp_path).done
 
 
-@pytest.mark.parametrize("channels, left_out", [((2, 2, 2), None), ((1, 1, 1), "has one"), ((6, 6, 6), "has 6"), ((2, 6, 2), "b.wav has 6"), ((2, 2, 1), "c.wav has one"),
-                                                ((8, 1, 2), "a.wav has 8")])
-def test_ablations_that_need_two_channels_are_left_out_with_a_word(tmp_path, caplog, channels, left_out):
+@pytest.mark.parametrize("channels, left_out", [
+    ((2, 2, 2), None), ((1, 1, 1), "has one"), ((6, 6, 6), "has 6"), ((2, 6, 2), "b.wav has 6"),
+    ((2, 2, 1), "c.wav has one"), ((8, 1, 2), "a.wav has 8")])
+def test_ablations_that_need_two_channels_are_left_out_with_a_message(tmp_path, caplog, channels, left_out):
     for name, n in zip("abc", channels): write(tmp_path, f"{name}.wav", 300, n)
     with caplog.at_level("WARNING", "sashimi_wb"): names = possible(str(tmp_path))
     assert names == ["quantized_vs_raw"] + ["mono_vs_stereo"]*(not left_out) + ["bit_depth"]

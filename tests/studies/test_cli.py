@@ -32,9 +32,9 @@ def prompt(tmp_path):
 
 
 @pytest.mark.parametrize("kind, bits, head, subtype", [
-    ("wav", 8, "categorical", "PCM_U8"), ("flac", 8, "categorical", "PCM_S8"), ("flac", 12, "dml", "PCM_16"), ("wav", 16, "dml", "PCM_16"),
-    ("wav", 24, "bytes", "PCM_24"), ("flac", 24, "bytes", "PCM_24")])
-def test_files_hold_what_the_model_said(tmp_path, kind, bits, head, subtype):
+    ("wav", 8, "categorical", "PCM_U8"), ("flac", 8, "categorical", "PCM_S8"), ("flac", 12, "dml", "PCM_16"),
+    ("wav", 16, "dml", "PCM_16"), ("wav", 24, "bytes", "PCM_24"), ("flac", 24, "bytes", "PCM_24")])
+def test_files_hold_what_the_model_generated(tmp_path, kind, bits, head, subtype):
     path = save_model(tmp_path / "model.safetensors", bits=bits, head=head)
     out = generate_file(path, f"{tmp_path}/out.{kind}", 0.02, seed=3, progress=False)
     info = soundfile.info(out)
@@ -63,8 +63,9 @@ def test_mu_law_needs_a_deeper_file(tmp_path):
 
 
 @pytest.mark.parametrize("more, words", [
-    (["--output", "out.mp3"], "ends in .flac or .wav"), (["--bits", "12"], "known: 8, 16, 24"), (["--seconds", "0"], "above 0, got 0"),
-    (["--temperature", "-1"], "temperature"), (["--top-p", "2"], "top_p"), (["--prompt", "nowhere.wav"], "no audio file nowhere.wav"),
+    (["--output", "out.mp3"], "ends in .flac or .wav"), (["--bits", "12"], "known: 8, 16, 24"),
+    (["--seconds", "0"], "above 0, got 0"), (["--temperature", "-1"], "temperature"), (["--top-p", "2"], "top_p"),
+    (["--prompt", "nowhere.wav"], "no audio file nowhere.wav"),
     (["--device", "abacus"], "abacus")])
 def test_errors_are_one_line(tmp_path, model, capsys, monkeypatch, more, words):
     monkeypatch.chdir(tmp_path)

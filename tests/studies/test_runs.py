@@ -1,4 +1,4 @@
-"""Runs that are killed, damaged, carried out twice or asked for less: what comes out is what an unbroken run gives, or an error that names the file."""
+"""Runs that are killed, damaged, carried out twice or shortened give the results of an unbroken run, or a clear error."""
 import json
 import os
 import random
@@ -70,7 +70,8 @@ def broken(tmp_path, monkeypatch):
     return again
 
 
-@pytest.mark.parametrize("cuts", [[("score", 2)], [("score", 1), ("save_tree", 1), ("save_tree", 2), ("listen", 1), ("save_weights", 1)]], ids=str)
+@pytest.mark.parametrize("cuts", [
+    [("score", 2)], [("score", 1), ("save_tree", 1), ("save_tree", 2), ("make_clips", 1), ("save_weights", 1)]], ids=str)
 def test_cut_between_training_and_record(unbroken, broken, cuts):
     run = broken(*cuts)
     assert not run.done and figures(execute(run, progress=False)) == unbroken[0] and weights(run) == unbroken[1]
@@ -80,7 +81,7 @@ def test_cut_between_training_and_record(unbroken, broken, cuts):
 
 @pytest.mark.parametrize("damage", ["gone", "flipped", "of another run"])
 def test_a_score_that_is_lost_after_the_training_went_on(unbroken, broken, damage):
-    run = broken(("listen", 1))
+    run = broken(("make_clips", 1))
     path = run.folder/"scores"/"2.ckpt"
     raw, saved = path.read_bytes(), load_tree(path)
     if damage == "gone": path.unlink()
@@ -92,8 +93,8 @@ def test_a_score_that_is_lost_after_the_training_went_on(unbroken, broken, damag
 def test_weights_of_an_earlier_step_are_refused(unbroken):
     run = unbroken[2]
     before = (run.folder/"training"/"last.ckpt").read_bytes()
-    with pytest.raises(ValueError,
-                       match=r"last.ckpt has 6 steps, and 2 are asked for.*at least 6, choose another folder, or resume=False"):
+    message = r"last.ckpt has 6 steps, and 2 are asked for.*at least 6, choose another folder, or resume=False"
+    with pytest.raises(ValueError, match=message):
         trainer.fit(WaveModel(TWO.model_config()), run.data, TWO.train_config(2), run.folder/"training", progress=False)
     assert (run.folder/"training"/"last.ckpt").read_bytes() == before
 
@@ -121,12 +122,12 @@ def test_two_at_once_and_leftovers(unbroken, tmp_path, caplog):
 
 
 def test_a_lock_says_who_has_it_and_ends_with_its_process(tmp_path):
-    program = f"from sashimi_wb.core.locks import holding\nwith holding({str(tmp_path)!r}, 'run'):\n    print('mine', flush=True)\n    input()"
+    program = (f"from sashimi_wb.core.locks import holding\nwith holding({str(tmp_path)!r}, 'run'):\n"
+               "    print('mine', flush=True)\n    input()")
     other = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "mine\n"
-    with pytest.raises(ValueError,
-                       match=f"in use: process {other.pid} on .*wait for its end, or stop it there"), holding(tmp_path, "run", wait=False):
-        pass
+    message = f"in use: process {other.pid} on .*wait for its end, or stop it there"
+    with pytest.raises(ValueError, match=message), holding(tmp_path, "run", wait=False): pass
     stop = threading.Event()
     stop.set()
     with pytest.raises(KeyboardInterrupt), holding(tmp_path, "run", stop=stop): pass
@@ -176,7 +177,8 @@ def test_the_fingerprint_covers_whatever_is_imported(tmp_path):
 
 
 def test_the_fingerprint_covers_what_a_run_loads():
-    program = "import sys, sashimi_wb.studies.run, sashimi_wb.training.trainer; print(*[m for m in sys.modules if m.startswith('sashimi_wb')])"
+    program = ("import sys, sashimi_wb.studies.run, sashimi_wb.training.trainer\n"
+               "print(*[m for m in sys.modules if m.startswith('sashimi_wb')])")
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200).stdout.split()
     assert len(loaded) > 30 and not set(loaded) - set(code_sources())
 
@@ -187,7 +189,9 @@ def _gone(pids, wait_s=15):
 
 def test_a_kernel_ends_with_the_process_at_the_top(tmp_path):
     "Whatever ends it: the notebook's process and its kernel, in a session of its own, are gone soon after."
-    program = f"from sashimi_wb.studies.batch import run_notebook; run_notebook('train_arm', {str(tmp_path/'n.ipynb')!r}, {{'steps': 100000, 'runs': {str(tmp_path)!r}}}, 1)"
+    parameters = {"steps": 100000, "runs": str(tmp_path)}
+    program = ("from sashimi_wb.studies.batch import run_notebook\n"
+               f"run_notebook('train_arm', {str(tmp_path/'n.ipynb')!r}, {parameters!r}, 1)")
     top = subprocess.Popen([sys.executable, "-c", program])
     try:
         end = time.time() + 120

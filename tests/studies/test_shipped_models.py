@@ -1,4 +1,4 @@
-"""The trained checkpoints in data/checkpoints: size, what they say of themselves, the README's figures, and how they sound."""
+"""The trained checkpoints in data/checkpoints: size, metadata, the figures of their README, and the sound of clips."""
 import hashlib
 import re
 from functools import cache
