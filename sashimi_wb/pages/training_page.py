@@ -15,6 +15,7 @@ from ipywidgets import HTML, BoundedIntText, Box, Dropdown, FloatText, Text, VBo
 
 from ..core.system import bundled, choose, read_json, reading
 from ..models.encoders import fitting_encoder
+from ..models.heads import HEADS
 from ..studies.experiment import PRESETS, Experiment, experiment
 from .page import FLOW, CancelToken, LivePage, RedrawLimiter, Runner, StaticCopy, control_style
 from .training_figures import clips_html, curves_html
@@ -70,7 +71,7 @@ class TrainingControls:
                                    tooltip="Bits per sample: 1 to 16; with the bytes head 8, 16 or 24", **_style())
         self.quantization = Dropdown(options=["linear", "mu_law"], description="Quantization", **_style())
         self.input = Dropdown(options=list(INPUTS), description="Input, encoder", **_style())
-        self.head = Dropdown(options=["categorical", "dml", "bytes"], description="Head", **_style())
+        self.head = Dropdown(options=list(HEADS), description="Head", **_style())
         self.layout = Dropdown(options=list(LAYOUTS), description="Layout", **_style())
         self.steps = _count("Steps", "Optimizer steps of the run; 0: as in the preset")
         self.epoch = _count("Steps per epoch", "An epoch ends with a validation and a clip; 0: as in the preset")

@@ -74,7 +74,7 @@ GRACE_S = 5.0   # seconds in which a stopped notebook can save its checkpoint
 def check_utf8(
     *names:str|Path, # paths and other text
 )->None:
-    """Check names that become parameters of a notebook. Raises: ValueError for a name that is not UTF-8, as notebooks are."""
+    """Check names that become parameters of a notebook. Raises: ValueError for a name that is not UTF-8."""
     for name in map(str, names):
         try: name.encode("utf-8")
         except UnicodeEncodeError:
@@ -187,7 +187,7 @@ def run_all(
 )->dict[Job, Run]:                # the run of every job; all are done
     """Carry out all runs that are not done yet.
 
-    Raises: RuntimeError that names the runs that failed, after the others have ended; ValueError for wrong parameters."""
+    Raises: RuntimeError that names the failed runs, after the others have ended; ValueError for wrong parameters."""
     check_int("workers", workers)
     all_runs = {job: Run(*(job if isinstance(job, tuple) else (job, audio)), runs) for job in dict.fromkeys(jobs)}
     waiting = sorted((run for run in all_runs.values() if not run.done), key=lambda run: -cost(run.experiment))
@@ -209,7 +209,8 @@ def run_all(
         if executor is None: pool.shutdown(wait=True, cancel_futures=True)
     failures = {run: f.exception() for f, run in futures.items() if f.exception() or not run.done}
     if failures:
-        raise RuntimeError("\n\n".join(f"run {r.hash} failed: {e or 'it left no record'}" for r, e in failures.items()))
+        reasons = (f"run {run.hash} failed: {e or 'it left no record'}" for run, e in failures.items())
+        raise RuntimeError("\n\n".join(reasons))
     return all_runs
 
 # %% ../../nbs/studies/04_batch.ipynb #89c61d82

@@ -1,4 +1,4 @@
-"""Runs that are killed, damaged, carried out twice or shortened give the results of an unbroken run, or a clear error."""
+"""Runs that are killed, damaged, repeated or shortened give the results of an unbroken run, or a clear error."""
 import json
 import os
 import random
@@ -71,7 +71,8 @@ def broken(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("cuts", [
-    [("score", 2)], [("score", 1), ("save_tree", 1), ("save_tree", 2), ("make_clips", 1), ("save_weights", 1)]], ids=str)
+    [("score", 2)],
+    [("score", 1), ("save_tree", 1), ("save_tree", 2), ("make_clips", 1), ("save_weights", 1)]], ids=str)
 def test_cut_between_training_and_record(unbroken, broken, cuts):
     run = broken(*cuts)
     assert not run.done and figures(execute(run, progress=False)) == unbroken[0] and weights(run) == unbroken[1]
