@@ -72,8 +72,8 @@ def initial_parameters(
     d_model:int,
     config:KernelConfig,
     channels:int=1,
-)->dict[str, Tensor]: # float32; complex ones as pairs of reals
-    """The parameters of an `SSMKernel`. Raises: ValueError if `n_ssm` does not divide `d_model`."""
+)->dict[str, Tensor]: # float32; complex numbers as pairs of reals
+    """Initial parameters of an `SSMKernel`. Raises: ValueError if `n_ssm` does not divide `d_model`."""
     groups = d_model if config.n_ssm is None else config.n_ssm
     if groups < 1 or d_model % groups:
         raise ValueError(f"n_ssm: expected a divisor of d_model = {d_model}, got {groups}")

@@ -19,7 +19,7 @@ torch.set_num_threads(1)
 KERNELS = {"dplr": KernelConfig("dplr", 8), "zoh": KernelConfig("diag", 8, "lin", "zoh"),
            "bilinear": KernelConfig("diag", 8, "inv", "bilinear", n_ssm=None),
            "rank 2": KernelConfig("dplr", 8, "legt", n_ssm=2),
-           "a step a state": KernelConfig("diag", 8, "lin", "zoh", dt_tie=False)}
+           "one step per state": KernelConfig("diag", 8, "lin", "zoh", dt_tie=False)}
 INITS = [*(KernelConfig("dplr", 8, init) for init in MEASURES), KernelConfig("dplr", 8, "fout", rank=3),
          *(KernelConfig("diag", 8, init, disc) for init in S4D_INITS for disc in ("bilinear", "zoh"))]
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-11}
