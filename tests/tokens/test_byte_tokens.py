@@ -15,7 +15,8 @@ from sashimi_wb.tokens.streams import shift
 
 @pytest.mark.parametrize("bits", range(1, 25))
 def test_round_trip(bits):
-    codes = torch.cat([torch.tensor([0, 2**bits - 1, 2**(bits - 1)]), torch.randint(2**bits, (500,))]).view(1, -1, 1)
+    some = torch.cat([torch.tensor([0, 2**bits - 1, 2**(bits - 1)]), torch.randint(2**bits, (500,))])
+    codes = (torch.arange(2**bits) if bits <= 16 else some).view(1, -1, 1)
     tokens = to_bytes(codes, bits)
     assert tokens.shape == (1, codes.shape[1]*n_bytes(bits), 1) and 0 <= int(tokens.min()) <= int(tokens.max()) <= 255
     assert torch.equal(from_bytes(tokens, bits), codes)

@@ -35,6 +35,13 @@ def test_every_int16_value_is_exact():
         assert torch.equal((linear_decode(codes, 16)*2**15).to(torch.int64).flatten(), k)
 
 
+@pytest.mark.slow
+def test_every_24_bit_code_is_exact():
+    for start in range(0, 2**24, 2**21):
+        codes = torch.arange(start, start + 2**21)
+        assert torch.equal(linear_encode(linear_decode(codes, 24), 24), codes)
+
+
 @pytest.mark.parametrize("bits", BITS)
 def test_pcm_of_every_depth_is_exact(bits):
     half = 2**(bits - 1)
