@@ -96,16 +96,20 @@ def test_an_error_on_the_way_keeps_what_was_made(tmp_path, model, monkeypatch):
 @pytest.mark.skipif(os.name != "posix", reason="signals as on POSIX")
 def test_interrupted(tmp_path, model):
     """Ctrl-C: the file is finished and kept, exit status 130, a line that says how much."""
-    code = "import sys; from sashimi_wb.cli import main; sys.exit(main(sys.argv[1:]))"
+    # a shell without job control lets its background jobs, and their children, ignore SIGINT
+    code = ("import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+            "from sashimi_wb.cli import main; sys.exit(main(sys.argv[1:]))")
     command = [sys.executable, "-c", code, "generate", model, "--output", "long.flac", "--seconds", "100000"]
     said, end = tmp_path / "said.txt", time.monotonic() + 300
     with open(said, "w") as f: process = subprocess.Popen(command, cwd=tmp_path, stderr=f)
-    while not re.search(r"[1-9]k/400M.* x real time", said.read_text()) and time.monotonic() < end:
-        time.sleep(0.05)   # 1,000 samples at least
-    time.sleep(0.5)
-    assert not (tmp_path / "long.flac").exists()
-    process.send_signal(signal.SIGINT)
-    assert process.wait(120) == 130, said.read_text()
+    try:
+        while not re.search(r"[1-9]k/400M.* x real time", said.read_text()) and time.monotonic() < end:
+            time.sleep(0.05)   # 1,000 samples at least
+        time.sleep(0.5)
+        assert not (tmp_path / "long.flac").exists()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(120) == 130, said.read_text()
+    finally: process.kill()
     kept, err = soundfile.info(tmp_path / "long.flac"), said.read_text()
     assert kept.frames > 0 and f"stopped; {kept.duration:.2f} s of audio are in long.flac" in err
     assert "Traceback" not in err
