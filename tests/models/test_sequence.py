@@ -235,7 +235,7 @@ def test_bf16_autocast_leaves_the_kernels_alone(form):
 
 
 @pytest.mark.parametrize("config", INITS, ids=lambda c: f"{c.form} {c.init} {c.disc} {c.rank}")
-def test_every_initialisation_runs_three_ways_and_has_gradients(config):
+def test_every_initialization_runs_three_ways_and_has_gradients(config):
     torch.manual_seed(6)
     layer, x = S4(4, config).double(), torch.randn(2, 40, 4, dtype=torch.float64)
     y, state = layer(x)
@@ -270,7 +270,7 @@ def test_the_diagonal_stays_stable_whatever_the_parameters(kernel):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_an_optimiser_cannot_make_a_state_grow(kernel):
+def test_an_optimizer_cannot_make_a_state_grow(kernel):
     """Ascent on the kernel's energy far out, with steps much too long: the system stays a contraction."""
     torch.manual_seed(8)
     module = SSMKernel(4, KERNELS[kernel])

@@ -51,10 +51,10 @@ def test_stereo_prompt_and_depth(tmp_path, prompt):
     info = soundfile.info(f"{tmp_path}/out.wav")
     assert (info.channels, info.subtype, info.frames) == (2, "PCM_24", 400 + 200)
     trained = load_model(path)
-    heard = trained.read_prompt(prompt, 0.1, 0.1)
-    assert heard.shape == (400, 2)
+    samples = trained.read_prompt(prompt, 0.1, 0.1)
+    assert samples.shape == (400, 2)
     wave = soundfile.read(f"{tmp_path}/out.wav", dtype="float32")[0]
-    assert np.abs(wave[:400] - heard.numpy()).max() < 2**-7     # as the model heard it: rounded to 8 bits
+    assert np.abs(wave[:400] - samples.numpy()).max() < 2**-7     # as the model samples it: rounded to 8 bits
 
 
 def test_mu_law_needs_a_deeper_file(tmp_path):

@@ -51,7 +51,7 @@ def test_the_page_describes_this_file(name):
     assert hashlib.sha256(path.read_bytes()).hexdigest() in PAGE
     assert e == experiment(f"demo-{name}"), "the preset is not the one that the checkpoint was trained with"
     assert claimed("parameters")[name] == f"{sum(p.numel() for p in model.parameters()):,}"
-    assert claimed("file")[name] == f"`{path.name}`" and claimed("optimiser steps")[name] == f"{e.steps[-1]:,}"
+    assert claimed("file")[name] == f"`{path.name}`" and claimed("optimizer steps")[name] == f"{e.steps[-1]:,}"
     assert claimed("sample rate")[name] == f"{rate:,} Hz"
 
 
