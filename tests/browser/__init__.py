@@ -115,7 +115,6 @@ class Lab:
             except OSError: time.sleep(0.2)
         raise RuntimeError(f"JupyterLab does not answer:\n{self.log.read_text()[-4000:]}")
 
-
     def open(self, name: str, width: int = 1280, height: int = 900) -> "Notebook":
         """A notebook of the folder in a window of its own."""
         return Notebook(self, name, width, height)
@@ -218,6 +217,15 @@ def enter(page, label: str, value) -> None:
     """Type a value into a control and press Enter."""
     page.get_by_label(label, exact=True).fill(str(value))
     page.get_by_label(label, exact=True).press("Enter")
+
+
+def enter_wrong_path(notebook: Notebook, screenshot: str) -> None:
+    """Choose an own file that does not exist as the sound, and wait for the error."""
+    page = notebook.page
+    page.get_by_label("Sound", exact=True).select_option(label="own file, by its path")
+    enter(page, "Own file", "nowhere.wav")
+    page.locator("[role=alert]", has_text="no audio file nowhere.wav").wait_for()
+    notebook.screenshot(screenshot)
 
 
 def wait_for_text(page, part: str, text) -> None:

@@ -1,5 +1,13 @@
 """The layouts page: token, layout, sound and theme change its figures, text and players; errors appear and go."""
-from browser import check_export, enter, slide, sources, wait_for_new_data, wait_for_text, wait_until_gone
+from browser import (
+    check_export,
+    enter_wrong_path,
+    slide,
+    sources,
+    wait_for_new_data,
+    wait_for_text,
+    wait_until_gone,
+)
 
 
 def test_layouts(lab):
@@ -10,7 +18,7 @@ def test_layouts(lab):
         step_to_next_token(notebook.page)
         change_layout_and_bits(notebook.page)
         players = sources(notebook.page, ".swb-sound audio")
-        enter_wrong_path(notebook)
+        enter_wrong_path(notebook, "layouts-error")
         choose_another_sound(notebook.page, players)
         show_dark_theme(notebook)
         choose_mono_sound(notebook)
@@ -38,14 +46,6 @@ def change_layout_and_bits(page):
     assert page.locator(".swb-trip td", has_text=": all").count() == 2
     slide(page, "Bits of the codes", "Home")
     wait_for_text(page, "trip", "codes, 1 bit")
-
-
-def enter_wrong_path(notebook):
-    page = notebook.page
-    page.get_by_label("Sound", exact=True).select_option(label="own file, by its path")
-    enter(page, "Own file", "nowhere.wav")
-    page.locator("[role=alert]", has_text="no audio file nowhere.wav").wait_for()
-    notebook.screenshot("layouts-error")
 
 
 def choose_another_sound(page, players):

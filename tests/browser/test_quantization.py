@@ -1,5 +1,13 @@
 """The quantization page: bits, law and zoom change its figures and players; errors appear and go."""
-from browser import check_export, enter, slide, sources, wait_for_new_data, wait_for_text, wait_until_gone
+from browser import (
+    check_export,
+    enter_wrong_path,
+    slide,
+    sources,
+    wait_for_new_data,
+    wait_for_text,
+    wait_until_gone,
+)
 
 PARTS = ("whole", "zoom", "sound", "noise", "codes")
 
@@ -12,7 +20,7 @@ def test_quantization(lab):
         raise_bits(notebook.page)
         choose_mu_law(notebook.page)
         move_zoom(notebook.page)
-        enter_wrong_path(notebook)
+        enter_wrong_path(notebook, "quantization-error")
         choose_another_sound(notebook.page)
         show_dark_theme_and_narrow_window(notebook)
         assert not notebook.problems()
@@ -50,14 +58,6 @@ def move_zoom(page):
     slide(page, "Zoom at", "PageUp")
     wait_for_new_data(page, ".swb-zoom img", zoom)
     assert shown(page, "sound") == players, "moving the zoom leaves the players unchanged"
-
-
-def enter_wrong_path(notebook):
-    page = notebook.page
-    page.get_by_label("Sound", exact=True).select_option(label="own file, by its path")
-    enter(page, "Own file", "nowhere.wav")
-    page.locator("[role=alert]", has_text="no audio file nowhere.wav").wait_for()
-    notebook.screenshot("quantization-error")
 
 
 def choose_another_sound(page):

@@ -292,7 +292,7 @@ def test_step_matrices_of_inference_tensors():
         close(step_through(layer, x)[0], layer(x)[0], 2e-5)
         first = layer.kernel.step_matrices()
         assert layer.kernel.step_matrices() is first                             # kept
-        layer.kernel.inv_dt.add_(0.5)                                            # no version tells of it
+        layer.kernel.inv_dt.add_(0.5)                                            # does not change the tensor's version
         assert layer.kernel.step_matrices() is not first
         close(step_through(layer, x)[0], layer(x)[0], 2e-5)
     assert layer.kernel.inv_dt.is_inference() and layer.kernel.step_matrices() is not first
