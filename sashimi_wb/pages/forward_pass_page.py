@@ -20,7 +20,7 @@ from .activations import ForwardPass, PassSettings, power_spectrum, run_pass, se
 from ..models.heads import HEADS
 from ..models.encoders import ENCODERS, fitting_encoder
 from ..studies.experiment import PRESETS, experiment
-from .page import FLOW, LivePage, control_style, note_html
+from .page import FLOW, LivePage, control_style, note_html, on_change
 from ..show.html import figure_html
 from ..tokens.quantization import QUANTIZATIONS
 from ..tokens.streams import INPUTS
@@ -65,8 +65,8 @@ class PassControls(HasTraits):
                       self.mode, self.l_output)
         self.picker, self.filling = picker, False
         self.box = VBox([picker.box, self.model, Box(self.parts, layout=FLOW)])
-        self.model.observe(lambda _: self._fill(), "value")
-        for widget in (*self.parts, *picker.all): widget.observe(lambda _: self._update(), "value")
+        on_change([self.model], self._fill)
+        on_change((*self.parts, *picker.all), self._update)
         self._fill()
 
     def _fill(self):
@@ -106,7 +106,7 @@ class StageChooser(HasTraits):
                               tooltip="1: the feature with the largest standard deviation", **control_style(30))
         self.previous.on_click(lambda _: self._step(-1))
         self.next.on_click(lambda _: self._step(1))
-        for widget in (self.stage, self.rank): widget.observe(self._on_change, "value")
+        on_change((self.stage, self.rank), self._count_change)
         self.box = VBox([Label("Stage, in the order in which they run"), self.stage,
                          Box([self.previous, self.next, self.rank], layout=FLOW)]).add_class("swb-choose")
         self._disable_ends()
@@ -124,7 +124,7 @@ class StageChooser(HasTraits):
         names = list(self.stage.options)
         self.stage.value = names[min(max(names.index(self.stage.value) + by, 0), len(names) - 1)]
 
-    def _on_change(self, change):
+    def _count_change(self):
         self._disable_ends()
         if not self.filling: self.value += 1
 

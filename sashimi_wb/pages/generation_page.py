@@ -26,7 +26,8 @@ from .sound_picker import OWN_FILE, bundled_audio, own_audio
 from .growing_clip import GenerationRequest, GrowingClip, clip_figure, clips_html, growing_figure
 from ..studies.trained_models import ModelFile, find_models, load_model
 from ..synthesis.stepping import Sampling
-from .page import FLOW, CancelToken, LatestOnly, Runner, StaticCopy, control_style, note_html
+from .page import (FLOW, CancelToken, LatestOnly, Runner, StaticCopy, control_style, note_html,
+                                   on_change)
 
 # %% ../../nbs/pages/14_generation_page.ipynb #3b0eac11
 NO_PROMPT = "none: begin from silence"
@@ -70,10 +71,10 @@ class Controls:
                     self.top_p, self.seed)
         self.all = (self.model, *settings)
         self.box = VBox([self.model, Box(settings, layout=FLOW)])
-        for widget in (self.model, self.prompt): widget.observe(self._disable_unused, "value")
+        on_change((self.model, self.prompt), self._disable_unused)
         self._disable_unused()
 
-    def _disable_unused(self, change=None):
+    def _disable_unused(self):
         "Disable the controls that do not apply."
         self.top_k.disabled = self.top_p.disabled = not has_code_table(self.model.value)
         self.own.disabled = self.prompt.value != OWN_FILE
@@ -107,7 +108,7 @@ class OneClip:
         self.clip, self.budget_s = None, math.inf
         self.figure, self.player = HTML(), HTML()
         self.runner = Runner("Generate", self._work, latest, "Generate with these settings")
-        for widget in controls.all: widget.observe(lambda _: self.runner.restart(), "value")
+        on_change(controls.all, self.runner.restart)
         self.box = VBox([self.runner.box, self.figure, self.player]).add_class("swb-one")
 
     def _work(self, runner):
@@ -166,13 +167,13 @@ class SideBySide:
         self.models = SelectMultiple(options=[(m.name, m) for m in models], value=models[:2], description="Models",
                                      rows=min(7, len(models) + 1), **control_style(53))
         self.runner = Runner("Compare", self._work, latest, "Generate a clip for each, with the same prompt and seed")
-        self.by.observe(self._hide_unused, "value")
+        on_change([self.by], self._hide_unused)
         self._hide_unused()
         heading = HTML("<h3 style='margin:18px 0 4px'>Side by side</h3>")
         self.box = VBox([heading, self.by, self.temperatures, self.models, self.runner.box, self.cards])
         self.box.add_class("swb-many")
 
-    def _hide_unused(self, change=None):
+    def _hide_unused(self):
         "Show only the control that lists what is compared."
         for widget in (self.temperatures, self.models): widget.layout.display = "none"
         getattr(self, self.by.value).layout.display = ""

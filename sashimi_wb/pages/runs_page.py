@@ -12,7 +12,7 @@ from pathlib import Path
 from IPython.display import HTML
 from ipywidgets import Box, Button, Dropdown, SelectMultiple, Text, VBox
 
-from .page import FLOW, LivePage, control_style, note_html, width_layout
+from .page import FLOW, LivePage, control_style, note_html, on_change, width_layout
 from ..show.html import figure_html, markup
 from ..studies.run_table import (FIGURES, RunRecord, arms, differing, filter_runs, read_runs, runs_table,
                                           sort_runs)
@@ -42,8 +42,8 @@ class RunControls:
         self.box = VBox([search, order, self.chosen, views])
         self.selected = {r.folder for r in read_runs(runs)[0][:2]}
         self.fill()
-        for widget in (self.filter, self.sort, self.order): widget.observe(self.fill, "value")
-        self.chosen.observe(self._remember, "value")
+        on_change((self.filter, self.sort, self.order), self.fill)
+        on_change([self.chosen], self._remember)
 
     def _columns(self):
         return [(k, k) for k in differing(read_runs(self.runs)[0])] + [(v, k) for k, v in FIGURES.items()]
@@ -60,7 +60,7 @@ class RunControls:
         found, notes = read_runs(self.runs)
         return sort_runs(filter_runs(found, self.filter.value), self.sort.value, self.order.value), len(found), notes
 
-    def fill(self, change=None):
+    def fill(self):
         """Fill the list of runs; an invalid filter leaves it unchanged."""
         try: shown = self.shown()[0]
         except (ValueError, OSError): return
@@ -70,7 +70,7 @@ class RunControls:
         self.chosen.value = [r.folder for r in shown if r.folder in self.selected]
         self.filling = False
 
-    def _remember(self, change):
+    def _remember(self):
         "Update the folders selected; those of hidden runs stay."
         if self.filling: return
         shown = {folder for _, folder in self.chosen.options}
@@ -116,10 +116,10 @@ class RunsPage(LivePage):
     def __init__(self, runs: str | Path = ""):
         self.controls, self.cache = RunControls(runs), {}
         super().__init__(list(self.controls.all), self.controls.box, self._work, PARTS)
-        self.controls.chosen.observe(self._on_choice, "value")
+        on_change([self.controls.chosen], self._begin_unless_filling)
         self.controls.reload.on_click(self._on_reload)
 
-    def _on_choice(self, change):
+    def _begin_unless_filling(self):
         if not self.controls.filling: self.begin()
 
     def _on_reload(self, button):

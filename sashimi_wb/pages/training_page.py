@@ -17,7 +17,8 @@ from ..core.system import bundled, choose, read_json, reading
 from ..models.encoders import fitting_encoder
 from ..models.heads import HEADS
 from ..studies.experiment import PRESETS, Experiment, experiment
-from .page import FLOW, CancelToken, LivePage, RedrawLimiter, Runner, StaticCopy, control_style
+from .page import (FLOW, CancelToken, LivePage, RedrawLimiter, Runner, StaticCopy, control_style,
+                                   on_change)
 from .training_figures import clips_html, curves_html
 from ..studies.batch import train_command, train_parameters
 from ..studies.live_run import Progress, TrainingProcess
@@ -83,19 +84,19 @@ class TrainingControls:
                     self.seed)
         self.all = (self.preset, self.audio, self.own, *settings, self.every)
         self.box = Box(self.all, layout=FLOW)
-        self.preset.observe(self._fill, "value")
-        self.audio.observe(self._disable_unused, "value")
+        on_change([self.preset], self._fill)
+        on_change([self.audio], self._disable_unused)
         self._fill()
         self._disable_unused()
 
-    def _fill(self, change=None):
+    def _fill(self):
         "Show the preset's values."
         e = experiment(self.preset.value)
         for name in ("bits", "quantization", "head", "lr", "seed"): getattr(self, name).value = getattr(e, name)
         self.steps.value, self.epoch.value = max(e.steps, default=0), e.train_chunk_size or 0
         self.input.value, self.layout.value = _choice_of(INPUTS, e), _choice_of(LAYOUTS, e)
 
-    def _disable_unused(self, change=None): self.own.disabled = self.audio.value != OWN_FOLDER
+    def _disable_unused(self): self.own.disabled = self.audio.value != OWN_FOLDER
 
     def lock(self, locked: bool) -> None:
         """Disable all widgets while a run trains, or enable them again."""
