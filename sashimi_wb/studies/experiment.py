@@ -19,6 +19,7 @@ from ..models.sashimi import SaShiMiConfig
 from ..models.wave_model import ModelConfig
 from ..ssm.learned import FORMS, KernelConfig
 from ..tokens.quantization import Quantizer
+from ..tokens.streams import TokenStream
 from ..training.recipe import TrainConfig
 
 # %% ../../nbs/studies/01_experiment.ipynb #ac3be238
@@ -99,7 +100,7 @@ class Experiment:
     @property
     def tokens_per_sample(self) -> int:
         """Tokens of one sample: 1, or its bytes."""
-        return self.data_config("any folder").tokens_per_sample
+        return TokenStream(self.quantizer, self.input, HEADS[self.head].tokens).tokens_per_sample
 
     @property
     def matched(self) -> tuple[str, ...]:

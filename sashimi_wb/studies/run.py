@@ -173,8 +173,8 @@ def training_curve(
     record:dict,
 )->Curve:
     """The training curve of a record. Its "bits" are bits per token; a sample may consist of several byte tokens."""
-    e, curve = from_json(Experiment, record["parameters"]), record["curve"]
-    return Curve(curve["steps"], curve["bits"], [bits*e.tokens_per_sample for bits in curve["bits"]])
+    curve, n_tokens = record["curve"], from_json(Experiment, record["parameters"]).tokens_per_sample
+    return Curve(curve["steps"], curve["bits"], [bits*n_tokens for bits in curve["bits"]])
 
 # %% ../../nbs/studies/03_run.ipynb #08054be3
 def excerpt(
