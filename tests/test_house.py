@@ -9,18 +9,19 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "sashimi_wb"
 NOTEBOOKS = ROOT / "nbs"
 
-EVERYTHING = "core show tokens audio ssm models training synthesis studies pages"
+EVERYTHING = "core show tokens prediction audio ssm models training synthesis studies pages"
 MAY_IMPORT = {                # folder -> the folders that it may import, besides itself
     "core": "",
     "show": "core",
     "tokens": "core show",
-    "audio": "core tokens",
+    "prediction": "core show tokens",
+    "audio": "core tokens prediction",
     "ssm": "core",
-    "models": "core tokens ssm",
-    "training": "core tokens audio",
-    "synthesis": "core tokens models",
-    "studies": "core show tokens audio ssm models training synthesis",
-    "pages": "core show tokens audio ssm models training synthesis studies",
+    "models": "core tokens prediction ssm",
+    "training": "core tokens prediction audio",
+    "synthesis": "core tokens prediction models",
+    "studies": "core show tokens prediction audio ssm models training synthesis",
+    "pages": "core show tokens prediction audio ssm models training synthesis studies",
 }                             # modules at the top (the command line and the public names) may import everything
 
 

@@ -11,12 +11,12 @@ import math
 import numpy as np
 
 from ..models.mixtures import LEAST_LOG2_SCALE, MEAN_RANGE, MEAN_UNIT, MOST_LOG2_SCALE
+from ..core.compiled import jit
 from sashimi_wb.synthesis.simd import (
     broadcast,
     broadcast_at,
     floor,
     fma,
-    jit,
     load,
     maximum,
     minimum,

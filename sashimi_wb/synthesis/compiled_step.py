@@ -13,11 +13,11 @@ import numpy as np
 
 from .compiled_draws import exp, pick_class, pick_mixture
 from .packing import CHANNELS, DOWN, FF, GROUP, POOL, QUEUE, STAGE, STATES, UP, WIDTH, aligned_zeros
+from ..core.compiled import jit
 from sashimi_wb.synthesis.simd import (
     broadcast,
     broadcast_at,
     fma,
-    jit,
     load,
     maximum,
     minimum,

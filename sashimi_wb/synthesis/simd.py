@@ -4,23 +4,15 @@
 
 # %% auto #0
 __all__ = ['LANES', 'float32x16', 'Float32x16', 'load', 'store', 'broadcast', 'broadcast_at', 'fma', 'minimum', 'maximum',
-           'floor', 'negate', 'power_of_two', 'sum_lanes', 'jit']
+           'floor', 'negate', 'power_of_two', 'sum_lanes']
 
 # %% ../../nbs/synthesis/02_simd.ipynb #d8987ec9
-import hashlib
-import io
 import operator
-from contextlib import contextmanager, suppress
-from importlib.util import find_spec
-from pathlib import Path
 
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
-from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.extending import intrinsic, models, overload, register_model
-
-from ..core.system import log
 
 # %% ../../nbs/synthesis/02_simd.ipynb #daec5b5b
 LANES = 16
@@ -167,73 +159,3 @@ def sum_lanes(typing, v):
             v = builder.fadd(low, high)
         return builder.extract_element(v, ir.Constant(_INT, 0))
     return types.float32(float32x16), code
-
-# %% ../../nbs/synthesis/02_simd.ipynb #29d70531
-def _fingerprint(names):
-    "Hash of the source of modules of this package."
-    folder = Path(find_spec("sashimi_wb").submodule_search_locations[0])
-    return hashlib.sha256(b"".join((folder/f"{name}.py").read_bytes() for name in names)).hexdigest()[:12]
-
-
-# every module that has compiled functions or constants of them
-_VERSION = _fingerprint(("tokens/portable", "models/mixtures", "synthesis/simd", "synthesis/compiled_draws",
-                         "synthesis/packing", "synthesis/compiled_step"))
-_reported = []
-
-
-def _report_once(what, error):
-    "Write one line to the log per process: many functions may fail for the same reason."
-    if not _reported:
-        log.info("%s, which costs some 12 s once for every process: %s: %s", what, type(error).__name__, error)
-    _reported.append(error)
-
-
-class _ChecksummedFiles(IndexDataCacheFile):
-    "numba's cache files of one function. The last 32 bytes of each are a checksum, which numba's reader ignores."
-
-    @contextmanager
-    def _open_for_write(self, path):
-        content = io.BytesIO()
-        yield content
-        with super()._open_for_write(path) as f:
-            f.write(content.getvalue() + hashlib.sha256(content.getvalue()).digest())
-
-    def _check(self, path):
-        content = Path(path).read_bytes()
-        if hashlib.sha256(content[:-32]).digest() != content[-32:]: raise ValueError(f"{path} is damaged")
-
-    def _load_index(self):
-        if Path(self._index_path).exists(): self._check(self._index_path)
-        return super()._load_index()
-
-    def _load_data(self, name):
-        self._check(self._data_path(name))
-        return super()._load_data(name)
-
-
-class _FailSafeCache(FunctionCache):
-    "numba's cache on disk; a failure means compiling again and is never an error."
-
-    def __init__(self, f):
-        super().__init__(f)
-        source_stamp = self._impl.locator.get_source_stamp()
-        self._cache_file = _ChecksummedFiles(self.cache_path, self._impl.filename_base, source_stamp)
-
-    def load_overload(self, sig, target_context):
-        try: return super().load_overload(sig, target_context)
-        except Exception as e:  # any error of the folder, the disk or a file of another numba version
-            _report_once(f"compiled code in {self.cache_path} cannot be read and is compiled again", e)
-            with suppress(OSError): self.flush()
-
-    def save_overload(self, sig, data):
-        try: super().save_overload(sig, data)
-        except Exception as e: _report_once(f"compiled code cannot be stored in {self.cache_path}", e)
-
-
-def jit(f):
-    """Compile a function at its first call and cache the code on disk. Other threads run while the function does."""
-    f.__qualname__ += f"_{_VERSION}"
-    compiled = njit(nogil=True, error_model="numpy")(f)
-    try: compiled._cache = _FailSafeCache(f)
-    except Exception as e: _report_once("compiled code cannot be stored", e)
-    return compiled

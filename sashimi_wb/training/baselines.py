@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['PREDICTORS', 'MAX_ORDER', 'WINDOWS', 'BLOCK', 'CHUNK', 'order0_entropy', 'flac_bits_per_sample', 'flac_bytes',
-           'autocorrelation', 'levinson', 'integer_weights', 'prediction_error', 'rice_bits', 'block_bits',
-           'rice_bits_per_sample', 'all_baselines']
+           'integer_weights', 'prediction_error', 'rice_bits', 'block_bits', 'rice_bits_per_sample', 'all_baselines']
 
 # %% ../../nbs/training/02_baselines.ipynb #bb08f7e2
 import io
@@ -19,6 +18,7 @@ from torch import Tensor
 from ..core.entropy import entropy_bits
 from ..audio.writing import SUBTYPES, codes_to_int32
 from ..core.system import as_array, check_depth
+from ..prediction.linear import autocorrelation, levinson
 
 # %% ../../nbs/training/02_baselines.ipynb #9588e2cb
 def order0_entropy(
@@ -71,29 +71,6 @@ def _channels(codes):
     if codes.ndim != 2 or not 1 <= codes.shape[1] <= 8:
         raise ValueError(f"codes: expected shape (t, c) with 1 to 8 channels, got {codes.shape}")
     return codes
-
-# %% ../../nbs/training/02_baselines.ipynb #cb1c61d8
-def autocorrelation(
-    x:Float[np.ndarray, "b t"], # windowed blocks
-    order:int,                  # largest lag
-)->Float[np.ndarray, "b n"]:    # lags 0 to order
-    """Sums of products of each block with itself, shifted by every lag."""
-    return np.stack([(x[:, j:] * x[:, :x.shape[1] - j]).sum(1) for j in range(order + 1)], 1)
-
-def levinson(
-    r:Float[np.ndarray, "b n"], # autocorrelation, lags 0 to m
-)->tuple[Float[np.ndarray, "b m m"], Float[np.ndarray, "b m"]]: # weights, row i of order i + 1; squared errors
-    """The best linear predictors of all orders from 1 to m."""
-    m = r.shape[1] - 1
-    weights, errors = np.zeros((len(r), m, m)), np.empty((len(r), m))
-    a, error = np.zeros((len(r), m)), r[:, 0] + 1e-12 * r[:, 0] + 1e-9  # above 0, also for silence
-    for i in range(m):
-        kappa = np.clip((r[:, i + 1] - (a[:, :i] * r[:, i:0:-1]).sum(1)) / error, -1, 1)
-        a[:, :i] -= kappa[:, None] * a[:, :i][:, ::-1]
-        a[:, i] = kappa
-        error = np.maximum(error * (1 - kappa**2), 1e-9)
-        weights[:, i], errors[:, i] = a, error
-    return weights, errors
 
 # %% ../../nbs/training/02_baselines.ipynb #9593a566
 def integer_weights(

@@ -15,12 +15,13 @@ from made_runs import make_run
 
 from sashimi_wb.core.locks import clear_leftovers, holding
 from sashimi_wb.core.processes import end_tree
+from sashimi_wb.core.sources import code_sources
 from sashimi_wb.core.system import read_json, to_json, write_atomic
 from sashimi_wb.models.wave_model import WaveModel
 from sashimi_wb.studies import run as runs_module
 from sashimi_wb.studies.batch import run_notebook
 from sashimi_wb.studies.experiment import experiment
-from sashimi_wb.studies.run import Run, code_sources, execute
+from sashimi_wb.studies.run import Run, execute
 from sashimi_wb.studies.run_table import read_runs
 from sashimi_wb.studies.trained_models import find_models, load_model
 from sashimi_wb.training import trainer
@@ -156,32 +157,11 @@ def test_equal_runs_give_equal_files(unbroken, tmp_path):
     assert weights(run) == unbroken[1] and run.record["provenance"]["threads"] == torch.get_num_threads()
 
 
-def _package(folder, sources):
-    for name, text in sources.items(): write_atomic(folder/"pkg"/name, text)
-    return code_sources(folder/"pkg", "top.runs")
-
-
-def test_the_fingerprint_covers_whatever_is_imported(tmp_path):
-    sources = {"__init__.py": "", "top/__init__.py": "",
-               "top/runs.py": "from ..tokens.quantization import enc\nfrom . import beside\nimport pkg.whole\n"
-               "def f():\n    from pkg.late import x\n    from ..deep.er import y as z\n", "top/beside.py": "",
-               "tokens/__init__.py": "from .inner import *\n",
-               "tokens/quantization.py": "", "tokens/inner.py": "", "whole.py": "import numpy\n",
-               "late.py": "from pkg import core", "core.py": "", "deep/er.py": "",
-               "top/shown.py": "from . import runs", "tokens/unused.py": ""}
-    found = _package(tmp_path/"a", sources)
-    unused = {"pkg.top.shown", "pkg.tokens.unused"}
-    assert set(found) == {"pkg" + ("." + n.removesuffix(".py").removesuffix("__init__").replace("/", ".").rstrip(".")
-                                   if n != "__init__.py" else "") for n in sources} - unused
-    # a checkout with other line ends
-    assert _package(tmp_path/"b", {k: v.replace("\n", "\r\n") for k, v in sources.items()}) == found
-
-
 def test_the_fingerprint_covers_what_a_run_loads():
     program = ("import sys, sashimi_wb.studies.run, sashimi_wb.training.trainer\n"
                "print(*[m for m in sys.modules if m.startswith('sashimi_wb')])")
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200).stdout.split()
-    assert len(loaded) > 30 and not set(loaded) - set(code_sources())
+    assert len(loaded) > 30 and not set(loaded) - set(code_sources("studies.run"))
 
 
 def _gone(pids, wait_s=15):

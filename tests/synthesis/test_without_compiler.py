@@ -1,12 +1,10 @@
-"""Without compiled code everything works, only slower: no numba, no folder for code, damaged code, no pykeops."""
-import importlib.util
+"""Without compiled code everything works, only slower: no numba, no pykeops."""
 import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -14,24 +12,13 @@ from sashimi_wb.models.sashimi import SaShiMiConfig
 from sashimi_wb.models.wave_model import ModelConfig, WaveModel
 from sashimi_wb.ssm.kernel_cauchy import cauchy, cauchy_nodes, cauchy_ref, keops_works
 from sashimi_wb.ssm.learned import KernelConfig
-from sashimi_wb.synthesis import engine, simd
+from sashimi_wb.synthesis import engine
 from sashimi_wb.synthesis.engine import make_engine
 from sashimi_wb.synthesis.packing import Unsupported
 from sashimi_wb.synthesis.stepping import Sampling, TracedStepper
 from sashimi_wb.tokens.quantization import Quantizer
 
 pytestmark = pytest.mark.slow
-
-SOURCE = """
-import numpy as np
-from sashimi_wb.synthesis.simd import jit, load, sum_lanes
-
-@jit
-def inner(x): return sum_lanes(load(x, 0))
-
-@jit
-def outer(x): return 2*inner(x)
-"""
 
 
 def model():
@@ -50,7 +37,6 @@ def anew(monkeypatch, caplog):
     """Forget what is known of numba and pykeops, as in a process that has just begun."""
     engine._compiled.cache_clear()
     keops_works.cache_clear()
-    monkeypatch.setattr(simd, "_reported", [])
     caplog.set_level(logging.INFO, "sashimi_wb")
     yield
     engine._compiled.cache_clear()
@@ -89,62 +75,6 @@ def test_steps_that_cannot_be_traced_run_as_they_are(error, monkeypatch, caplog)
     with caplog.at_level(logging.INFO, "sashimi_wb"): drawn = engine_of("traced").draw(12)
     assert torch.equal(drawn, engine_of("plain").draw(12))
     assert len(lines(caplog)) == 1 and type(error).__name__ in lines(caplog)[0]
-
-
-@pytest.fixture
-def kept(tmp_path, anew, monkeypatch):
-    """A function that loads a module of two compiled functions anew; returns a result and the number of cache hits."""
-    monkeypatch.setattr("numba.core.config.CACHE_DIR", str(tmp_path/"code"))
-    (tmp_path/"small.py").write_text(SOURCE)
-    def load():
-        spec = importlib.util.spec_from_file_location("small", tmp_path/"small.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        found = module.outer(np.arange(16, dtype=np.float32))
-        return found, sum(module.outer.stats.cache_hits.values())
-    load.folder = tmp_path/"code"
-    return load
-
-
-def cut(path): path.write_bytes(path.read_bytes()[:-9])
-def empty(path): path.write_bytes(b"")
-def flip(path):
-    code = bytearray(path.read_bytes())
-    code[len(code)*2//3] ^= 16
-    path.write_bytes(code)
-def text(path): path.write_text("damaged\n")
-
-
-@pytest.mark.parametrize("damage", (cut, empty, flip, text))
-@pytest.mark.parametrize("suffix", ("nbi", "nbc"))
-def test_damaged_code_is_compiled_again_and_replaced(suffix, damage, kept, caplog, monkeypatch):
-    assert kept() == (240, 0) and kept() == (240, 1) and not lines(caplog)
-    files = sorted(kept.folder.rglob(f"*.{suffix}"))
-    assert len(files) == 2
-    for path in files: damage(path)
-    assert kept() == (240, 0)
-    assert len(lines(caplog)) == 1 and "cannot be read and is compiled again" in lines(caplog)[0]
-    assert "is damaged" in lines(caplog)[0]
-    monkeypatch.setattr(simd, "_reported", [])
-    assert kept() == (240, 1) and len(lines(caplog)) == 1  # the damaged files were replaced
-
-
-def test_without_a_folder_for_code_there_is_one_line_in_the_log(kept, caplog, monkeypatch):
-    monkeypatch.setattr("numba.core.caching.CacheImpl._locator_classes", [])
-    for _ in range(2): assert kept() == (240, 0)
-    assert len(lines(caplog)) == 1 and "no locator available" in lines(caplog)[0]
-
-
-def test_a_full_disk_gives_one_line_in_the_log(kept, caplog, monkeypatch):
-    def full(*_): raise OSError(28, "No space left on device")
-    monkeypatch.setattr("numba.core.caching.IndexDataCacheFile._save_data", full)
-    assert kept() == (240, 0)
-    assert len(lines(caplog)) == 1 and "cannot be stored" in lines(caplog)[0] and "No space left" in lines(caplog)[0]
-
-
-def test_a_missing_source_file_is_an_error():
-    with pytest.raises(FileNotFoundError, match="no_such_module"):
-        simd._fingerprint(("synthesis/simd", "no_such_module"))
 
 
 def test_truncated_code_of_pykeops_does_not_end_the_process(anew, tmp_path, monkeypatch, caplog):

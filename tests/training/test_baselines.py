@@ -12,16 +12,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sashimi_wb.prediction.linear import autocorrelation, levinson
 from sashimi_wb.training import baselines
 from sashimi_wb.training.baselines import (
     BLOCK,
     all_baselines,
-    autocorrelation,
     block_bits,
     flac_bits_per_sample,
     flac_bytes,
     integer_weights,
-    levinson,
     order0_entropy,
     prediction_error,
     rice_bits,
@@ -117,18 +116,6 @@ def test_prediction_is_invertible(seed, order, precision, depth):
     e = prediction_error(x, q, shift, np.full(2, order))
     for i in range(2):
         assert restored(e[i].tolist(), x[i, :order].tolist(), q[i].tolist(), int(shift[i])) == x[i].tolist()
-
-
-@pytest.mark.portable
-def test_levinson_solves_the_normal_equations():
-    rng = np.random.default_rng(0)
-    r = autocorrelation(np.cumsum(rng.standard_normal((5, 400)), 1)*np.hanning(400), 10)
-    weights, errors = levinson(r)
-    for b in range(5):
-        for m in (1, 3, 10):
-            want = np.linalg.solve(r[b, np.abs(np.subtract.outer(range(m), range(m)))], r[b, 1:m + 1])
-            np.testing.assert_allclose(weights[b, m - 1, :m], want, rtol=1e-6)
-            np.testing.assert_allclose(errors[b, m - 1], r[b, 0] - want @ r[b, 1:m + 1], rtol=1e-6)
 
 
 def words(e, k): return sum(1 + k + ((2*v if v >= 0 else -2*v - 1) >> k) for v in e)

@@ -1,0 +1,128 @@
+"""Compiled functions on disk: outdated or damaged code is never used, and a problem with the files only costs time."""
+import importlib.util
+import logging
+
+import numpy as np
+import pytest
+
+from sashimi_wb.core import compiled, sources
+
+SOURCE = """
+from sashimi_wb.core.compiled import jit
+
+@jit
+def inner(x): return x.sum()
+
+@jit
+def outer(x): return 2*inner(x)
+"""
+
+
+def lines(caplog): return [r.getMessage() for r in caplog.records if r.name == "sashimi_wb"]
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch, caplog):
+    """A function that loads a module of two compiled functions anew; returns a result and the number of cache hits."""
+    monkeypatch.setattr(compiled, "_reported", [])
+    caplog.set_level(logging.INFO, "sashimi_wb")
+    monkeypatch.setattr("numba.core.config.CACHE_DIR", str(tmp_path/"code"))
+    (tmp_path/"small.py").write_text(SOURCE)
+    def load():
+        spec = importlib.util.spec_from_file_location("small", tmp_path/"small.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        found = module.outer(np.arange(16.0))
+        return found, sum(module.outer.stats.cache_hits.values())
+    load.folder = tmp_path/"code"
+    return load
+
+
+def cut(path): path.write_bytes(path.read_bytes()[:-9])
+def empty(path): path.write_bytes(b"")
+def flip(path):
+    code = bytearray(path.read_bytes())
+    code[len(code)*2//3] ^= 16
+    path.write_bytes(code)
+def text(path): path.write_text("damaged\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", (cut, empty, flip, text))
+@pytest.mark.parametrize("suffix", ("nbi", "nbc"))
+def test_damaged_code_is_compiled_again_and_replaced(suffix, damage, kept, caplog, monkeypatch):
+    assert kept() == (240, 0) and kept() == (240, 1) and not lines(caplog)
+    files = sorted(kept.folder.rglob(f"*.{suffix}"))
+    assert len(files) == 2
+    for path in files: damage(path)
+    assert kept() == (240, 0)
+    assert len(lines(caplog)) == 1 and "cannot be read and is compiled again" in lines(caplog)[0]
+    assert "is damaged" in lines(caplog)[0]
+    monkeypatch.setattr(compiled, "_reported", [])
+    assert kept() == (240, 1) and len(lines(caplog)) == 1  # the damaged files were replaced
+
+
+@pytest.mark.slow
+def test_without_a_folder_for_code_there_is_one_line_in_the_log(kept, caplog, monkeypatch):
+    monkeypatch.setattr("numba.core.caching.CacheImpl._locator_classes", [])
+    for _ in range(2): assert kept() == (240, 0)
+    assert len(lines(caplog)) == 1 and "no locator available" in lines(caplog)[0]
+
+
+@pytest.mark.slow
+def test_a_full_disk_gives_one_line_in_the_log(kept, caplog, monkeypatch):
+    def full(*_): raise OSError(28, "No space left on device")
+    monkeypatch.setattr("numba.core.caching.IndexDataCacheFile._save_data", full)
+    assert kept() == (240, 0)
+    assert len(lines(caplog)) == 1 and "cannot be stored" in lines(caplog)[0] and "No space left" in lines(caplog)[0]
+
+
+@pytest.fixture
+def edited(monkeypatch):
+    """Returns a function: the fingerprint of a module, if another one had one more line."""
+    def fingerprint(module, changed=None):
+        def read(*starts): return {k: v + "\n"*(k == f"sashimi_wb.{changed}") for k, v in found(*starts).items()}
+        found = sources.code_sources
+        compiled._fingerprint.cache_clear()
+        with monkeypatch.context() as m:
+            m.setattr(compiled, "code_sources", read)
+            return compiled._fingerprint(f"sashimi_wb.{module}")
+    yield fingerprint
+    compiled._fingerprint.cache_clear()
+
+
+# functions that are called and constants that are read, directly or through another module
+@pytest.mark.parametrize("changed", ["core.compiled", "tokens.portable", "models.mixtures", "synthesis.simd",
+                                     "synthesis.compiled_draws", "synthesis.packing", "synthesis.compiled_step"])
+def test_code_is_outdated_if_anything_that_it_contains_has_changed(changed, edited):
+    assert edited("synthesis.compiled_step", changed) != edited("synthesis.compiled_step")
+
+
+def test_code_stays_valid_if_something_else_has_changed(edited):
+    assert edited("synthesis.compiled_draws", "audio.windows") == edited("synthesis.compiled_draws")
+
+
+def test_every_module_that_compiles_is_found():
+    "The compiled functions of a module are stored under its own fingerprint, also if another module compiles them."
+    from sashimi_wb.synthesis import compiled_draws, compiled_step
+    if not hasattr(compiled_step.run, "py_func"): pytest.skip("numba is switched off")
+    for function in (compiled_step.run, compiled_step.zeros, compiled_draws.exp):
+        f = function.py_func
+        assert f.__qualname__ == f"{f.__name__}_{compiled._fingerprint(f.__module__)}"
+
+
+def test_a_missing_source_file_is_an_error():
+    with pytest.raises(FileNotFoundError, match="no_such_module"):
+        compiled._fingerprint("sashimi_wb.synthesis.no_such_module")
+
+
+def test_outside_the_package_the_fingerprint_covers_all_of_it(tmp_path, monkeypatch):
+    (tmp_path/"sashimi_wb"/"core").mkdir(parents=True)
+    (tmp_path/"sashimi_wb"/"core"/"a.py").write_text("x = 1")
+    monkeypatch.setattr(compiled, "package_folder", lambda: tmp_path/"sashimi_wb")
+    compiled._fingerprint.cache_clear()
+    before = compiled._fingerprint("__main__")
+    (tmp_path/"sashimi_wb"/"core"/"a.py").write_text("x = 2")
+    compiled._fingerprint.cache_clear()
+    assert compiled._fingerprint("__main__") != before
+    compiled._fingerprint.cache_clear()
