@@ -97,6 +97,15 @@ class WindowDataset(Dataset):
         """The codes that window `i` scores, without context and padding."""
         return self.quantizer.encode(self._read(i), self.span(i)[0].name)[0, self.context(i):].numpy()
 
+    def histogram(self,
+        n_codes:int,          # number of values of a token
+        n_tokens:int=2**18,   # read windows until so many tokens, but at least 16 windows
+    )->Int[np.ndarray, " v"]: # how often each value occurs among the scored tokens
+        """Count the tokens of windows that are spread evenly over all files."""
+        n = min(len(self), max(16, n_tokens//self.config.n_tokens))
+        items = (self[k*len(self)//n] for k in range(n))
+        return sum(np.bincount(item["y"][item["mask"]], minlength=n_codes) for item in items)
+
     def remarks(self)->list[str]:
         """Sentences on samples of the files that are in no window."""
         found = []

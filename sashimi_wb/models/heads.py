@@ -10,16 +10,18 @@ __all__ = ['HEADS', 'drop_token_axis', 'valid_codes', 'Head', 'at_least_float32'
 import math
 from abc import ABC, abstractmethod
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ..core.entropy import smooth_probabilities
 from ..core.ranks import code_rank
 from ..core.system import as_tensor, check_class_bits, check_int, choose
 from .blocked_cross_entropy import blocked_cross_entropy
 from .mixture_rank import mixture_rank
 from .mixtures import (mixture_cdf, mixture_log_prob, mixture_log_probs, mixture_of, mixture_sample,
-                                        start_params)
+                                        params_like, start_params)
 from .sequence_decoder import SequenceDecoder
 from ..tokens.byte_tokens import n_placed_bytes, whole_bytes
 from ..tokens.quantization import check_codes
@@ -51,6 +53,7 @@ class Head(nn.Module, ABC):
     """Base of all heads: sizes, the projection, the loss. Subclasses read the parameters as a distribution."""
     tokens = "codes"      # what a token is, as of `TokenStream`: "codes" or "bytes"
     has_logits = False    # True: one logit per code, so that sampling can be cut by top_k and top_p
+    tied = False          # True: the weight of the projection is that of an embedding
 
     def __init__(
         self,
@@ -111,6 +114,25 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def n_outputs(cls, bits:int, n_mixtures:int)->int:
         """Number of parameters per token."""
+
+    @abstractmethod
+    def bias_like(self, probabilities:Float[np.ndarray, " v"])->Float[Tensor, " p"]:
+        """The parameters whose distribution resembles the given one, of all codes, each above 0."""
+
+    def start_at(
+        self,
+        counts:Int[np.ndarray, " v"], # how often each code occurs in the training set
+    )->"Head":                        # itself
+        """Let a new head predict a histogram, whatever the features are; a tied weight stays as it is.
+
+        Raises: ValueError for another number of counts."""
+        if np.shape(counts) != (self.n_codes,):
+            raise ValueError(f"counts: expected one for each of the {self.n_codes} codes of a token, got the shape "
+                             f"{np.shape(counts)}")
+        with torch.no_grad():
+            self.decoder.output.bias.copy_(self.bias_like(smooth_probabilities(counts)))
+            if not self.tied: self.decoder.output.weight.zero_()
+        return self
 
     def forward(
         self,
@@ -236,6 +258,8 @@ class CategoricalHead(Head):
         return blocked_cross_entropy(feats.flatten(0, -2), output.weight, output.bias, codes.flatten(),
                                      weights.flatten())
 
+    def bias_like(self, probabilities): return torch.from_numpy(np.log(probabilities))
+
     def log_probs(self, params): return at_least_float32(self._params(params)).log_softmax(-1)
 
     def rank(self, params, codes, k):
@@ -258,6 +282,7 @@ class CategoricalHead(Head):
 
     def tie(self, encoder):
         self.decoder.output.weight = table_to_tie(encoder, self.n_codes, self.d_model)
+        self.tied = True
         return self
 
     def _pick(self, values, codes):
@@ -292,6 +317,8 @@ class DMLHead(Head):
 
     @classmethod
     def n_outputs(cls, bits, n_mixtures): return 3 * n_mixtures
+
+    def bias_like(self, probabilities): return params_like(probabilities, self.n_mixtures)
 
     def log_prob(self, params, codes):
         params = self._params(params)

@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['MEAN_UNIT', 'MEAN_RANGE', 'LEAST_LOG2_SCALE', 'MOST_LOG2_SCALE', 'EDGES_PER_BLOCK', 'squash', 'Mixture', 'mixture_of',
-           'start_params', 'mixture_log_prob', 'log_bin_masses', 'mixture_cdf', 'mixture_log_probs', 'mixture_sample']
+           'start_params', 'params_like', 'mixture_log_prob', 'log_bin_masses', 'mixture_cdf', 'mixture_log_probs',
+           'mixture_sample']
 
 # %% ../../nbs/models/04_mixtures.ipynb #93c21f0c
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -58,7 +60,25 @@ def start_params(
 )->Float[Tensor, " p"]:        # raw values for a new head's bias, the same at every bit depth
     """Equal weights, means at the quantiles of a logistic of scale 0.15, scales of at least 0.03."""
     means = 0.15 * torch.logit((torch.arange(n_mixtures) + 0.5) / n_mixtures)
-    return torch.cat([torch.zeros(n_mixtures), means / MEAN_UNIT, torch.log(0.03 + 0.2 * means.abs())])
+    return _params_of(means, 0.03 + 0.2 * means.abs())
+
+
+def _params_of(means, scales):
+    "Raw values of a mixture of equal weights, from means and scales in full scale."
+    return torch.cat([torch.zeros(len(means)), means / MEAN_UNIT, torch.log(scales)]).float()
+
+
+def params_like(
+    probabilities:Float[np.ndarray, " v"], # of all codes, above 0
+    n_mixtures:int,                        # number of parts
+)->Float[Tensor, " p"]:                    # raw values for a head's bias
+    """A mixture that resembles a distribution: equal weights, means at its quantiles, scales as their distances."""
+    v, k = len(probabilities), n_mixtures
+    edges = (np.arange(v + 1) - 0.5) / (v / 2) - 1
+    def quantile(shares): return np.interp(shares, np.append(0, probabilities.cumsum()), edges)
+    ends = quantile((np.arange(k + 1) / k).clip(0.1 / k, 1 - 0.1 / k))
+    scales = np.maximum(0.4 * np.diff(ends), 0.1 * 2 / v)   # at least a tenth of a bin, where one code is frequent
+    return _params_of(*map(torch.from_numpy, (quantile((np.arange(k) + 0.5) / k), scales)))
 
 # %% ../../nbs/models/04_mixtures.ipynb #be79eab4
 def mixture_log_prob(

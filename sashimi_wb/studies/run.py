@@ -69,6 +69,13 @@ class Run:
         self.folder = runs_folder(runs)/self.hash
         self.result_path = self.folder/"result.json"
 
+    def new_model(self) -> WaveModel:
+        """The model before training: weights by the seed, an output that predicts the training set's histogram."""
+        seed_everything(self.experiment.seed)
+        model = WaveModel(self.experiment.model_config())
+        model.head.start_at(self.data.train.histogram(model.head.n_codes))
+        return model
+
     @property
     def done(self) -> bool:
         """Whether the record of this run exists and is intact; it is written last."""
@@ -239,8 +246,7 @@ def _train_and_score(run, steps, progress, on_epoch, callbacks):
     from sashimi_wb.training.trainer import fit, trained_steps   # imports Lightning, which takes seconds
     e, training, path = run.experiment, run.folder/"training", run.folder/"scores"/f"{steps or 'end'}.ckpt"
     saved = _saved_scores(path, run, steps)
-    seed_everything(e.seed)
-    model = WaveModel(e.model_config())
+    model = run.new_model()
     if steps and (done := trained_steps(training)) > steps:
         if saved: return None, None, saved
         log.warning("the score after %d steps is missing, but the training is at step %d: training again up to step %d",
@@ -284,8 +290,7 @@ def _clips_of_run(run, model, progress):
 def _carry_out(run, progress, events, callbacks):
     "Train, score, make the clips, and write the record."
     e, started = run.experiment, time.time()
-    seed_everything(e.seed)
-    model = WaveModel(e.model_config())
+    model = run.new_model()
     for name in ("clips", "scores"): clear_leftovers(run.folder/name)
     write_atomic(run.folder/"identity.json", json.dumps(run.identity, indent=1))
     stages = stage_report(model, run.data.train[0]["x"][None])

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sashimi_wb.core.entropy import entropy_bits
 from sashimi_wb.models import blocked_cross_entropy as cross_entropy
 from sashimi_wb.models.encoders import make_encoder
 from sashimi_wb.models.heads import HEADS, CategoricalHead, DMLHead, SequenceDecoder, make_head, sample_logits
@@ -461,3 +462,42 @@ def test_modes_and_lengths(name, mode, l_output, use_lengths):
         head.loss_from_feats(feats, codes[:, :1].expand(-1, 9), lengths=lengths)
     if use_lengths or mode == "ragged":
         with pytest.raises(ValueError, match="needs lengths"): head(feats)
+
+
+# before training
+
+def histograms(v):
+    "Counts of 100,000 tokens: silence alone, almost all silence, all codes alike, the two ends, a hill, none."
+    x = np.arange(v) - v//2
+    silence, hill = np.where(x == 0, 100_000, 0), np.exp(-np.abs(x)/(v/50))
+    shapes = {"silence": silence, "near silence": silence + 200*(np.abs(x) == 1), "uniform": np.ones(v),
+              "ends": (np.abs(x) >= v//2 - 1)*1.0, "hill": hill}
+    return {name: np.round(1e5*shape/shape.sum()).astype(int) for name, shape in shapes.items()} | {"none": 0*silence}
+
+
+@pytest.mark.parametrize("bits", [1, 4, 8, 12, 16])
+@pytest.mark.parametrize("name", ["categorical", "dml"])
+def test_untrained_heads_predict_the_histogram_they_started_at(name, bits):
+    for kind, counts in histograms(2**bits).items():
+        head = make_head(name, 4, bits).start_at(counts)
+        with torch.no_grad(): log_p = head.log_probs(head(5*torch.randn(3, 4))).double()
+        assert (log_p == log_p[:1]).all() and log_p.isfinite().all(), kind
+        torch.testing.assert_close(log_p.exp().sum(-1), torch.ones(3, dtype=torch.float64), atol=1e-4, rtol=0)
+        if not counts.any(): continue
+        bits_needed = -(log_p[0].numpy()*counts).sum()/counts.sum()/math.log(2)
+        # a mixture of ten parts has no sharp edges; a categorical head has, up to the smoothing of rare codes
+        assert bits_needed < entropy_bits(counts) + (1.0 if name == "dml" else 0.5), kind
+
+
+def test_a_start_needs_one_count_per_code_of_a_token():
+    assert make_head("bytes", 4, 24).start_at(np.ones(256, int)).decoder.output.bias.shape == (256,)
+    for name, n in (("categorical", 255), ("dml", 256), ("bytes", 65536)):
+        with pytest.raises(ValueError, match=r"counts: expected one for each of the \d+ codes of a token, got .*"):
+            make_head(name, 4, 16 if name != "categorical" else 8).start_at(np.ones(n, int))
+
+
+def test_a_tied_start_leaves_the_embedding():
+    encoder = make_encoder("embedding", 256, 8)
+    rows = encoder.weight.detach().clone()
+    head = CategoricalHead(8, 8).tie(encoder).start_at(np.arange(256))
+    assert torch.equal(head.decoder.output.weight, rows) and head.decoder.output.bias.diff().min() > 0

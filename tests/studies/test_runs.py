@@ -13,6 +13,7 @@ import pytest
 import torch
 from made_runs import make_run
 
+from sashimi_wb.core.entropy import entropy_bits
 from sashimi_wb.core.locks import clear_leftovers, holding
 from sashimi_wb.core.processes import end_tree
 from sashimi_wb.core.sources import code_sources
@@ -90,6 +91,16 @@ def test_a_score_that_is_lost_after_the_training_went_on(unbroken, broken, damag
     elif damage == "flipped": path.write_bytes(raw.replace(b"bits_per_sample", b"bits_per_sbmple"))
     else: save_tree(path, saved | {"hash": "0"*16})
     assert figures(execute(run, progress=False)) == unbroken[0] and weights(run) == unbroken[1]
+
+
+@pytest.mark.parametrize("changes", [{}, {"bits": 16, "head": "dml", "quantization": "linear"},
+                                     {"bits": 12, "quantization": "linear"}])
+def test_training_starts_at_the_histogram(tmp_path, changes):
+    "The first loss is about the order-0 entropy, and far below that of a model of noise."
+    run = Run(experiment("smoke", {"steps": (1,), "batch_size": 64, "continuation_s": 0} | changes), runs=tmp_path)
+    record = execute(run, progress=False)
+    counts = run.data.train.histogram(run.new_model().head.n_codes)
+    assert abs(record["curve"]["bits"][0] - entropy_bits(counts)) < 0.3 < run.experiment.bits - entropy_bits(counts)
 
 
 def test_weights_of_an_earlier_step_are_refused(unbroken):
