@@ -6,7 +6,7 @@
 __all__ = ['PRESETS', 'Experiment', 'experiment', 'given_parameters', 'arm_parameters']
 
 # %% ../../nbs/studies/01_experiment.ipynb #0f72976d
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Annotated
 
 from ..audio.config import DataConfig
@@ -67,7 +67,8 @@ class Experiment:
     lr: Positive = 0.004                     # learning rate
     ssm_lr: NonNegative = 0.001              # learning rate of the state-space parameters
     weight_decay: NonNegative = 0.01         # weight decay of the other matrices
-    scheduler: str = "plateau"               # "plateau", "constant" or "cosine"
+    beta2: float = 0.999                     # memory of AdamW's mean of squared gradients, 0 to 1
+    scheduler: str = "plateau"               # "plateau", "constant", "linear" or "cosine"
     warmup_steps: int = 0                    # steps with a rising learning rate
     seed: Seed = 0                           # seed of weights, order and sampling
     # the clips
@@ -80,9 +81,6 @@ class Experiment:
         object.__setattr__(self, "encoder", fitting_encoder(self.input, self.encoder))
         if any(b <= a for a, b in zip(self.steps, self.steps[1:])):
             raise ValueError(f"Experiment.steps: expected rising counts of at least 1, got {self.steps}")
-        if len(self.steps) > 1 and self.scheduler == "cosine":
-            raise ValueError("steps: a cosine schedule depends on the last step, so a run can be scored only at its "
-                             'end; give one count, or scheduler="constant" or "plateau"')
         self.model_config()                              # the configurations check whether the fields fit together
         self.train_config(max(self.steps, default=None))
         self.data_config("any folder")
@@ -127,8 +125,11 @@ class Experiment:
 
     def train_config(self, max_steps: int | None = None) -> TrainConfig:
         """How to train, up to a number of steps; None: up to `max_epochs`."""
-        return TrainConfig(max_steps, None if max_steps else self.max_epochs, self.lr, self.ssm_lr, self.weight_decay,
-                           self.scheduler, warmup_steps=self.warmup_steps, seed=self.seed)
+        config = TrainConfig(max_steps, None if max_steps else self.max_epochs, self.lr, self.ssm_lr,
+                             self.weight_decay, self.beta2, self.scheduler, warmup_steps=self.warmup_steps,
+                             seed=self.seed)
+        several = len(self.steps) > 1 and config.length_matters
+        return replace(config, cycle_ends=self.steps) if several else config
 
 # %% ../../nbs/studies/01_experiment.ipynb #50420b27
 _RAW = {"input": "raw"}

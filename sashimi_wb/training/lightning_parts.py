@@ -70,7 +70,8 @@ class LitWave(LightningModule):
     def configure_optimizers(self):
         config = self.train_config
         groups = self.model.parameter_groups(config.lr, config.ssm_lr, config.weight_decay)
-        optimizer = torch.optim.AdamW([group | {"base_lr": group["lr"]} for group in groups], lr=config.lr)
+        optimizer = torch.optim.AdamW([group | {"base_lr": group["lr"]} for group in groups], lr=config.lr,
+                                      betas=(0.9, config.beta2))
         if config.scheduler != "plateau": return optimizer
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=config.factor, patience=config.patience)
         return {"optimizer": optimizer,

@@ -21,6 +21,7 @@ from ..core.system import check_fields
 # %% ../../nbs/training/05_recipe.ipynb #e9167b10
 # factor of the learning rates, as a function of the share of steps that are done
 SCHEDULES = {"plateau": lambda done: 1.0, "constant": lambda done: 1.0,
+             "linear": lambda done: 1 - min(done, 1.0),
              "cosine": lambda done: 0.5*(1 + math.cos(math.pi*min(done, 1.0)))}
 PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
 
@@ -32,7 +33,9 @@ class TrainConfig:
     lr:Positive = 0.004           # learning rate
     ssm_lr:NonNegative = 0.001    # learning rate of the state-space parameters, at most lr
     weight_decay:NonNegative = 0.01 # of all matrices outside the state spaces
-    scheduler:Annotated[str, OneOf(SCHEDULES)] = "plateau" # "plateau", "constant" or "cosine"
+    beta2:Annotated[float, Range(0, 1, "[)")] = 0.999 # memory of the mean of squared gradients, per step
+    scheduler:Annotated[str, OneOf(SCHEDULES)] = "plateau" # "plateau", "constant", "linear" or "cosine"
+    cycle_ends:tuple[Count, ...] = () # rising steps at which the schedule ends and begins again; (): at the end only
     factor:Annotated[float, Range(0, 1, "()")] = 0.2 # plateau: factor of the learning rate
     patience:Natural = 20         # plateau: epochs without improvement before it
     warmup_steps:Natural = 0      # steps during which the learning rate rises
@@ -48,6 +51,8 @@ class TrainConfig:
 
     def __post_init__(self):
         check_fields(self)
+        if any(b <= a for a, b in zip(self.cycle_ends, self.cycle_ends[1:])):
+            raise ValueError(f"TrainConfig.cycle_ends: expected rising counts of at least 1, got {self.cycle_ends}")
         if self.max_steps is None and self.max_epochs is None:
             raise ValueError("expected max_steps or max_epochs, got neither: for example TrainConfig(max_steps=1000)")
 
@@ -55,9 +60,16 @@ class TrainConfig:
         step:int,  # optimizer steps done
         total:int, # optimizer steps of the whole run
     )->float:      # 0 to 1
-        """Factor of all learning rates: warm-up times schedule."""
-        warmup = min(1.0, (step + 1)/max(self.warmup_steps, 1))
-        return warmup*SCHEDULES[self.scheduler](step/total)
+        """Factor of all learning rates: warm-up times schedule, from the beginning of the current cycle."""
+        start = max((end for end in self.cycle_ends if end <= step), default=0)
+        end = min((end for end in self.cycle_ends if end > step), default=total)
+        warmup = min(1.0, (step - start + 1)/max(self.warmup_steps, 1))
+        return warmup*SCHEDULES[self.scheduler]((step - start)/(end - start))
+
+    @property
+    def length_matters(self)->bool:
+        """Whether the learning rates depend on the length of the run."""
+        return SCHEDULES[self.scheduler](1.0) < 1 and not self.cycle_ends
 
     def steps_and_epochs(self,
         n_batches:int, # batches per epoch

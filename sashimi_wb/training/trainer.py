@@ -80,17 +80,17 @@ class _Job:
     @property
     def total(self): return self.config.steps_and_epochs(self.n_batches)[0]
 
-def _check_identity(now, then, path):
-    "Raises: ValueError that lists the settings that changed."
-    free = dict(MAY_CHANGE)
-    if now["train"]["scheduler"] == "cosine":  # the length decides the learning rates
+def _check_identity(job, then):
+    "Raises: ValueError that lists the settings that changed since the checkpoint."
+    now, free = job.identity, dict(MAY_CHANGE)
+    if job.config.length_matters:
         free["train"] = tuple(k for k in free["train"] if k not in ("max_steps", "max_epochs"))
     changed = [f"{part}.{k}: was {then[part].get(k)!r}, is {now[part].get(k)!r}" for part in now
                for k in {**then[part], **now[part]}
                if k not in free.get(part, ()) and then[part].get(k) != now[part].get(k)]
     if changed:
-        raise ValueError(f"{path} belongs to another run ({'; '.join(changed)}): expected the same settings, or choose "
-                         "another folder, or resume=False to delete it and start again")
+        raise ValueError(f"{job.last} belongs to another run ({'; '.join(changed)}): expected the same settings, or "
+                         "choose another folder, or resume=False to delete it and start again")
 
 def _read_checkpoint(path, model):
     "The checkpoint of a run, checked; None if there is none."
@@ -120,7 +120,7 @@ def _resumable(job):
     "The checkpoint to resume from, or None. Raises: ValueError if it belongs to another run or has more steps."
     saved = _read_checkpoint(job.last, job.model)
     if saved is None: return None
-    _check_identity(job.identity, saved["sashimi_wb"]["identity"], job.last)
+    _check_identity(job, saved["sashimi_wb"]["identity"])
     step = saved["sashimi_wb"]["step"]
     if step > job.total:
         raise ValueError(f"{job.last} has {step} steps, and {job.total} are asked for: weights of an earlier step are "

@@ -347,7 +347,8 @@ def test_each_epoch_takes_the_next_chunk(data, tmp_path):
 
 
 @pytest.mark.parametrize("config", [replace(CPU, scheduler="cosine", warmup_steps=3), replace(CPU, warmup_steps=4),
-                                    replace(CPU, scheduler="constant")])
+                                    replace(CPU, scheduler="constant"), replace(CPU, scheduler="linear"),
+                                    replace(CPU, scheduler="linear", warmup_steps=2, cycle_ends=(5, 11))])
 def test_learning_rates(data, tmp_path, config):
     rates = []
     class Watching(WaveModel):
@@ -355,10 +356,25 @@ def test_learning_rates(data, tmp_path, config):
             self.groups = super().parameter_groups(*args)
             return self.groups
     history = run(data, tmp_path, replace(config, patience=50), small(cls=Watching), on_epoch=rates.append)
-    last = 1 - 1/15 if config.scheduler == "cosine" else 0
     expected = [config.lr*config.lr_factor(e["step"] - 1, 15) for e in history.epochs]
     assert rates == history.epochs and [e["lr"] for e in rates] == pytest.approx(expected)
-    assert config.lr_factor(14, 15) == pytest.approx(0.5*(1 + math.cos(math.pi*14/15)) if last else 1)
+    last = {"cosine": 0.5*(1 + math.cos(math.pi*14/15)), "linear": 1/4 if config.cycle_ends else 1/15}
+    assert config.lr_factor(14, 15) == pytest.approx(last.get(config.scheduler, 1))
+
+
+def test_a_run_with_cycles_begins_as_a_shorter_run_and_goes_on(data, tmp_path):
+    "A schedule that ends at each score: the first score is that of a run of this length, to the last bit."
+    config = replace(CPU, scheduler="linear", warmup_steps=2, max_epochs=None, max_steps=6)
+    short = run(data, tmp_path/"short", config, short_model := small())
+    both = replace(config, cycle_ends=(6, 11))
+    first = run(data, tmp_path/"both", both, model := small())
+    assert first.train_nats == short.train_nats
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), short_model.parameters()))
+    longer = run(data, tmp_path/"both", replace(both, max_steps=11))
+    at_once = run(data, tmp_path/"once", replace(both, max_steps=11))
+    assert longer.train_nats == at_once.train_nats and longer.restarts == 1
+    with pytest.raises(ValueError, match="train.max_steps: was 6, is 11"):
+        run(data, tmp_path/"short", replace(config, max_steps=11))
 
 
 def test_plateau_lowers_the_rate(data, tmp_path):
@@ -384,7 +400,8 @@ def test_runs_in_a_thread_with_bf16_and_progress(data, tmp_path, capfd):
 
 @pytest.mark.parametrize("name, value", [
     ("max_steps", 0), ("max_steps", 1.5), ("max_epochs", True), ("lr", -1), ("lr", "0.1"), ("lr", math.nan),
-    ("factor", 1), ("grad_clip", 0), ("precision", "16"), ("n_processes", 0), ("scheduler", "step"), ("val_ks", (0,))])
+    ("factor", 1), ("grad_clip", 0), ("precision", "16"), ("n_processes", 0), ("scheduler", "step"), ("val_ks", (0,)),
+    ("beta2", 1), ("cycle_ends", (3, 3))])
 def test_settings_are_checked(name, value):
     with pytest.raises(ValueError, match=name): TrainConfig(**{"max_steps": 1} | {name: value})
 
