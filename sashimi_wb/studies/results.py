@@ -21,7 +21,7 @@ METRICS = {"bits_per_sample": "bits per sample", "realisable": "bits, dequantize
            "bits_per_byte": "bits per byte", "compression_ratio": "compression ratio",
            "accuracy": "accuracy", "accuracy@3": "@3", "accuracy@5": "@5", "accuracy@10": "@10"}
 BASELINES = {"order0": "order-0 entropy", "flac5": "FLAC level 5", "flac8": "FLAC level 8",
-             "lpc_rice": "linear prediction, Rice"}
+             "lpc_rice": "linear prediction, Rice", "wavpack": "WavPack", "tta": "TTA", "alac": "ALAC"}
 
 
 def matched_names(
@@ -54,7 +54,7 @@ def _row(arm, seeds, i):
     row = {"arm": arm, "matched": matched_names(first)[i]}
     row |= {k: first["results"][i][k] for k in ("steps", "tokens", "audio_s")}
     row |= {k: [test[k] for test in tests] for k in METRICS}
-    row |= {k: baselines[k] for k in BASELINES}
+    row |= {k: baselines.get(k, np.nan) for k in BASELINES}   # a coder may be missing where the run was made
     return row | {"of_flac": [test["whole"]/baselines["flac8"] for test in tests],
                   "params": first["parameter_count"], "coded": coded_signal(first)}
 
@@ -89,17 +89,20 @@ _FIRST = ("bits_per_sample", "realisable", "whole")      # the figures that stan
 COLUMNS = {"arm": "arm", "matched": "matched by",
            **{k: METRICS[k] for k in _FIRST},
            "of_flac": "whole file / FLAC 8",
-           **{k: BASELINES[k] for k in ("flac8", "lpc_rice", "flac5", "order0")},
+           **{k: BASELINES[k] for k in ("flac8", "lpc_rice", "wavpack", "tta", "alac", "flac5", "order0")},
            **{k: name for k, name in METRICS.items() if k not in _FIRST},
            "tokens": "tokens seen", "audio_s": "seconds of audio", "params": "parameters", "coded": "bits of"}
 
 
 def _uninformative(rows, columns):
     "Columns that are empty, repeat another one, or say what a sentence under the table says."
-    found = {k for k in columns if all(row[k] == "" for row in rows)}
+    found = {k for k in columns if all(_is_empty(row[k]) for row in rows)}
     if all(row["realisable"] == row["bits_per_sample"] for row in rows): found.add("realisable")
     if {row["coded"] for row in rows} in ({"the file"}, {"a reduced signal"}): found.add("coded")
     return found
+
+
+def _is_empty(value): return value == "" or isinstance(value, float) and np.isnan(value)
 
 
 def _single(value):

@@ -189,7 +189,7 @@ def make_clips(
 # %% ../../nbs/studies/03_run.ipynb #79cebb4a
 def baselines(
     data:AudioData, # its scored test samples are measured
-)->dict[str, float]: # bits per sample: "order0", "flac5", "flac8", "lpc_rice"; for companded codes also "flac8_linear"
+)->dict[str, float]: # bits per sample: as `all_baselines`, and "flac8_linear" for companded codes
     """Bits that simpler methods need for exactly the test codes, at this depth and with these channels.
 
     Companding impairs the linear prediction of FLAC, so FLAC is also measured on linear codes of the same samples."""

@@ -5,6 +5,7 @@ import subprocess
 import tracemalloc
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -16,11 +17,15 @@ from sashimi_wb.prediction.linear import autocorrelation, levinson
 from sashimi_wb.training import baselines
 from sashimi_wb.training.baselines import (
     BLOCK,
+    LOSSLESS,
     all_baselines,
+    available,
     block_bits,
     flac_bits_per_sample,
     flac_bytes,
     integer_weights,
+    lossless_bits_per_sample,
+    lossless_file,
     order0_entropy,
     prediction_error,
     rice_bits,
@@ -92,6 +97,63 @@ def test_flac_has_the_size_of_the_flac_program(level):
     (np.zeros(10, int), {"bits": 25}, "1 to 24"), (np.zeros(10, int), {"bits": 0}, "1 to 24")])
 def test_flac_errors(codes, kw, words):
     with pytest.raises(ValueError, match=words): flac_bits_per_sample(codes, kw.pop("bits", 8), 16000, **kw)
+
+
+# WavPack, TTA, ALAC
+
+def decoded(file):
+    with av.open(io.BytesIO(file)) as source:
+        assert len(source.streams) == 1
+        frames = [(f.to_ndarray(), f.format, f.layout.nb_channels, f.sample_rate) for f in source.decode(audio=0)]
+    (rate,) = {rate for *_, rate in frames}
+    blocks = [x.T if kind.is_planar else x.reshape(-1, c) for x, kind, c, _ in frames]
+    return np.concatenate(blocks).astype(np.int64), rate
+
+
+@pytest.mark.parametrize("coder", LOSSLESS)
+@pytest.mark.parametrize("bits", [1, 7, 8, 12, 16, 17, 20, 24])
+@pytest.mark.parametrize("shape, rate", [((1, 1), 8000), ((3000, 2), 44100), ((9001,), 16000), ((50_000, 2), 8000)])
+def test_coders_are_lossless(coder, bits, shape, rate):
+    if not available(coder): pytest.skip(f"this ffmpeg has no encoder of {coder}")
+    codes = np.random.default_rng(bits).integers(0, 2**bits, shape)
+    codes[:len(codes)//2] = codes[:len(codes)//2]//5*4     # another range, and another mean
+    file, size = lossless_file(torch.from_numpy(codes), bits, rate, coder)
+    samples, found = decoded(file)
+    assert found == rate
+    if coder == "tta" and len(codes) < 4096: samples = samples[:len(codes)]   # a short block is filled up
+    assert np.array_equal((samples >> 8*(bits > 16)) + 2**(bits - 1), codes.reshape(len(codes), -1))
+    assert lossless_bits_per_sample(codes, bits, rate, coder) == 8*size/codes.size
+    assert 0 < size < len(file) < size + 1500              # the container adds little
+    # the upper bits of a stored sample cost nothing
+    if codes.size > 50_000 and bits <= 20: assert 8*size/codes.size < bits + 1.2
+
+
+def test_coders_predict():
+    t = np.arange(80_000)/44100
+    left = np.round(9000*np.sin(2*np.pi*330*t) + 500*np.sin(2*np.pi*3000*t)).astype(int) + 32768
+    left += np.random.default_rng(0).integers(-9, 9, len(left))
+    for coder in filter(available, LOSSLESS):
+        rate = lossless_bits_per_sample(left, 16, 44100, coder)
+        assert rate < 1.3*flac_bits_per_sample(left, 16, 44100)
+        assert lossless_bits_per_sample(np.stack([left, left], 1), 16, 44100, coder) < .75*rate   # joint stereo
+
+
+@pytest.mark.parametrize("codes, kw, words", [
+    (np.zeros((10, 3), int), {}, "1 or 2 channels"), (np.full(10, 256), {}, "256"), (np.zeros(10), {}, "float64"),
+    (np.zeros(10, int), {"bits": 25}, "1 to 24"), (np.zeros(10, int), {"coder": "mp3"}, "mp3")])
+def test_coder_errors(codes, kw, words):
+    with pytest.raises(ValueError, match=words):
+        lossless_bits_per_sample(codes, kw.get("bits", 8), 16000, kw.get("coder", "wavpack"))
+
+
+def test_a_missing_coder_is_left_out(monkeypatch):
+    codes = np.arange(6000).reshape(-1, 2) % 200
+    assert {"tta", "wavpack", "alac"} & set(all_baselines([codes], 8, 16000)) == set(filter(available, LOSSLESS))
+    monkeypatch.setitem(LOSSLESS, "tta", LOSSLESS["tta"]._replace(codec="no_such_codec"))
+    assert "tta" not in all_baselines([codes], 8, 16000)
+    assert not set(LOSSLESS) & set(all_baselines([codes.reshape(-1, 3)], 8, 16000))  # they take two channels at most
+    with pytest.raises(ValueError, match="no encoder"):
+        lossless_file(codes, 8, 16000, "tta")
 
 
 # linear prediction and Rice codes
@@ -194,7 +256,8 @@ def test_all_baselines(monkeypatch):
                     0, 255).astype(int)
     whole = all_baselines([codes], 8, 16000)
     assert whole == {"order0": order0_entropy(codes, 256), "flac5": flac_bits_per_sample(codes, 8, 16000, 5),
-                     "flac8": flac_bits_per_sample(codes, 8, 16000), "lpc_rice": rice_bits_per_sample(codes, 8)}
+                     "flac8": flac_bits_per_sample(codes, 8, 16000), "lpc_rice": rice_bits_per_sample(codes, 8),
+                     **{name: lossless_bits_per_sample(codes, 8, 16000, name) for name in filter(available, LOSSLESS)}}
     assert all_baselines((c for c in np.split(codes, [5, 7000, 7001])), 8, 16000) == pytest.approx(whole)
     monkeypatch.setattr(baselines, "CHUNK", 4096*2)
     in_chunks = all_baselines(np.split(codes, [4096, 8192, 8200]), 8, 16000)
