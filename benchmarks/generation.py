@@ -127,8 +127,8 @@ def stage_times(form, seconds):
 def machine_rates(seconds):
     """Bytes per second read from arrays of several sizes, and multiply-adds per second, on one core."""
     from sashimi_wb.core.compiled import jit
+    from sashimi_wb.core.simd import broadcast, load, sum_lanes
     from sashimi_wb.synthesis.compiled_step import affine, zeros
-    from sashimi_wb.synthesis.simd import broadcast, load, sum_lanes
 
     @jit
     def read(x, n, times):

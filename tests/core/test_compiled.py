@@ -92,7 +92,7 @@ def edited(monkeypatch):
 
 
 # functions that are called and constants that are read, directly or through another module
-@pytest.mark.parametrize("changed", ["core.compiled", "tokens.portable", "models.mixtures", "synthesis.simd",
+@pytest.mark.parametrize("changed", ["core.compiled", "tokens.portable", "models.mixtures", "core.simd",
                                      "synthesis.compiled_draws", "synthesis.packing", "synthesis.compiled_step"])
 def test_code_is_outdated_if_anything_that_it_contains_has_changed(changed, edited):
     assert edited("synthesis.compiled_step", changed) != edited("synthesis.compiled_step")
