@@ -23,8 +23,9 @@ from .mixture_rank import mixture_rank
 from .mixtures import (mixture_cdf, mixture_log_prob, mixture_log_probs, mixture_of, mixture_sample,
                                         params_like, start_params)
 from .sequence_decoder import SequenceDecoder
+from ..prediction.bins import Bins
 from ..tokens.byte_tokens import n_placed_bytes, whole_bytes
-from ..tokens.quantization import check_codes
+from ..tokens.quantization import Quantizer, check_codes
 
 # %% ../../nbs/models/06_heads.ipynb #d3b6cc1c
 def drop_token_axis(
@@ -308,7 +309,7 @@ class DMLHead(Head):
     ):
         n_mixtures = check_int("n_mixtures", n_mixtures, 1)
         super().__init__(d_model, bits, 3 * n_mixtures, mode, l_output, use_lengths)
-        self.n_mixtures = n_mixtures
+        self.n_mixtures, self.bins = n_mixtures, Bins(Quantizer(bits=bits))
         nn.init.normal_(self.decoder.output.weight, std=0.1 * d_model**-0.5)
         with torch.no_grad(): self.decoder.output.bias.copy_(start_params(n_mixtures))
 
@@ -322,22 +323,22 @@ class DMLHead(Head):
 
     def log_prob(self, params, codes):
         params = self._params(params)
-        return mixture_log_prob(mixture_of(params, self.bits), valid_codes(codes, params, self.bits), self.bits)
+        return mixture_log_prob(mixture_of(params, self.bits), valid_codes(codes, params, self.bits), self.bins)
 
-    def log_probs(self, params): return mixture_log_probs(mixture_of(self._params(params), self.bits), self.bits)
+    def log_probs(self, params): return mixture_log_probs(mixture_of(self._params(params), self.bits), self.bins)
 
     def cdf(self, params, codes):
         params = self._params(params)
-        return mixture_cdf(mixture_of(params, self.bits), valid_codes(codes, params, self.bits), self.bits)
+        return mixture_cdf(mixture_of(params, self.bits), valid_codes(codes, params, self.bits), self.bins)
 
     def rank(self, params, codes, k):
         params = self._params(params)
-        return mixture_rank(mixture_of(params, self.bits), valid_codes(codes, params, self.bits), self.bits, k)
+        return mixture_rank(mixture_of(params, self.bits), valid_codes(codes, params, self.bits), self.bins, k)
 
     def sample(self, params, temperature=1.0, generator=None, top_k=None, top_p=None):
         if top_k is not None or top_p is not None:
             raise ValueError("top_k and top_p need one logit per code, which a DMLHead does not have: use temperature")
-        return mixture_sample(mixture_of(self._params(params), self.bits), self.bits, temperature, generator)
+        return mixture_sample(mixture_of(self._params(params), self.bits), self.bins, temperature, generator)
 
     def tie(self, encoder):
         raise ValueError("weights cannot be tied to a DMLHead: it has three rows per mixture part, not one per code; "

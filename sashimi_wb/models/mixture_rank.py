@@ -7,10 +7,12 @@ __all__ = ['BLOCK', 'TOLERANCE', 'mixture_rank']
 
 # %% ../../nbs/models/05_mixture_rank.ipynb #2cbf5666
 import torch
+import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
 
-from .mixtures import Mixture, log_bin_masses, mixture_log_prob
+from .mixtures import Mixture, mixture_log_prob
+from ..prediction.bins import Bins
 
 # %% ../../nbs/models/05_mixture_rank.ipynb #c82971ff
 BLOCK = 2**20        # log-probabilities of parts that are held at a time
@@ -20,41 +22,38 @@ TOLERANCE = 1e-12    # relative rounding error of a bound; a cell within it is c
 def mixture_rank(
     mix:Mixture,              # from `mixture_of`
     codes:Int[Tensor, "..."], # true codes in [0, 2**bits), one per mixture
-    bits:int,                 # code size in bits, 1 to 16
+    bins:Bins,                # of the codes
     k:int,                    # count up to this
 )->Int[Tensor, "..."]:        # min(rank, k); rank 0 if the true code is the likeliest
     """Number of codes before the true one: likelier ones, and of equally likely ones the lower. Exact."""
     device, parts = ("cpu" if codes.device.type == "mps" else codes.device), mix.means.shape[-1]
     fields = [field.detach().to(device, torch.float64).expand(*codes.shape, -1).reshape(-1, parts) for field in mix]
-    rows = max(1, BLOCK // (parts * max(2 ** (bits // 2), 2 * k)))
+    rows = max(1, BLOCK // (parts * max(2 ** (bins.quantizer.bits // 2), 2 * k)))
     blocks = zip(codes.reshape(-1).to(device).split(rows), *(field.split(rows) for field in fields))
-    ranks = [_rank(Mixture(*block), own, bits, k) for own, *block in blocks]
+    ranks = [_rank(Mixture(*block), own, bins, k) for own, *block in blocks]
     return torch.cat(ranks).clamp(max=k).reshape(codes.shape).to(codes.device)
 
 
-def _rank(mix, codes, bits, k):
+def _rank(mix, codes, bins, k):
     "Ranks of (r,) codes: from the neighbors of the likeliest code at a mean, and where that is not enough from cells."
-    own = mixture_log_prob(mix, codes, bits)[:, None]
-    peaks = _codes_at_means(mix, bits)
-    best = peaks.gather(-1, mixture_log_prob(_with_code_axis(mix), peaks, bits).argmax(-1, keepdim=True))
+    own = mixture_log_prob(mix, codes, bins)[:, None]
+    peaks = bins.code(mix.means)
+    best = peaks.gather(-1, mixture_log_prob(_with_code_axis(mix), peaks, bins).argmax(-1, keepdim=True))
     near = best + torch.arange(-k, k + 1, device=best.device)
-    exists = (near >= 0) & (near < 2**bits)
-    before = _comes_before(_with_code_axis(mix), near.clamp(0, 2**bits - 1), own, codes, bits)
+    exists = (near >= 0) & (near < bins.quantizer.n_codes)
+    before = _comes_before(_with_code_axis(mix), near.clamp(0, bins.quantizer.n_codes - 1), own, codes, bins)
     rank = (before & exists).sum(-1)
     undecided = (rank < k).nonzero()[:, 0]
     if len(undecided):
         rest = Mixture(*(field[undecided] for field in mix))
-        rank[undecided] = _rank_in_cells(rest, codes[undecided], own[undecided], bits)
+        rank[undecided] = _rank_in_cells(rest, codes[undecided], own[undecided], bins)
     return rank
 
 
-def _comes_before(mix, others, own, codes, bits):
+def _comes_before(mix, others, own, codes, bins):
     "Whether other codes come before the true ones, whose log-probabilities are `own`."
-    log_p = mixture_log_prob(mix, others, bits)
+    log_p = mixture_log_prob(mix, others, bins)
     return (log_p > own) | ((log_p == own) & (others < codes[:, None]))
-
-
-def _codes_at_means(mix, bits): return torch.round(mix.means + 2 ** (bits - 1)).clamp(0, 2**bits - 1).long()
 
 
 def _with_code_axis(mix):
@@ -62,27 +61,33 @@ def _with_code_axis(mix):
     return Mixture(*(field[:, None] for field in mix))
 
 # %% ../../nbs/models/05_mixture_rank.ipynb #90ca8477
-def _cell_bounds(mix, first, width, bits):
+def _cell_bounds(mix, first, width, bins):
     "Upper bounds of the log-probabilities in the cells that start at codes `first` (cells, 1): (r, cells)."
+    v, mix = bins.quantizer.n_codes, _with_code_axis(mix)
     # without the two open bins
-    low, high = first.clamp(min=1), (first + width - 1).clamp(max=2**bits - 2)
-    nearest = _codes_at_means(mix, bits)[:, None].clamp(low, high)                        # (r, cells, k)
-    bounds = (mix.log_weights[:, None] + log_bin_masses(_with_code_axis(mix), nearest, bits)).logsumexp(-1)
-    for cell, code in ((0, 0), (-1, 2**bits - 1)):
-        open_bin = mixture_log_prob(mix, torch.full(mix.means.shape[:1], code, device=first.device), bits)
+    low, high = bins.lower(first.clamp(min=1)), bins.upper((first + width - 1).clamp(max=v - 2))
+    inv_s = torch.exp(-mix.log_scales)
+    upper, lower = F.logsigmoid((high - mix.means) * inv_s), F.logsigmoid((mix.means - low) * inv_s)
+    whole = upper + lower + torch.log(-torch.expm1((low - high) * inv_s))
+    z = (torch.minimum(torch.maximum(mix.means, low), high) - mix.means) * inv_s
+    widest = F.pad(bins.widths.expand(v - 2), (1, 1)).view(-1, width).amax(-1, keepdim=True).to(z)
+    most = F.logsigmoid(z) + F.logsigmoid(-z) - mix.log_scales + widest.log()
+    bounds = (mix.log_weights + torch.minimum(whole, most)).logsumexp(-1)
+    for cell, code in ((0, 0), (-1, v - 1)):
+        open_bin = mixture_log_prob(mix, torch.full((1,), code, device=first.device), bins)[:, 0]
         bounds[:, cell] = torch.maximum(bounds[:, cell], open_bin)
     return bounds
 
 
-def _rank_in_cells(mix, codes, own, bits):
+def _rank_in_cells(mix, codes, own, bins):
     "Ranks of (r,) codes whose log-probabilities are `own` (r, 1), counted in the cells that may hold likelier codes."
-    width, rank = 2 ** ((bits + 1) // 2), torch.zeros_like(codes)
-    first = torch.arange(0, 2**bits, width, device=codes.device)[:, None]
-    bounds = _cell_bounds(mix, first, width, bits)
+    width, rank = 2 ** ((bins.quantizer.bits + 1) // 2), torch.zeros_like(codes)
+    first = torch.arange(0, bins.quantizer.n_codes, width, device=codes.device)[:, None]
+    bounds = _cell_bounds(mix, first, width, bins)
     token, cell = (bounds >= own - TOLERANCE * (1 + own.abs())).nonzero(as_tuple=True)
     pairs = max(1, BLOCK // (width * mix.means.shape[-1]))
     for i, c in zip(token.split(pairs), cell.split(pairs)):
         others = first[c] + torch.arange(width, device=c.device)
         block = Mixture(*(field[i, None] for field in mix))
-        rank.index_add_(0, i, _comes_before(block, others, own[i], codes[i], bits).sum(-1))
+        rank.index_add_(0, i, _comes_before(block, others, own[i], codes[i], bins).sum(-1))
     return rank

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['MEAN_UNIT', 'MEAN_RANGE', 'LEAST_LOG2_SCALE', 'MOST_LOG2_SCALE', 'EDGES_PER_BLOCK', 'squash', 'Mixture', 'mixture_of',
-           'start_params', 'params_like', 'mixture_log_prob', 'log_bin_masses', 'mixture_cdf', 'mixture_log_probs',
-           'mixture_sample']
+           'start_params', 'params_like', 'mixture_log_prob', 'mixture_cdf', 'mixture_log_probs', 'mixture_sample']
 
 # %% ../../nbs/models/04_mixtures.ipynb #93c21f0c
 import math
@@ -16,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from ..prediction.bins import Bins
 
 # %% ../../nbs/models/04_mixtures.ipynb #34eb1615
 def squash(
@@ -35,10 +36,10 @@ MOST_LOG2_SCALE = 2          # ... to 2**2 times full scale pass `squash` unchan
 
 
 class Mixture(NamedTuple):
-    """A mixture of logistics over code - 2**(bits-1), in units of bins; each field (..., k)."""
+    """A mixture of logistics over the line of a quantizer's `Bins`; each field (..., k)."""
     log_weights: Tensor # normalized, nats
-    means: Tensor       # 0 is the code of silence
-    log_scales: Tensor  # log of the scale in bins
+    means: Tensor       # 0 is silence; linear codes are one apart
+    log_scales: Tensor
 
 
 def mixture_of(
@@ -83,37 +84,39 @@ def params_like(
 # %% ../../nbs/models/04_mixtures.ipynb #be79eab4
 def mixture_log_prob(
     mix:Mixture,              # from `mixture_of`
-    codes:Int[Tensor, "..."], # codes in [0, 2**bits); broadcast against the mixture's leading axes
-    bits:int,                 # code size in bits, 1 to 16
+    codes:Int[Tensor, "..."], # codes; broadcast against the mixture's leading axes
+    bins:Bins,                # of the codes
 )->Float[Tensor, "..."]:      # log-probability of each code, nats; finite for any parameters
     """Log-probability of codes: a mixture of three-term bin masses."""
-    return (mix.log_weights + log_bin_masses(mix, codes[..., None], bits)).logsumexp(-1)
+    return (mix.log_weights + _log_bin_masses(mix, codes[..., None], bins)).logsumexp(-1)
 
 
-def log_bin_masses(
+def _log_bin_masses(
     mix:Mixture,                # from `mixture_of`
-    codes:Int[Tensor, "... 1"], # codes in [0, 2**bits); broadcast against the mixture's fields
-    bits:int,                   # code size in bits, 1 to 16
+    codes:Int[Tensor, "... 1"], # codes; broadcast against the mixture's fields
+    bins:Bins,                  # of the codes
 )->Float[Tensor, "... k"]:      # log mass of every part in the bins of the codes
     """The three terms for every mixture part, without its weight."""
-    bottom, top = codes == 0, codes == 2**bits - 1
-    x, inv_s = (codes - 2 ** (bits - 1)).to(mix.means.dtype), torch.exp(-mix.log_scales)
-    upper = F.logsigmoid((x + 0.5 - mix.means) * inv_s)
-    lower = F.logsigmoid((mix.means - x + 0.5) * inv_s)
-    inside = torch.log(-torch.expm1(-inv_s))
+    bottom, top = codes == 0, codes == bins.quantizer.n_codes - 1
+    low = bins.lower(codes).to(mix.means).masked_fill(bottom, 0)      # finite, for the sake of gradients
+    high = bins.upper(codes).to(mix.means).masked_fill(top, 0)
+    width, inv_s = (high - low).masked_fill(bottom | top, 1), torch.exp(-mix.log_scales)
+    upper = F.logsigmoid((high - mix.means) * inv_s)
+    lower = F.logsigmoid((mix.means - low) * inv_s)
+    inside = torch.log(-torch.expm1(-width * inv_s))
     return torch.where(top, 0, upper) + torch.where(bottom, 0, lower) + torch.where(bottom | top, 0, inside)
 
 
 def mixture_cdf(
     mix:Mixture,              # from `mixture_of`; of float64 parameters for an entropy coder
-    codes:Int[Tensor, "..."], # codes in [0, 2**bits); broadcast against the mixture's leading axes
-    bits:int,                 # code size in bits, 1 to 16
+    codes:Int[Tensor, "..."], # codes; broadcast against the mixture's leading axes
+    bins:Bins,                # of the codes
 )->Float[Tensor, "..."]:      # P(code <= codes), exactly 1 at the top code
     """Cumulative probability: a mixture of logistic cumulative functions at the upper edges."""
-    x = (codes - 2 ** (bits - 1)).to(mix.means.dtype)[..., None]
-    a = (x + 0.5 - mix.means) * torch.exp(-mix.log_scales)
-    below = (mix.log_weights.exp() * torch.sigmoid(a)).sum(-1).clamp(max=1)
-    return torch.where(codes == 2**bits - 1, 1.0, below)
+    top = codes == bins.quantizer.n_codes - 1
+    high = bins.upper(codes).to(mix.means).masked_fill(top, 0)[..., None]
+    below = (mix.log_weights.exp() * torch.sigmoid((high - mix.means) * torch.exp(-mix.log_scales))).sum(-1)
+    return torch.where(top, 1.0, below.clamp(max=1))
 
 # %% ../../nbs/models/04_mixtures.ipynb #7cda16fb
 EDGES_PER_BLOCK = 2**22
@@ -121,35 +124,35 @@ EDGES_PER_BLOCK = 2**22
 
 def mixture_log_probs(
     mix:Mixture,           # from `mixture_of`
-    bits:int,              # code size in bits, 1 to 16
+    bins:Bins,             # of the codes
 )->Float[Tensor, "... v"]: # log-probabilities of all codes, nats
     """Log-probabilities of all codes, in blocks of tokens."""
-    shape, k = mix.means.shape[:-1], mix.means.shape[-1]
-    rows = max(1, EDGES_PER_BLOCK // (2**bits * k))
+    shape, k, v = mix.means.shape[:-1], mix.means.shape[-1], bins.quantizer.n_codes
+    rows = max(1, EDGES_PER_BLOCK // (v * k))
     blocks = zip(*(field.reshape(-1, k).split(rows) for field in mix))
-    return torch.cat([_table(*block, bits) for block in blocks]).reshape(*shape, 2**bits)
+    return torch.cat([_table(*block, bins) for block in blocks]).reshape(*shape, v)
 
 
-def _table(log_weights, means, log_scales, bits):
-    edges = torch.arange(2**bits - 1, device=means.device, dtype=means.dtype) - 2 ** (bits - 1) + 0.5
+def _table(log_weights, means, log_scales, bins):
+    edges, widths = bins.edges[1:-1].to(means), bins.widths.to(means)
     inv_s = torch.exp(-log_scales)[..., None]        # (r, k, 1)
     a = (edges - means[..., None]) * inv_s           # (r, k, v - 1)
     upper, lower = F.logsigmoid(a), F.logsigmoid(-a)
-    inner = upper[..., 1:] + lower[..., :-1] + torch.log(-torch.expm1(-inv_s))
+    inner = upper[..., 1:] + lower[..., :-1] + torch.log(-torch.expm1(-widths * inv_s))
     log_bin = torch.cat([upper[..., :1], inner, lower[..., -1:]], -1)
     return (log_weights[..., None] + log_bin).logsumexp(-2)
 
 # %% ../../nbs/models/04_mixtures.ipynb #51c0f677
 def mixture_sample(
     mix:Mixture,                         # from `mixture_of`
-    bits:int,                            # code size in bits, 1 to 16
+    bins:Bins,                           # of the codes
     temperature:float=1.0,               # divides mixture logits, multiplies scales; 0: mean of the heaviest part
     generator:torch.Generator|None=None, # source of randomness, on the device of the mixture
 )->Int[Tensor, "..."]:                   # codes
     """Draw one code per mixture. Raises: ValueError for a negative or infinite temperature."""
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature: expected a finite number, at least 0, got {temperature}")
-    half, (*shape, k) = 2 ** (bits - 1), mix.means.shape
+    *shape, k = mix.means.shape
     if temperature == 0:
         part = mix.log_weights.argmax(-1, keepdim=True)
     else:
@@ -161,4 +164,4 @@ def mixture_sample(
         tiny = torch.finfo(u.dtype).eps / 2
         scale = mix.log_scales.gather(-1, part)[..., 0].exp()
         point = point + temperature * scale * torch.logit(u.clamp(tiny, 1 - tiny))
-    return torch.floor(point + 0.5).clamp(-half, half - 1).long() + half
+    return bins.code(point)

@@ -15,10 +15,14 @@ from sashimi_wb.models.encoders import make_encoder
 from sashimi_wb.models.heads import HEADS, CategoricalHead, DMLHead, SequenceDecoder, make_head, sample_logits
 from sashimi_wb.models.mixtures import Mixture, mixture_cdf, mixture_log_prob, mixture_log_probs, mixture_sample
 from sashimi_wb.models.sequence_decoder import MODES
-from sashimi_wb.tokens.quantization import linear_decode, linear_encode
+from sashimi_wb.prediction.bins import Bins
+from sashimi_wb.tokens.quantization import Quantizer, linear_decode, linear_encode
 
 REFERENCE = Path(__file__).parents[1]/"reference"
 LENGTHS = {"None": None, "varied": torch.tensor([9, 4, 6]), "equal6": torch.tensor([6, 6, 6])}
+
+
+def linear(bits): return Bins(Quantizer(bits=bits))
 
 
 def load(name): return np.load(REFERENCE / name, allow_pickle=False)
@@ -335,8 +339,8 @@ def test_mixture_against_closed_form():
     def upper(c): return 1 / (1 + math.exp(-(c - 128 + .5 - 3.2) / 5))
     for code, want in ((0, upper(0)), (130, upper(130) - upper(129)),
                        (255, 1 / (1 + math.exp((254 - 128 + .5 - 3.2) / 5)))):
-        assert math.isclose(mixture_log_prob(mix, torch.tensor([code]), 8).exp().item(), want, rel_tol=1e-9)
-        assert math.isclose(mixture_cdf(mix, torch.tensor([code]), 8).item(), 1 if code == 255 else upper(code),
+        assert math.isclose(mixture_log_prob(mix, torch.tensor([code]), linear(8)).exp().item(), want, rel_tol=1e-9)
+        assert math.isclose(mixture_cdf(mix, torch.tensor([code]), linear(8)).item(), 1 if code == 255 else upper(code),
                             rel_tol=1e-12)
 
 
@@ -379,7 +383,7 @@ def test_reference_mass_is_half_and_ours_is_one():
         step = max(1, len(mu) // 40)
         mix = reference_ours(np.zeros((len(mu[::step]), 1)), mu[::step, None], log_s[::step, None], bits)
         for part in range(len(mix.means)):
-            total = mixture_log_probs(Mixture(*(v[part:part + 1] for v in mix)), bits).exp().sum()
+            total = mixture_log_probs(Mixture(*(v[part:part + 1] for v in mix)), linear(bits)).exp().sum()
             assert abs(total - 1) < 1e-9
     assert wrong > 10
 
@@ -391,15 +395,15 @@ def test_reference_loss_is_about_ln2_too_high(name):
     bits = json.loads(str(data["config"]))["bits"]
     log_scales = np.clip(data["log_scales"], -3, 3) # the reference's clamp
     mix = reference_ours(data["logit_probs"], data["means"], log_scales, bits)
-    ours = -mixture_log_prob(mix, torch.from_numpy(data["targets"]), bits)
+    ours = -mixture_log_prob(mix, torch.from_numpy(data["targets"]), linear(bits))
     excess = (torch.from_numpy(data["nll_per_element_f64"]) - ours).flatten()
     inner = ((data["targets"] > 2) & (data["targets"] < 2**bits - 3)).flatten()
     assert ours.isfinite().all() and (excess > -1e-2).all()
     assert excess[torch.from_numpy(inner)].median() == pytest.approx(math.log(2), abs=.05) or bits == 16
     mix = Mixture(*(v[:1, :10] for v in mix))
-    drawn = mixture_sample(Mixture(*(v.expand(400, *v.shape) for v in mix)), bits,
+    drawn = mixture_sample(Mixture(*(v.expand(400, *v.shape) for v in mix)), linear(bits),
                            generator=torch.Generator().manual_seed(0)).double()
-    p = mixture_log_probs(mix, bits).exp()
+    p = mixture_log_probs(mix, linear(bits)).exp()
     want = (p * torch.arange(2**bits)).sum(-1)
     sd = ((p * torch.arange(2**bits)**2.).sum(-1) - want**2).clamp(min=1e-6).sqrt()
     assert (((drawn.mean(0) - want) / sd * 20).square().mean()) < 2.5 # unbiased: the reference's are half a code low

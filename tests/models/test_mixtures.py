@@ -19,10 +19,14 @@ from sashimi_wb.models.mixtures import (
     mixture_sample,
     start_params,
 )
+from sashimi_wb.prediction.bins import Bins
 from sashimi_wb.tokens.quantization import Quantizer
 
 MUSIC = Path(__file__).parents[2]/"data"/"music"/"dvorak_largo.flac"
 ROWS = {8: 100, 12: 30, 16: 4}
+
+
+def linear(bits): return Bins(Quantizer(bits=bits))
 
 
 @pytest.fixture(autouse=True)
@@ -64,10 +68,10 @@ PARAMETERS = {
 def test_probabilities_sum_to_one(bits, dtype, most):
     for name, make in PARAMETERS.items():
         mix = mixture_of(make(ROWS[bits], bits).to(dtype), bits)
-        table, codes = mixture_log_probs(mix, bits).double(), torch.arange(2**bits)
+        table, codes = mixture_log_probs(mix, linear(bits)).double(), torch.arange(2**bits)
         error = (table.exp().sum(-1) - 1).abs().max().item()
         assert error < most, f"{name}: off by {error:.1e}"
-        cdf = mixture_cdf(Mixture(*(field[:, None] for field in mix)), codes, bits)
+        cdf = mixture_cdf(Mixture(*(field[:, None] for field in mix)), codes, linear(bits))
         assert (cdf.double() - table.exp().cumsum(-1)).abs().max() < most and (cdf.diff() >= 0).all()
         assert (cdf[:, -1] == 1).all()
 
@@ -78,27 +82,46 @@ def test_probabilities_sum_to_one(bits, dtype, most):
 def test_rank_is_that_of_the_table(bits, name):
     n = ROWS.get(bits, 60)
     mix = mixture_of(PARAMETERS[name](n, bits).double(), bits)
-    table = mixture_log_probs(mix, bits)
+    table = mixture_log_probs(mix, linear(bits))
     likely = table.topk(min(2**bits, 12)).indices.gather(-1, torch.randint(min(2**bits, 12), (n, 1)))[:, 0]
     ends = torch.where(torch.rand(n) < .5, 0, 2**bits - 1)
-    for codes, k in ((mixture_sample(mix, bits), 10), (torch.randint(2**bits, (n,)), 300), (likely, 1), (likely, 10),
-                     (ends, 10)):
-        assert torch.equal(mixture_rank(mix, codes, bits, k), code_rank(table, codes).clamp(max=k))
+    drawn, uniform = mixture_sample(mix, linear(bits)), torch.randint(2**bits, (n,))
+    for codes, k in ((drawn, 10), (uniform, 300), (likely, 1), (likely, 10), (ends, 10)):
+        assert torch.equal(mixture_rank(mix, codes, linear(bits), k), code_rank(table, codes).clamp(max=k))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [1, 2, 3, 8, 12])
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_bins_of_unequal_width(bits, name):
+    "Mu-law on the line of samples: sums, cumulative function, samples and ranks agree with the table of all codes."
+    n, bins = ROWS.get(bits, 60), Bins(Quantizer("mu_law", bits))
+    mix = mixture_of(PARAMETERS[name](n, 16).double(), 16)
+    table, every = mixture_log_probs(mix, bins), Mixture(*(field[:, None] for field in mix))
+    torch.testing.assert_close(mixture_log_prob(every, torch.arange(2**bits), bins), table, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(table.exp().sum(-1), torch.ones(n, dtype=torch.float64))
+    cdf = mixture_cdf(every, torch.arange(2**bits), bins)
+    torch.testing.assert_close(cdf, table.exp().cumsum(-1))
+    drawn = mixture_sample(Mixture(*(f[:1].expand(20_000, -1) for f in mix)), bins)
+    assert (drawn.bincount(minlength=2**bits)/20_000 - table[0].exp()).abs().max() < .02
+    likely = table.topk(min(2**bits, 12)).indices.gather(-1, torch.randint(min(2**bits, 12), (n, 1)))[:, 0]
+    for codes, k in ((mixture_sample(mix, bins), 10), (torch.randint(2**bits, (n,)), 300), (likely, 10)):
+        assert torch.equal(mixture_rank(mix, codes, bins, k), code_rank(table, codes).clamp(max=k))
 
 
 def test_rank_of_equals_and_shapes():
     # symmetric: pairs of equal codes
     flat = Mixture(*(torch.tensor(v).expand(1, 1, 1) for v in (0., 3.5, 1.)))
     codes = torch.arange(256)[:, None]
-    want = code_rank(mixture_log_probs(Mixture(*(f[0].double() for f in flat)), 8).expand(256, -1), codes[:, 0])
-    assert torch.equal(mixture_rank(flat, codes, 8, 256)[:, 0], want)
+    want = code_rank(mixture_log_probs(Mixture(*(f[0].double() for f in flat)), linear(8)).expand(256, -1), codes[:, 0])
+    assert torch.equal(mixture_rank(flat, codes, linear(8), 256)[:, 0], want)
     assert want.sort().values.tolist() == list(range(256))
     raw, y = 3*torch.randn(2, 5, 30), torch.randint(2**12, (2, 5))
-    ranks = mixture_rank(mixture_of(raw, 12), y, 12, 7)
+    ranks = mixture_rank(mixture_of(raw, 12), y, linear(12), 7)
     assert ranks.shape == (2, 5) and ranks.dtype == torch.int64 and ranks.max() <= 7
     head = DMLHead(4, 12)
     assert torch.equal(head.rank(raw, y, 7), ranks)
-    assert mixture_rank(mixture_of(raw[:, :0], 12), y[:, :0], 12, 7).shape == (2, 0)
+    assert mixture_rank(mixture_of(raw[:, :0], 12), y[:, :0], linear(12), 7).shape == (2, 0)
 
 
 @pytest.mark.parametrize("bits", [8, 16])
@@ -106,9 +129,9 @@ def test_rank_of_equals_and_shapes():
 def test_samples_follow_the_probabilities(bits, name):
     for raw in PARAMETERS[name](2, bits).double():
         mix, n = mixture_of(raw[None], bits), 30_000
-        drawn = mixture_sample(Mixture(*(f.expand(n, -1) for f in mix)), bits,
+        drawn = mixture_sample(Mixture(*(f.expand(n, -1) for f in mix)), linear(bits),
                                generator=torch.Generator().manual_seed(1)).bincount(minlength=2**bits)
-        p = mixture_log_probs(mix, bits)[0].exp()
+        p = mixture_log_probs(mix, linear(bits))[0].exp()
         # about 200 cells of equal probability
         cell = ((p.cumsum(0) - p/2)*200).long().clamp(max=199)
         expected, seen = (torch.zeros(200, dtype=torch.float64).index_add_(0, cell, v) for v in (p*n, drawn.double()))
@@ -123,7 +146,7 @@ def test_loss_and_gradient_are_finite_for_every_parameter(bits):
         raw = make(200, bits).requires_grad_()
         mix = mixture_of(raw, bits)
         for codes in (torch.zeros(200).long(), torch.randint(2**bits, (200,)), torch.full((200,), 2**bits - 1)):
-            nats = -mixture_log_prob(mix, codes, bits)
+            nats = -mixture_log_prob(mix, codes, linear(bits))
             grad, = torch.autograd.grad(nats.sum(), raw, retain_graph=True)
             assert nats.isfinite().all() and (nats > -1e-5).all() and grad.isfinite().all(), name
 

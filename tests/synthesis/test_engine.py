@@ -10,6 +10,7 @@ from sashimi_wb.models.heads import sample_logits
 from sashimi_wb.models.mixtures import mixture_log_probs, mixture_of
 from sashimi_wb.models.sashimi import SaShiMiConfig
 from sashimi_wb.models.wave_model import ModelConfig, WaveModel
+from sashimi_wb.prediction.bins import Bins
 from sashimi_wb.ssm.learned import KernelConfig
 from sashimi_wb.synthesis.compiled_draws import pick_class, pick_mixture
 from sashimi_wb.synthesis.engine import ENGINES, CompiledStepper, make_engine
@@ -174,7 +175,7 @@ def test_draws_of_a_mixture_follow_its_probabilities(bits, temperature):
     mix = mixture_of(torch.as_tensor(params).double(), bits)
     warm = mix._replace(log_weights=(mix.log_weights/temperature).log_softmax(-1),
                         log_scales=mix.log_scales + np.log(temperature))
-    want = mixture_log_probs(warm, bits).exp().numpy()*n
+    want = mixture_log_probs(warm, Bins(Quantizer(bits=bits))).exp().numpy()*n
     seen = want > 5
     assert ((found - want)**2/want)[seen].sum() < seen.sum() + 5*np.sqrt(2*seen.sum()) + 5
     assert abs(found[~seen].sum() - want[~seen].sum()) < 30
