@@ -120,8 +120,9 @@ class AudioData:
         return self._loader(self.test, None, 0, 0, False)
 
     def test_codes(self)->Iterator[np.ndarray]:
-        """Codes (t c) that the test windows score, in the order of `test_loader`: every scored sample once."""
-        return (self.test.codes(i) for i in range(len(self.test)))
+        """Codes (t c) of one test file after the other, in the order of `test_loader`: every scored sample once."""
+        for first, end in zip([0, *self.test.ends], self.test.ends):
+            if first < end: yield np.concatenate([self.test.codes(i) for i in range(first, end)])
 
     def fingerprint(self)->str:
         """SHA-256 over parts, relative names, stem and contents of all files used, as hex digits."""

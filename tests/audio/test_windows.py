@@ -317,11 +317,11 @@ def test_validation_chunks_and_test_codes(corpus):
     firsts = [next(iter(data.val_loader(e).batch_sampler))[0] for e in range(3)]
     assert firsts == [2*(2*e % n) for e in range(3)]
     codes = list(data.test_codes())
-    assert len(codes) == len(data.test) and all(c.dtype == np.int64 and c.shape[1] == 2 for c in codes)
+    assert [len(c) for c in codes] == data.test.lengths and all(c.dtype == np.int64 and c.shape[1] == 2 for c in codes)
     loaded = [(y, m) for b in data.test_loader() for y, m in zip(b["y"], b["mask"])]
-    for c, (y, m) in zip(codes, loaded, strict=True):
-        assert int(m.sum()) == c.size and np.array_equal(deinterleave(y[None], "blocking", 2)[0, :len(c)].numpy(), c)
-    assert sum(len(c) for c in codes) == sum(data.test.lengths)
+    assert len(loaded) > len(codes) > 1
+    windows = [deinterleave(y[None], "blocking", 2)[0, :int(m.sum())//2].numpy() for y, m in loaded]
+    np.testing.assert_array_equal(np.concatenate(windows), np.concatenate(codes))
 
 
 @pytest.mark.parametrize("strategy", ["temporal", "blocking-16"])
