@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +31,7 @@ from ..core.sources import code_sources
 from ..core.system import (audio_folder, check_plain, check_value, from_json, in_clone, log, package_folder,
                                     pick_device, read_json, reading, runs_folder, seed_everything, to_json,
                                     write_atomic)
+from ..audio.index import cache_path
 from ..audio.loaders import AudioData
 from ..training.evaluation import evaluate, evaluate_whole
 from .experiment import Experiment
@@ -192,12 +194,38 @@ def baselines(
 )->dict[str, float]: # bits per sample: as `all_baselines`, and "flac8_linear" for companded codes
     """Bits that simpler methods need for exactly the test codes, at this depth and with these channels.
 
-    Companding impairs the linear prediction of FLAC, so FLAC is also measured on linear codes of the same samples."""
-    bits, codes = data.config.bits, list(data.test_codes())
-    found = all_baselines(codes, bits, data.sample_rate)
+    Companding impairs the linear prediction of FLAC, so FLAC is also measured on linear codes of the same samples.
+    The figures are kept beside the index of the audio, so that runs with equal test codes measure them once."""
+    path = cache_path().parent/"baselines"/f"{_baselines_key(data)}.json"
+    try: return read_json(path, "measured baselines", {str: float}, "they are measured again")
+    except FileNotFoundError: pass
+    except (OSError, ValueError) as e: log.warning("%s", e)
+    found = _measured(data)
+    try: write_atomic(path, json.dumps(found))
+    except OSError as e: log.warning("the measured baselines are not kept: %s", e)
+    return found
+
+
+def _measured(data):
+    "The baselines of the codes of the test files."
+    bits, rate = data.config.bits, data.sample_rate
+    found = all_baselines(data.test_codes(), bits, rate)
     if data.config.quantization == "linear": return found
     linear = np.concatenate(list(AudioData(replace(data.config, quantization="linear", input="codes")).test_codes()))
-    return found | {"flac8_linear": flac_bits_per_sample(linear, bits, data.sample_rate, 8)}
+    return found | {"flac8_linear": flac_bits_per_sample(linear, bits, rate, 8)}
+
+
+# fields of a data configuration that the test codes do not depend on; the fingerprint stands for the path
+_NOT_IN_CODES = ("path", "input", "interleaving_strategy", "batch_size", "train_chunk_size", "val_chunk_size",
+                 "num_workers", "tokens", "pad_len")
+
+
+def _baselines_key(data):
+    "SHA-256 of everything that decides the test codes and their baselines."
+    config = {k: v for k, v in to_json(data.config).items() if k not in _NOT_IN_CODES}
+    versions = [version(name) for name in ("av", "numpy", "soundfile", "torch", "torchaudio")]
+    facts = [config, data.fingerprint(), versions, code_sources("training.baselines", "audio.loaders")]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def score(

@@ -17,7 +17,7 @@ from sashimi_wb.core.entropy import entropy_bits
 from sashimi_wb.core.locks import clear_leftovers, holding
 from sashimi_wb.core.processes import end_tree
 from sashimi_wb.core.sources import code_sources
-from sashimi_wb.core.system import read_json, to_json, write_atomic
+from sashimi_wb.core.system import bundled, read_json, to_json, write_atomic
 from sashimi_wb.models.wave_model import WaveModel
 from sashimi_wb.studies import run as runs_module
 from sashimi_wb.studies.batch import run_notebook
@@ -43,6 +43,32 @@ def cut(*args, **kwargs): raise Cut
 def figures(record):
     "What two equal runs have in common to the last bit."
     return record["results"], record["curve"], [v | {"seconds": 0} for v in record["validation"]], record["baselines"]
+
+
+def test_equal_test_codes_are_measured_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("SASHIMI_WB_CACHE", str(tmp_path/"cache"))
+    measured, measure = [], runs_module.all_baselines
+    def counted(files, bits, *more):
+        measured.append(bits)
+        return measure(files, bits, *more)
+    monkeypatch.setattr(runs_module, "all_baselines", counted)
+    def found(**changes):
+        return runs_module.baselines(Run(experiment("smoke", changes), bundled("data/digits"), tmp_path).data)
+    first = found()
+    assert {"flac8", "flac8_linear"} <= set(first) and measured == [8]
+    assert found(input="raw", encoder=None, lr=.1, seed=3) == first and measured == [8]   # the same codes
+    (file,) = (tmp_path/"cache"/"baselines").iterdir()
+    assert json.loads(file.read_text()) == first
+    for changes in ({"bits": 7}, {"quantization": "linear"}, {"target_sr": 5000}, {"test_s": .2}): found(**changes)
+    assert measured == [8, 7, 8, 8, 8]
+    file.write_text('{"order0": ')                                                       # cut off
+    assert found() == first and measured == [8, 7, 8, 8, 8, 8]
+    file.write_text(json.dumps({"order0": "few"}))
+    assert found() == first and len(measured) == 7
+    monkeypatch.setattr(runs_module, "code_sources", lambda *names: {"other": "code"})
+    assert found() == first and len(measured) == 8
+    monkeypatch.setenv("SASHIMI_WB_CACHE", str(file/"no folder"))                        # it cannot be kept
+    assert found() == first and len(measured) == 9
 
 
 def weights(run):
