@@ -14,12 +14,9 @@ from base64 import b64encode
 from pathlib import Path
 
 import nbformat.v4 as nbf
-import papermill
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
-from papermill.engines import Engine, papermill_engines
-from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
 # %% ../../nbs/core/10_notebooks.ipynb #184c984c
@@ -99,27 +96,23 @@ class NotebookShell(InteractiveShell):
         finally: sys.stdout, sys.stderr = streams
 
 # %% ../../nbs/core/10_notebooks.ipynb #0909362b
-class _ThisProcess(Engine):
-    "Executes the cells of a notebook in this process."
-    @classmethod
-    def execute_managed_notebook(cls, nb_man, kernel_name, **options):
-        shell = NotebookShell.instance(config=Config(HistoryManager={"enabled": False}))
-        for i, cell in enumerate(nb_man.nb.cells):
-            nb_man.cell_start(cell, i)
-            if cell.cell_type == "code" and cell.source.strip():
-                cell.execution_count = shell.execution_count
-                if not shell.run(cell.source, cell.outputs, nb_man.autosave_cell):
-                    nb_man.cell_exception(cell, i)
-                    break
-            nb_man.cell_complete(cell, i)
-        nb_man.nb.metadata["language_info"] = {
-            "name": "python", "version": sys.version.split()[0], "mimetype": "text/x-python", "file_extension": ".py",
-            "codemirror_mode": {"name": "ipython", "version": sys.version_info[0]}, "pygments_lexer": "ipython3",
-            "nbconvert_exporter": "python"}
-        return nb_man.nb
-
-
-papermill_engines.register("this process", _ThisProcess)
+def _execute_cells(nb_man, kernel_name, **options):
+    "Execute the cells of a notebook in this process, as an engine of papermill does."
+    shell = NotebookShell.instance(config=Config(HistoryManager={"enabled": False}))
+    for i, cell in enumerate(nb_man.nb.cells):
+        nb_man.cell_start(cell, i)
+        good = True
+        if cell.cell_type == "code" and cell.source.strip():
+            cell.execution_count = shell.execution_count
+            good = shell.run(cell.source, cell.outputs, nb_man.autosave_cell)
+        if not good: nb_man.cell_exception(cell, i)
+        nb_man.cell_complete(cell, i)
+        if not good: break
+    nb_man.nb.metadata["language_info"] = {
+        "name": "python", "version": sys.version.split()[0], "mimetype": "text/x-python", "file_extension": ".py",
+        "codemirror_mode": {"name": "ipython", "version": sys.version_info[0]}, "pygments_lexer": "ipython3",
+        "nbconvert_exporter": "python"}
+    return nb_man.nb
 
 
 def papermill_path(
@@ -137,6 +130,11 @@ def execute_notebook(
     """Execute a notebook in this process; call it once in a process of its own, whose `__main__` it replaces.
 
     Raises: SystemExit with cell and error if it fails; the executed copy contains them too."""
+    import papermill      # takes a second, and most of those who import this module do not need it
+    from papermill.engines import Engine, papermill_engines
+    from papermill.exceptions import PapermillExecutionError
+    engine = type("ThisProcess", (Engine,), {"execute_managed_notebook": staticmethod(_execute_cells)})
+    papermill_engines.register("this process", engine)
     output = Path(output).absolute()
     try:
         papermill.execute_notebook(papermill_path(notebook), papermill_path(output), parameters, "this process",

@@ -98,8 +98,8 @@ def notebook_processes(
 
 def prepare()->None:
     """Import and load whatever the experiment notebooks need, and compute nothing."""
-    for name in ("matplotlib.backends.backend_agg", "torch.utils.tensorboard", "sashimi_wb.training.trainer",
-                 "sashimi_wb.studies.report"): import_module(name)
+    for name in ("papermill", "matplotlib.backends.backend_agg", "torch.utils.tensorboard",
+                 "sashimi_wb.training.trainer", "sashimi_wb.studies.report"): import_module(name)
     import_torchaudio()
     with suppress(Unsupported): load_compiled()
     code_fingerprint()
