@@ -84,9 +84,11 @@ class _FailSafeCache(FunctionCache):
 
 
 def jit(f):
-    """Compile a function at its first call and cache the code on disk. Other threads run while the function does."""
+    """Compile a function at its first call and cache the code on disk. Other threads run while the function does.
+
+    It may take and slice arrays, but make none: numba then counts no references to them."""
     f.__qualname__ += f"_{_fingerprint(f.__module__)}"
-    compiled = njit(nogil=True, error_model="numpy")(f)
+    compiled = njit(nogil=True, error_model="numpy", _nrt=False)(f)
     try: compiled._cache = _FailSafeCache(f)
     except Exception as e: _report_once("compiled code cannot be stored", e)
     return compiled

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['LOSSLESS', 'PREDICTORS', 'MAX_ORDER', 'WINDOWS', 'BLOCK', 'CHUNK', 'order0_entropy', 'flac_bits_per_sample',
            'flac_bytes', 'Coder', 'available', 'CodedFile', 'lossless_file', 'lossless_bits_per_sample',
-           'integer_weights', 'prediction_error', 'rice_bits', 'block_bits', 'rice_bits_per_sample', 'all_baselines']
+           'integer_weights', 'prediction_error', 'rice_bits', 'block_bits', 'rice_bits_per_sample', 'adaptive_bits',
+           'all_baselines']
 
 # %% ../../nbs/training/02_baselines.ipynb #bb08f7e2
 import io
@@ -22,6 +23,7 @@ from ..core.entropy import entropy_bits
 from ..audio.writing import SUBTYPES, codes_to_int32
 from ..core.system import as_array, check_depth, choose
 from ..prediction.linear import autocorrelation, levinson
+from ..tokens.quantization import Quantizer
 
 # %% ../../nbs/training/02_baselines.ipynb #9588e2cb
 def order0_entropy(
@@ -261,9 +263,24 @@ def _frame_bits(x, bits):
     mid, side = block_bits((x[0] + x[1]) >> 1, bits), block_bits(x[0] - x[1], bits + 1)
     return (np.minimum(each[0] + each[1], side + np.minimum(mid, np.minimum(*each))) + 2).sum()
 
-# %% ../../nbs/training/02_baselines.ipynb #977f0a63
+# %% ../../nbs/training/02_baselines.ipynb #7b1ed7c8
 CHUNK = 2**21   # codes that are processed at a time
 
+def adaptive_bits(
+    codes:Int[np.ndarray|Tensor, "t c"], # codes of one file in [0, 2**bits); (t,) is mono
+    bits:int,                            # size of a sample in bits, 1 to 24; mu-law up to 16
+    quantization:str="linear",           # "linear" or "mu_law"
+)->float:                                # bits per channel and sampling instant
+    """Rate of the adaptive predictor alone, in the temporal layout of several channels.
+
+    Raises: ValueError for settings or codes out of range, or no samples."""
+    from sashimi_wb.prediction.adaptive import AdaptivePredictor   # numba takes half a second to import
+    quantizer = Quantizer(quantization, bits)
+    codes = _channels(_integers(codes, quantizer.n_codes))
+    predictor = AdaptivePredictor(quantizer, codes.shape[1])
+    return float(sum(predictor.bits(codes[i:i + CHUNK]).sum() for i in range(0, len(codes), CHUNK))) / codes.size
+
+# %% ../../nbs/training/02_baselines.ipynb #977f0a63
 def all_baselines(
     pieces:Iterable[Int[np.ndarray, "t c"]], # codes in [0, 2**bits), with equal numbers of channels
     bits:int,                                # size of a sample in bits, 1 to 24
