@@ -18,9 +18,10 @@ def cross_entropy_ref(
     bias:Float[Tensor, " v"],
     codes:Int[Tensor, " t"],
     weights:Float[Tensor, " t"],
+    added:Float[Tensor, "t v"]|float=0.0,
 )->Float[Tensor, ""]:
     """Weighted sum of nats, with all logits at once: the slow reference."""
-    nats = -torch.log_softmax(feats @ table.T + bias, -1).gather(-1, codes[:, None])[:, 0]
+    nats = -torch.log_softmax(feats @ table.T + bias + added, -1).gather(-1, codes[:, None])[:, 0]
     return (weights*nats).sum()
 
 # %% ../../nbs/models/03_blocked_cross_entropy.ipynb #467bf739
@@ -31,7 +32,7 @@ class _BlockedCrossEntropy(torch.autograd.Function):
     """Loss and gradients, one block of tokens after the other."""
 
     @staticmethod
-    def forward(ctx, feats, table, bias, codes, weights):
+    def forward(ctx, feats, table, bias, codes, weights, added):
         total, grads = feats.new_zeros(()), None
         if any(ctx.needs_input_grad[:3]):
             grads = torch.empty_like(feats), torch.zeros_like(table), torch.zeros_like(bias)
@@ -39,6 +40,7 @@ class _BlockedCrossEntropy(torch.autograd.Function):
         for i in range(0, len(feats), rows):
             x, y, w = feats[i:i + rows], codes[i:i + rows, None], weights[i:i + rows, None]
             z = torch.addmm(bias, x, table.T)                              # logits
+            if added is not None: z += added[i:i + rows]
             largest = z.amax(-1, keepdim=True)
             target = z.gather(-1, y) - largest
             z = z.sub_(largest).exp_()
@@ -54,7 +56,7 @@ class _BlockedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad): return *(grad*g for g in ctx.saved_tensors), None, None
+    def backward(ctx, grad): return *(grad*g for g in ctx.saved_tensors), None, None, None
 
 
 def blocked_cross_entropy(
@@ -63,7 +65,8 @@ def blocked_cross_entropy(
     bias:Float[Tensor, " v"],
     codes:Int[Tensor, " t"],    # in [0, v)
     weights:Float[Tensor, " t"], # 1 / t for a mean; 0 for a token that does not count
+    added:Float[Tensor, "t v"]|None=None, # added to the logits, without a gradient; None: nothing
 )->Float[Tensor, ""]:           # nats, in float32 at least
     """`cross_entropy_ref` in blocks of tokens, in the precision of the table, also under autocast."""
     with torch.autocast(feats.device.type, enabled=False):
-        return _BlockedCrossEntropy.apply(feats.to(table.dtype), table, bias, codes, weights.to(table.dtype))
+        return _BlockedCrossEntropy.apply(feats.to(table.dtype), table, bias, codes, weights.to(table.dtype), added)

@@ -144,6 +144,7 @@ def unsupported_reason(model:WaveModel)->str: # empty if the model is supported
     c, weights = model.config.backbone, next(model.parameters())
     if weights.device.type != "cpu": return f"its weights are on {weights.device}"
     if weights.dtype != torch.float32: return f"its weights are {weights.dtype}, the engine computes in float32"
+    if model.config.predictor != "none": return "it stands beside a predictor, which the engine does not run"
     for name, supported in (("unet", False), ("norm", "layer"), ("prenorm", True)):
         found = getattr(c, name)
         if found != supported: return f"backbone.{name} is {found!r}, the engine supports only {supported!r}"

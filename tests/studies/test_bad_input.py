@@ -118,7 +118,7 @@ def test_a_full_disk_keeps_what_was_there(tmp_path, monkeypatch):
 def test_a_failing_run_is_named_and_the_others_end(tmp_path, monkeypatch):
     import sashimi_wb.studies.batch as batch
     seen = []
-    def fake(name, output, parameters, threads, stop):
+    def fake(name, output, parameters, processes, stop):
         seed = json.loads(parameters["changes"])["seed"]
         seen.append(seed)
         if seed == 0: raise RuntimeError("out of luck")

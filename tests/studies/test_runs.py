@@ -6,21 +6,17 @@ import re
 import subprocess
 import sys
 import threading
-import time
 
-import psutil
 import pytest
 import torch
 from made_runs import make_run
 
 from sashimi_wb.core.entropy import entropy_bits
 from sashimi_wb.core.locks import clear_leftovers, holding
-from sashimi_wb.core.processes import end_tree
 from sashimi_wb.core.sources import code_sources
 from sashimi_wb.core.system import bundled, read_json, to_json, write_atomic
 from sashimi_wb.models.wave_model import WaveModel
 from sashimi_wb.studies import run as runs_module
-from sashimi_wb.studies.batch import run_notebook
 from sashimi_wb.studies.experiment import experiment
 from sashimi_wb.studies.run import Run, execute
 from sashimi_wb.studies.run_table import read_runs
@@ -199,43 +195,6 @@ def test_the_fingerprint_covers_what_a_run_loads():
                "print(*[m for m in sys.modules if m.startswith('sashimi_wb')])")
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200).stdout.split()
     assert len(loaded) > 30 and not set(loaded) - set(code_sources("studies.run"))
-
-
-def _gone(pids, wait_s=15):
-    return psutil.wait_procs([psutil.Process(p) for p in pids if psutil.pid_exists(p)], wait_s)[1] == []
-
-
-def test_a_kernel_ends_with_the_process_at_the_top(tmp_path):
-    "Whatever ends it: the notebook's process and its kernel, in a session of its own, are gone soon after."
-    parameters = {"steps": 100000, "runs": str(tmp_path)}
-    program = ("from sashimi_wb.studies.batch import run_notebook\n"
-               f"run_notebook('train_arm', {str(tmp_path/'n.ipynb')!r}, {parameters!r}, 1)")
-    top = subprocess.Popen([sys.executable, "-c", program])
-    try:
-        end = time.time() + 120
-        while time.time() < end and len(below := psutil.Process(top.pid).children(recursive=True)) < 2: time.sleep(0.5)
-        pids = [p.pid for p in below]
-        assert len(pids) >= 2
-        top.kill()
-        top.wait(60)
-        assert _gone(pids)
-    finally: end_tree(top.pid)
-
-
-def test_a_notebook_that_is_stopped_saves_first(tmp_path):
-    stop, errors = threading.Event(), []
-    def work():
-        try: run_notebook("train_arm", tmp_path/"n.ipynb", {"steps": 100000, "runs": str(tmp_path/"runs")}, 1, stop)
-        except KeyboardInterrupt as e: errors.append(e)
-    thread = threading.Thread(target=work)
-    thread.start()
-    end = time.time() + 200
-    while time.time() < end and not list(tmp_path.glob("runs/*/training/last.ckpt")): time.sleep(0.1)
-    stop.set()
-    thread.join(60)
-    assert errors and not psutil.Process().children(recursive=True)
-    assert "KeyboardInterrupt" in (tmp_path/"n.ipynb").read_text()
-    assert "the same call resumes from" in (tmp_path/"n.ipynb").read_text()
 
 
 # Damage: whatever is in a file, only an error that names it comes out

@@ -35,11 +35,11 @@ def lines(caplog): return [r.getMessage() for r in caplog.records if r.name == "
 @pytest.fixture
 def anew(monkeypatch, caplog):
     """Forget what is known of numba and pykeops, as in a process that has just begun."""
-    engine._compiled.cache_clear()
+    engine.load_compiled.cache_clear()
     keops_works.cache_clear()
     caplog.set_level(logging.INFO, "sashimi_wb")
     yield
-    engine._compiled.cache_clear()
+    engine.load_compiled.cache_clear()
     keops_works.cache_clear()
 
 
