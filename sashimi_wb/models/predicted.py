@@ -144,7 +144,7 @@ def byte_log_masses(
 
 # %% ../../nbs/models/06_predicted.ipynb #8d2adc15
 MOST_DISTANCE = 100.0    # means up to this many scales from the center pass `squash` unchanged
-START_WEIGHT = 0.98      # of the row, in a new head
+START_WEIGHT = 0.95      # of the row, in a new head
 
 
 def relative_mixture(

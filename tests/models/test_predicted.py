@@ -11,6 +11,7 @@ from sashimi_wb.core.system import from_json, to_json
 from sashimi_wb.models.heads import HEADS, make_head
 from sashimi_wb.models.mixtures import mixture_log_prob, mixture_log_probs, mixture_sample
 from sashimi_wb.models.predicted import (
+    N_PARTS,
     ROW,
     SHARE,
     byte_log_masses,
@@ -26,6 +27,8 @@ from sashimi_wb.models.predicted import (
 )
 from sashimi_wb.models.sashimi import SaShiMiConfig
 from sashimi_wb.models.wave_model import ModelConfig, WaveModel
+from sashimi_wb.prediction import adaptive, parts
+from sashimi_wb.prediction.adaptive import AdaptivePredictor
 from sashimi_wb.prediction.bins import Bins, byte_intervals
 from sashimi_wb.ssm.learned import KernelConfig
 from sashimi_wb.tokens.byte_tokens import to_bytes
@@ -149,6 +152,35 @@ def test_a_surprise_costs_39_bits():
     bins = Bins(Quantizer(bits=16))
     bits = -code_log_masses(silent(1, bins), torch.tensor([2**16 - 1]), bins)/math.log(2)
     assert bits.item() == pytest.approx(39)
+
+
+def test_rows_have_the_layout_of_the_predictor():
+    assert (N_PARTS, ROW, SHARE) == (adaptive.N_PARTS, adaptive.ROW, 2*2.0**-parts.TOTAL_BITS)
+
+
+def sounds(n):
+    "Samples of four kinds: a melody with noise, silence that ends in a tone, white noise, clicks."
+    t = torch.arange(n)
+    tone = .4*torch.sin(.05*t) + .2*torch.sin(.13*t + 1)
+    clicks = torch.where(t % 97 == 0, .9, 0.)
+    return {"melody": tone + .01*torch.randn(n), "silence, tone": torch.where(t < n//2, 0., tone),
+            "noise": .3*torch.randn(n).clamp(-3, 3), "clicks": clicks}
+
+
+@pytest.mark.parametrize("name, quantization, bits", [("categorical", "linear", 8), ("categorical", "mu_law", 8),
+                                                      ("dml", "linear", 8), ("dml", "linear", 16), ("dml", "mu_law", 8),
+                                                      ("bytes", "linear", 16), ("bytes", "linear", 24)])
+def test_an_untrained_head_needs_the_bits_of_the_codec(name, quantization, bits):
+    "The frequencies of the predictor's coder, within 1%; logits add nothing before training."
+    q, most = Quantizer(quantization, bits), .01 if name == "dml" else 1e-4
+    for kind, wave in sounds(2500).items():
+        codes = q.encode(wave[None, :, None].clamp(-1, 1))[..., 0]
+        want = AdaptivePredictor(q).bits(codes[0].numpy()).mean()
+        y, rows = token_rows(name, torch.from_numpy(AdaptivePredictor(q).rows(codes[0].numpy()))[None], codes, bits)
+        head = make_head(name, 8, bits, bins=Bins(q))
+        with torch.no_grad(): nats = head.loss_from_feats(3*torch.randn(*y.shape[:2], 8), y, rows=rows).item()
+        found = nats/math.log(2)*head.tokens_per_sample
+        assert found == pytest.approx(want, rel=most, abs=1e-4), kind
 
 
 def test_wrong_rows():
