@@ -208,9 +208,9 @@ def baselines(
 
 def _measured(data):
     "The baselines of the codes of the test files."
-    bits, rate = data.config.bits, data.sample_rate
-    found = all_baselines(data.test_codes(), bits, rate)
-    if data.config.quantization == "linear": return found
+    bits, rate, quantization = data.config.bits, data.sample_rate, data.config.quantization
+    found = all_baselines(data.test_codes(), bits, rate, quantization)
+    if quantization == "linear": return found
     linear = np.concatenate(list(AudioData(replace(data.config, quantization="linear", input="codes")).test_codes()))
     return found | {"flac8_linear": flac_bits_per_sample(linear, bits, rate, 8)}
 

@@ -282,25 +282,33 @@ def adaptive_bits(
 
 # %% ../../nbs/training/02_baselines.ipynb #977f0a63
 def all_baselines(
-    pieces:Iterable[Int[np.ndarray, "t c"]], # codes in [0, 2**bits), with equal numbers of channels
-    bits:int,                                # size of a sample in bits, 1 to 24
-    sample_rate:int,                         # Hz
-)->dict[str, float]:                         # bits per sample: "order0", "flac5", "flac8", keys of LOSSLESS, "lpc_rice"
+    files:Iterable[Int[np.ndarray, "t c"]], # codes in [0, 2**bits), with equal numbers of channels
+    bits:int,                               # size of a sample in bits, 1 to 24
+    sample_rate:int,                        # Hz
+    quantization:str="linear",              # of the codes: "linear" or "mu_law"
+)->dict[str, float]: # bits per sample: "order0", "flac5", "flac8", keys of LOSSLESS, "lpc_rice", "adaptive"
     """Rates of samples without a model; coders that are missing here or do not take the channels are left out.
 
     Raises: ValueError for codes out of range, or no samples."""
-    total, n = {}, 0
+    total, n, adaptive = {}, 0, 0.0
     values, counts = np.zeros(0, np.int64), np.zeros(0)
-    for codes in _chunks(pieces):
-        codes = _channels(_integers(codes, 2**check_depth(bits)))
+    def predicted():
+        nonlocal adaptive
+        for codes in files:
+            codes = as_array(codes, "codes")
+            if not codes.size: continue
+            codes = _channels(_integers(codes, 2**check_depth(bits)))
+            adaptive += codes.size * adaptive_bits(codes, bits, quantization)
+            yield codes
+    for codes in _chunks(predicted()):
         n += codes.size
         new, times = np.unique(codes, return_counts=True)
         values, at = np.unique(np.concatenate([values, new]), return_inverse=True)
         counts = np.bincount(at, np.concatenate([counts, times]))
         for name, rate in _coders(codes.shape[1]).items():
             total[name] = total.get(name, 0.0) + codes.size * rate(codes, bits, sample_rate)
-    if not n: raise ValueError("pieces: expected at least one sample, got none")
-    return {"order0": entropy_bits(counts)} | {name: v / n for name, v in total.items()}
+    if not n: raise ValueError("files: expected at least one sample, got none")
+    return {"order0": entropy_bits(counts)} | {name: v / n for name, v in (total | {"adaptive": adaptive}).items()}
 
 def _coders(n_channels):
     "The functions (codes, bits, sample_rate) -> bits per sample of the coders that take so many channels here."
@@ -309,11 +317,11 @@ def _coders(n_channels):
               if n_channels <= 2 and available(name)}
     return found | {"lpc_rice": lambda codes, bits, sample_rate: rice_bits_per_sample(codes, bits)}
 
-def _chunks(pieces):
+def _chunks(files):
     "The same samples in chunks of at least CHUNK codes, except the last."
     waiting, n = [], 0
-    for piece in pieces:
-        waiting.append(as_array(piece, "codes"))
+    for codes in files:
+        waiting.append(codes)
         n += waiting[-1].size
         if n >= CHUNK:
             yield np.concatenate(waiting)

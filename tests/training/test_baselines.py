@@ -18,6 +18,7 @@ from sashimi_wb.training import baselines
 from sashimi_wb.training.baselines import (
     BLOCK,
     LOSSLESS,
+    adaptive_bits,
     all_baselines,
     available,
     block_bits,
@@ -257,8 +258,15 @@ def test_all_baselines(monkeypatch):
     whole = all_baselines([codes], 8, 16000)
     assert whole == {"order0": order0_entropy(codes, 256), "flac5": flac_bits_per_sample(codes, 8, 16000, 5),
                      "flac8": flac_bits_per_sample(codes, 8, 16000), "lpc_rice": rice_bits_per_sample(codes, 8),
+                     "adaptive": adaptive_bits(codes, 8),
                      **{name: lossless_bits_per_sample(codes, 8, 16000, name) for name in filter(available, LOSSLESS)}}
-    assert all_baselines((c for c in np.split(codes, [5, 7000, 7001])), 8, 16000) == pytest.approx(whole)
+    files = np.split(codes, [5, 7000, 7001])
+    each = sum(len(c)/len(codes)*adaptive_bits(c, 8) for c in files)      # prediction begins anew in every file
+    assert all_baselines(iter(files), 8, 16000) == pytest.approx(whole | {"adaptive": each})
+    seen = []
+    monkeypatch.setattr(baselines, "adaptive_bits", lambda codes, bits, how: seen.append((len(codes), bits, how)) or 2)
+    assert all_baselines([*files, codes[:0]], 8, 16000, "mu_law") == pytest.approx(whole | {"adaptive": 2})
+    assert seen == [(5, 8, "mu_law"), (6995, 8, "mu_law"), (1, 8, "mu_law"), (12_999, 8, "mu_law")]
     monkeypatch.setattr(baselines, "CHUNK", 4096*2)
     in_chunks = all_baselines(np.split(codes, [4096, 8192, 8200]), 8, 16000)
     assert in_chunks["order0"] == pytest.approx(whole["order0"])
