@@ -10,7 +10,8 @@ from sashimi_wb.studies.run import Run, excerpt, provenance
 from sashimi_wb.training.metrics import bits_per_byte, compression_ratio
 
 # of the bits of a sample, what the baselines need
-SHARES = {"order0": 0.75, "flac5": 0.6, "flac8": 0.58, "lpc_rice": 0.56, "wavpack": 0.57, "tta": 0.59, "alac": 0.61}
+SHARES = {"order0": 0.75, "flac5": 0.6, "flac8": 0.58, "lpc_rice": 0.56, "wavpack": 0.57, "tta": 0.59, "alac": 0.61,
+          "adaptive": 0.52}
 
 
 def _figures(bits, bps):

@@ -22,7 +22,7 @@ from ..show.html import markup, table
 from ..studies.ablations import ablation_of
 from ..studies.report import arm_bits_figure, synced_clips
 from ..studies.results import result_rows, rows_table, sentences
-from ..studies.run_table import PARAMETERS, RunRecord, arms, as_text, bundled_folder, differing
+from ..studies.run_table import FIGURES, PARAMETERS, RunRecord, arms, as_text, bundled_folder, differing
 from ..studies.run import Run, training_curve
 from ..show.figures import arm_color
 from .page import note_html
@@ -65,8 +65,8 @@ def _measured(run): return math.isfinite(run.facts["of_flac"])
 def bits_of(
     runs:list[RunRecord],
 )->Figure|None: # None if the records of earlier versions lack the measurements
-    """Draw the bits per sample of every arm beside those of FLAC, linear prediction and order-0 entropy."""
-    relative = bool(differing(runs, ("bits", "data")))    # several depths or sounds: as ratios to FLAC
+    """Draw the bits per sample of every arm beside those of adaptive prediction, FLAC and order-0 entropy."""
+    relative = bool(differing(runs, ("bits", "data")))    # several depths or sounds: as ratios
     if relative: runs = [run for run in runs if _measured(run)]
     return arm_bits_figure(_last(runs), relative) if runs else None
 
@@ -86,8 +86,8 @@ def _kinds_of_bits(runs, records):
         arms_of.setdefault(kind, []).append(name)
     texts = [f"{', '.join(names)}: {kind}." for kind, names in arms_of.items()]
     if len(arms_of) > 1 or differing(runs, ("bits", "data")):
-        texts.append("FLAC codes exactly the scored samples of each run, at its depth: between depths, or between "
-                     "sounds, compare the ratio to FLAC.")
+        texts.append("Adaptive prediction and FLAC code exactly the scored samples of each run, at its depth: between "
+                     "depths, or between sounds, compare the ratios to them.")
     return texts
 
 
@@ -141,8 +141,7 @@ def differences(
     names = {r.folder: name for name, group in arms(runs).items() for r in group}
     rows = [("arm", [names[r.folder] for r in runs])] + [(k, [r.facts[k] for r in runs]) for k in names_that_differ]
     rows += [(label, [round(r.facts[k], 4) for r in runs])
-             for k, label in (("bits_per_sample", "bits per sample"), ("whole", "whole file"),
-                              ("of_flac", "whole file / FLAC 8"))]
+             for k, label in FIGURES.items() if k in ("bits_per_sample", "whole", "of_adaptive", "of_flac")]
     return _columns(runs, rows, "What differs" if names_that_differ else "Nothing that affects a result differs")
 
 

@@ -98,7 +98,7 @@ def _results(runs): return _section("Results", results_of(runs))
 def _curves(runs, what): return _section("Curves", _figure(curves_of(runs, what), f"{what} curves of the chosen runs"))
 
 
-def _bits(runs): return _figure(bits_of(runs), "Bits per sample of the chosen runs beside FLAC and other baselines")
+def _bits(runs): return _figure(bits_of(runs), "Bits per sample of the chosen runs beside adaptive prediction and FLAC")
 
 
 def _count_message(n_shown, total, n_chosen):

@@ -44,10 +44,10 @@ def _add_loss_axis(ax, nats_per_bit):
 
 def curves_figure(
     progress:Progress,
-)->Picture: # bits per sample over steps, with order-0 entropy and FLAC as levels, loss on the right
+)->Picture: # bits per sample over steps, with levels of the baselines, loss on the right
     """Training and validation curves of a run, beside its baselines."""
     curves, levels = progress.curves, {}
-    for key, name in (("order0", "order-0 entropy"), ("flac8", "FLAC level 8")):
+    for key, name in (("adaptive", "adaptive prediction"), ("order0", "order-0 entropy"), ("flac8", "FLAC level 8")):
         if key in progress.baselines: levels[name] = progress.baselines[key]
     fig = plot_curves(curves, levels)
     _style_curves(fig)

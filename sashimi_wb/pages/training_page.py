@@ -171,8 +171,9 @@ def outcome(
     record:dict, # record of a run that is done
 )->str:
     """The result of a run in one line."""
-    bits, flac = record["results"][-1]["test"]["whole"], record["baselines"]["flac8"]
-    return f"{bits:.3f} bits per sample over whole test files, FLAC {flac:.3f}"
+    bits, found = record["results"][-1]["test"]["whole"], record["baselines"]
+    return (f"{bits:.3f} bits per sample over whole test files, adaptive prediction {found['adaptive']:.3f}, "
+            f"FLAC {found['flac8']:.3f}")
 
 
 def _result_rows(record):
@@ -182,8 +183,9 @@ def _result_rows(record):
         test = result["test"]
         rows.append({"steps": result["steps"], "seconds of audio": result["audio_s"],
                      "windows": test["bits_per_sample"], "dequantized input": test["realisable"],
-                     "whole files": test["whole"], "FLAC level 8": baselines["flac8"],
-                     "order-0 entropy": baselines["order0"], "whole / FLAC": test["whole"]/baselines["flac8"]})
+                     "whole files": test["whole"], "adaptive prediction": baselines["adaptive"],
+                     "whole / prediction": test["whole"]/baselines["adaptive"], "FLAC level 8": baselines["flac8"],
+                     "whole / FLAC": test["whole"]/baselines["flac8"], "order-0 entropy": baselines["order0"]})
     if all(row["dequantized input"] == row["windows"] for row in rows):
         for row in rows: del row["dequantized input"]
     return rows
@@ -192,7 +194,7 @@ def _result_rows(record):
 def result_html(
     run:Run, # a run that is done
 )->str:
-    """Bits per sample on the test files beside FLAC, and players for the original and the quantized clip."""
+    """Bits per sample on the test files beside the baselines, and players for the original and the quantized clip."""
     record, clips = run.record, {}
     for path in (run.folder/f"{name}.flac" for name in ("original", "quantized")):
         with reading(path, "a clip of a run", "delete that run's folder and run it again"):

@@ -142,9 +142,12 @@ def _output_sentences(rows):
         best, *others = sorted(by_head, key=lambda head: np.mean(by_head[head]["whole"]))
         whole = {head: np.mean(row["whole"]) for head, row in by_head.items()}
         listed = ", ".join(f"{head} {whole[head]:.3f}" for head in by_head if head in others)
-        sentences.append(f"{depth.capitalize()}: {best} needs the fewest bits over whole files, {whole[best]:.3f} per "
-                         f"sample{f' ({listed})' if listed else ''}, {np.mean(by_head[best]['of_flac']):.2f} times "
-                         "FLAC's.")
+        adaptive = by_head[best]["adaptive"]
+        predicted = f"adaptive prediction needs {adaptive:.3f} bits per sample; " if np.isfinite(adaptive) else ""
+        ratios = [f"{np.mean(by_head[best][k]):.2f} times {whose}" for k, whose in
+                  (("of_adaptive", "as many"), ("of_flac", "FLAC's")) if np.isfinite(by_head[best][k]).all()]
+        sentences.append(f"{depth.capitalize()}: {predicted}{best} needs the fewest of the outputs over whole files, "
+                         f"{whole[best]:.3f}{f' ({listed})' if listed else ''}, {' and '.join(ratios)}.")
     return [*sentences,
             "At 8 bits a byte is the sample, so bytes and categorical are one model. Accuracies are per token: for "
             "the byte arms they are shares of bytes, not of samples. Order-0 entropy is that of the histogram of the "

@@ -31,27 +31,31 @@ from .run import training_curve
 from ..show.figures import arm_color, plot_clips
 
 # %% ../../nbs/studies/06_report.ipynb #dd0ee59e
-DRAWN = {k: BASELINES[k] for k in ("order0", "flac8", "lpc_rice")}   # the baselines in figures
+DRAWN = {k: BASELINES[k] for k in ("adaptive", "flac8", "lpc_rice", "order0")}   # the baselines in figures
 
 
 def arm_bits_figure(
     records:dict[str, list[dict]], # arm -> records
-    relative:bool=False,           # show the ratio to FLAC, which compares depths, instead of bits
+    relative:bool=False,           # show the ratio to adaptive prediction, which compares depths, instead of bits
 ):
-    """The final bits of every arm with the spread of its seeds, beside the baselines."""
+    """The final bits of every arm with the spread of its seeds, beside the baselines.
+
+    Where a record of an earlier version lacks adaptive prediction, the ratios are those to FLAC."""
     rows = final_rows(result_rows(records))
     if not relative:
         return plot_bits([{"arm": row["arm"], "bits": row["realisable"],
-                           "baselines": {name: row[k] for k, name in DRAWN.items()}}
+                           "baselines": {name: row[k] for k, name in DRAWN.items() if np.isfinite(row[k])}}
                           for row in rows])
-    return plot_bits([{"arm": row["arm"], "bits": row["of_flac"],
-                       "baselines": {name: row[k]/row["flac8"] for k, name in DRAWN.items() if k != "order0"}}
+    base = "adaptive" if all(np.isfinite(row["adaptive"]) for row in rows) else "flac8"
+    shown = {k: name for k, name in DRAWN.items() if k != "order0"}
+    return plot_bits([{"arm": row["arm"], "bits": [bits/row[base] for bits in row["whole"]],
+                       "baselines": {name: row[k]/row[base] for k, name in shown.items() if np.isfinite(row[k])}}
                       for row in rows],
-                     x="bits per sample over whole files, as a multiple of FLAC level 8 (fewer is better)")
+                     x=f"bits per sample over whole files, as a multiple of {BASELINES[base]} (fewer is better)")
 
 
 def bits_figure(ablation, records):
-    """The final bits of every arm; as a ratio to FLAC where the arms differ in depth."""
+    """The final bits of every arm; as a ratio to adaptive prediction where the arms differ in depth."""
     return arm_bits_figure(records, relative=not ablation.same_codes)
 
 
@@ -183,7 +187,7 @@ def layouts_figure(ablation, records):
 # %% ../../nbs/studies/06_report.ipynb #305507cd
 SECTIONS: list[tuple[str, Callable, str]] = [
     ("Result", result_table, ""),
-    ("", bits_figure, "Bits per sample of every arm with the spread of its seeds, beside order-0 entropy and FLAC"),
+    ("", bits_figure, "Bits per sample of every arm with the spread of its seeds, beside adaptive prediction and FLAC"),
     ("Listen", players, ""),
     ("", clips_figure, "Waveforms and mel spectrograms of the original and of every arm's continuation"),
     ("Quantized audio", quantized_figure,

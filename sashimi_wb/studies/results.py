@@ -20,7 +20,8 @@ from ..training.metrics import bits_per_byte, compression_ratio
 METRICS = {"bits_per_sample": "bits per sample", "realisable": "bits, dequantized input", "whole": "whole file",
            "bits_per_byte": "bits per byte", "compression_ratio": "compression ratio",
            "accuracy": "accuracy", "accuracy@3": "@3", "accuracy@5": "@5", "accuracy@10": "@10"}
-BASELINES = {"order0": "order-0 entropy", "flac5": "FLAC level 5", "flac8": "FLAC level 8",
+BASELINES = {"adaptive": "adaptive prediction",
+             "order0": "order-0 entropy", "flac5": "FLAC level 5", "flac8": "FLAC level 8",
              "lpc_rice": "linear prediction, Rice", "wavpack": "WavPack", "tta": "TTA", "alac": "ALAC"}
 
 
@@ -55,8 +56,13 @@ def _row(arm, seeds, i):
     row |= {k: first["results"][i][k] for k in ("steps", "tokens", "audio_s")}
     row |= {k: [test[k] for test in tests] for k in METRICS}
     row |= {k: baselines.get(k, np.nan) for k in BASELINES}   # a coder may be missing where the run was made
-    return row | {"of_flac": [test["whole"]/baselines["flac8"] for test in tests],
-                  "params": first["parameter_count"], "coded": coded_signal(first)}
+    return row | _ratios(row) | {"params": first["parameter_count"], "coded": coded_signal(first)}
+
+
+def _ratios(row):
+    "The bits over whole files as multiples of those of adaptive prediction and of FLAC."
+    of = {"of_adaptive": row["adaptive"], "of_flac": row["flac8"]}
+    return {name: [bits/base for bits in row["whole"]] for name, base in of.items()}
 
 
 def _both_channels(left, right, bits):
@@ -66,8 +72,7 @@ def _both_channels(left, right, bits):
     row["compression_ratio"] = [compression_ratio(b, bits) for b in row["bits_per_sample"]]
     row |= {k: left[k] + right[k] for k in ("tokens", "params")}
     row |= {k: (left[k] + right[k])/2 for k in BASELINES}
-    row["of_flac"] = [whole/row["flac8"] for whole in row["whole"]]
-    return left | {"arm": "left + right", "matched": ""} | row
+    return left | {"arm": "left + right", "matched": ""} | row | _ratios(row)
 
 
 def final_rows(
@@ -88,8 +93,8 @@ def coded_signal(
 _FIRST = ("bits_per_sample", "realisable", "whole")      # the figures that stand before the baselines
 COLUMNS = {"arm": "arm", "matched": "matched by",
            **{k: METRICS[k] for k in _FIRST},
-           "of_flac": "whole file / FLAC 8",
-           **{k: BASELINES[k] for k in ("flac8", "lpc_rice", "wavpack", "tta", "alac", "flac5", "order0")},
+           "of_adaptive": "whole file / adaptive prediction", "of_flac": "whole file / FLAC 8",
+           **{k: BASELINES[k] for k in ("adaptive", "flac8", "lpc_rice", "wavpack", "tta", "alac", "flac5", "order0")},
            **{k: name for k, name in METRICS.items() if k not in _FIRST},
            "tokens": "tokens seen", "audio_s": "seconds of audio", "params": "parameters", "coded": "bits of"}
 
@@ -102,7 +107,7 @@ def _uninformative(rows, columns):
     return found
 
 
-def _is_empty(value): return value == "" or isinstance(value, float) and np.isnan(value)
+def _is_empty(value): return value == "" or isinstance(value, float | list) and bool(np.isnan(value).all())
 
 
 def _single(value):
@@ -120,9 +125,10 @@ def rows_table(
     left_out = _uninformative(rows, columns)
     shown = {k: COLUMNS[k] for k in columns if k not in left_out}
     plain = [{k: _single(row[k]) for k in shown} for row in rows]
-    decimals = [*BASELINES, "of_flac", *(METRICS if len(rows[0]["whole"]) == 1 else ())]
+    decimals = [*BASELINES, "of_adaptive", "of_flac", *(METRICS if len(rows[0]["whole"]) == 1 else ())]
     formats = dict.fromkeys(decimals, ".3f") | {"audio_s": ",.1f"}
-    made = table(plain, shown, {k: v for k, v in formats.items() if k in shown}, {"of_flac": "min"}, caption)
+    ratio = [k for k in ("of_adaptive", "of_flac") if k in shown][:1]
+    made = table(plain, shown, {k: v for k, v in formats.items() if k in shown}, dict.fromkeys(ratio, "min"), caption)
     return markup('{}<ul style="max-width:50rem;font-size:.9em">{}</ul>', made,
                   [markup("<li>{}</li>", line) for line in lines])
 
@@ -143,8 +149,8 @@ def sentences(
     rows = final_rows(result_rows(records))
     lead = _lead(rows) if ablation.same_codes else []
     companding = _companding(records) if ablation.same_codes else []
-    return [*lead, *ablation.sentences(rows), *_whole_files(rows), *_against_flac(rows), *companding,
-            *_coded_signal(records), *_limits(records)]
+    return [*_against_prediction(rows), *lead, *ablation.sentences(rows), *_whole_files(rows), *_against_flac(rows),
+            *companding, *_coded_signal(records), *_limits(records)]
 
 
 def _lead(rows):
@@ -172,6 +178,21 @@ def _whole_files(rows):
             "that begin without a past, and have not met the states that a long past leaves."]
 
 
+def _against_prediction(rows):
+    "What the models add to the best prediction without training; nothing where a record lacks it."
+    if not all(np.isfinite(row["adaptive"]) for row in rows): return []
+    best = min(rows, key=lambda row: np.mean(row["of_adaptive"]))
+    least, most = (f"{of(row['adaptive'] for row in rows):.3f}" for of in (min, max))
+    needs = f"{least} bits per sample" if least == most else f"{least} to {most} bits per sample, by what is coded"
+    below = [row["arm"] for row in rows if np.mean(row["whole"]) < row["adaptive"]]
+    found = "no arm has learned yet what prediction finds without training"
+    if below: found = f"{', '.join(below)} {'adds' if len(below) == 1 else 'add'} something to prediction"
+    if below and len(below) < len(rows): found += ", the other arms do not"
+    return [f"Adaptive prediction, which is not trained, needs {needs}; the best arm, {best['arm']}, needs "
+            f"{np.mean(best['whole']):.3f} over whole files, {np.mean(best['of_adaptive']):.3f} times as many, so "
+            f"{found}."]
+
+
 def _against_flac(rows):
     "Arms that FLAC beats."
     above = [row["arm"] for row in rows if np.mean(row["whole"]) >= row["flac8"]]
@@ -187,7 +208,8 @@ def _companding(records):
     if p["quantization"] == "linear": return []
     return [f"FLAC is measured on the same {p['bits']}-bit mu-law codes, and companding impairs its linear prediction: "
             f"for linear codes of the same samples it needs {first['baselines']['flac8_linear']:.3f} bits, at another "
-            "signal-to-noise ratio."]
+            "signal-to-noise ratio. Adaptive prediction works on the decoded samples, so companding does not impair "
+            "it."]
 
 
 def _unique(records, key):

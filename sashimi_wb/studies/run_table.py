@@ -29,7 +29,8 @@ from ..show.figures import arm_color
 
 # %% ../../nbs/studies/10_run_table.ipynb #bc3cde1d
 PARAMETERS = tuple(f.name for f in fields(Experiment))
-FIGURES = {k: COLUMNS[k] for k in ("bits_per_sample", "realisable", "whole", "flac8", "of_flac", "coded", "params")}
+FIGURES = {k: COLUMNS[k] for k in ("bits_per_sample", "realisable", "whole", "adaptive", "of_adaptive", "flac8",
+                                   "of_flac", "coded", "params")}
 FIGURES |= {"minutes": "minutes", "finished": "finished"}
 
 
@@ -78,12 +79,13 @@ def as_run_record(
 )->RunRecord:
     """A run of this or an earlier version. Raises: ValueError for unknown parameters, KeyError if much is missing."""
     e, full = from_json(Experiment, record["parameters"]), _completed(record) | {"folder": str(folder)}
-    test, flac = full["results"][-1]["test"], full["baselines"]["flac8"]
+    test, adaptive, flac = full["results"][-1]["test"], full["baselines"]["adaptive"], full["baselines"]["flac8"]
     name = bundled_folder(full)
     facts = {"run": full["hash"][:6], "audio": {"digits": "speech"}.get(name, name) or f"audio {full['data'][:6]}"}
     facts |= {k: getattr(e, k) for k in PARAMETERS}
     facts |= {k: test[k] for k in ("bits_per_sample", "realisable", "whole")}
-    facts |= {"flac8": flac, "of_flac": test["whole"]/flac, "params": full["parameter_count"],
+    facts |= {"adaptive": adaptive, "of_adaptive": test["whole"]/adaptive, "flac8": flac,
+              "of_flac": test["whole"]/flac, "params": full["parameter_count"],
               "coded": coded_signal(full) if "reductions" in record else "not recorded",
               "minutes": full["seconds"]["all"]/60,
               "finished": full["provenance"]["finished"][:16].replace("T", " "),
@@ -249,7 +251,7 @@ def marks(
 def _columns(runs):
     "Headings of the table: results, parameters that differ, size and time."
     facts = [run.facts for run in runs]
-    results = ["bits_per_sample", "realisable", "whole", "flac8", "of_flac"]
+    results = ["bits_per_sample", "realisable", "whole", "adaptive", "of_adaptive", "flac8", "of_flac"]
     if all(as_text(f["realisable"]) == as_text(f["bits_per_sample"]) for f in facts): results.remove("realisable")
     if len({f["coded"] for f in facts}) > 1: last = ("params", "minutes", "finished", "coded")
     else: last = ("params", "minutes", "finished")
@@ -279,6 +281,7 @@ def runs_table(
         mark = markup(' <span style="color:{}" title="{}">●</span> {}', color, name, name) if name else ""
         row = {k: as_text(v) if isinstance(v, (tuple, bool, type(None))) else v for k, v in run.facts.items()}
         rows.append(row | {"run": markup("<code>{}</code>{}", run.name, mark)})
-    formats = dict.fromkeys(("bits_per_sample", "realisable", "whole", "flac8", "of_flac"), ".3f") | {"minutes": ".1f"}
+    bits = ("bits_per_sample", "realisable", "whole", "adaptive", "of_adaptive", "flac8", "of_flac")
+    formats = dict.fromkeys(bits, ".3f") | {"minutes": ".1f"}
     made = table(rows, columns, {k: v for k, v in formats.items() if k in columns}, note=" ".join(_notes(runs, most)))
     return markup('<div class="swb-rows">{}</div>', made)
