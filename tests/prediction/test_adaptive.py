@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from sashimi_wb.baselines import adaptive_bits, flac_bits_per_sample
-from sashimi_wb.prediction.adaptive import ROW, AdaptivePredictor
+from sashimi_wb.prediction.adaptive import ROW, VERSION, AdaptivePredictor, pack_rows, unpack_rows
 from sashimi_wb.prediction.parts import N_PARTS
 from sashimi_wb.tokens.quantization import Quantizer
 
@@ -26,16 +26,21 @@ def tones(n: int, bits: int, n_channels: int = 1) -> np.ndarray:
     return np.clip(x*2.0**(bits - 18), -half, half - 1).astype(np.int64) + half
 
 
+# rows are kept on disk under VERSION: whoever changes a bit of them raises it, and enters the new digests under it
+DIGESTS = {1: ("b1f7f61da6121c74", "65ff870db4950013", "d5e2a3007ef3828a", "6989c21f32b8cb54")}
+
+
 @pytest.mark.portable
-@pytest.mark.parametrize(("quantizer", "n_channels", "block", "expected"), [
-    (Quantizer("linear", 16), 1, 1, "ef461d6d75ff871c"),
-    (Quantizer("linear", 24), 2, 1, "96c1c92f4dece98c"),
-    (Quantizer("linear", 8), 2, 64, "2f0a3c63e11bc372"),
-    (Quantizer("mu_law", 8), 3, 1, "58e090bcc8e71105"),
+@pytest.mark.parametrize(("number", "quantizer", "n_channels", "block"), [
+    (0, Quantizer("linear", 16), 1, 1),
+    (1, Quantizer("linear", 24), 2, 1),
+    (2, Quantizer("linear", 8), 2, 64),
+    (3, Quantizer("mu_law", 8), 3, 1),
 ])
-def test_the_same_bits_on_every_machine(quantizer, n_channels, block, expected):
+def test_the_same_bits_on_every_machine(number, quantizer, n_channels, block):
     rows = AdaptivePredictor(quantizer, n_channels, block).rows(tones(1500, quantizer.bits, n_channels))
-    assert hashlib.sha256(rows.tobytes()).hexdigest()[:16] == expected
+    assert hashlib.sha256(rows.tobytes()).hexdigest()[:16] == DIGESTS[VERSION][number]
+    assert np.array_equal(unpack_rows(pack_rows(rows)), rows)
 
 
 SOUNDS = {
@@ -59,8 +64,9 @@ def test_no_sound_breaks_it(name, bits):
     predictor = AdaptivePredictor(Quantizer("linear", bits))
     rows = predictor.rows(codes)
     assert rows.shape == (6000, ROW) and np.isfinite(rows).all()
-    assert (np.abs(rows[:, :2]) <= half).all() and (rows[:, 2:2 + N_PARTS] > 0).all()
-    np.testing.assert_allclose(rows[:, 2 + N_PARTS:2 + 2*N_PARTS].sum(1), 1)
+    assert (np.abs(rows[:, :2]) <= half).all() and (rows[:, 2:2 + 2*N_PARTS] > 0).all()
+    assert (rows[:, 2 + N_PARTS:2 + 2*N_PARTS].sum(1) == 1).all()
+    assert np.array_equal(unpack_rows(pack_rows(rows)), rows)
     if name not in ("extremes at random", "silence after noise"):     # noise has nothing to predict
         assert adaptive_bits(codes, bits) < flac_bits_per_sample(codes, bits, 16000) + .02
 
