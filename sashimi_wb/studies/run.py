@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from filelock import FileLock
 
 from .. import __version__
 from ..training.baselines import all_baselines, flac_bits_per_sample
@@ -197,12 +198,20 @@ def baselines(
     Companding impairs the linear prediction of FLAC, so FLAC is also measured on linear codes of the same samples.
     The figures are kept beside the index of the audio, so that runs with equal test codes measure them once."""
     path = cache_path().parent/"baselines"/f"{_baselines_key(data)}.json"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")): return _kept(path, data)    # the second of two runs waits
+    except OSError as e: log.warning("the measured baselines are not kept: %s", e)
+    return _measured(data)
+
+
+def _kept(path, data):
+    "The baselines in a file; measured and written if there are none, or if the file is damaged."
     try: return read_json(path, "measured baselines", {str: float}, "they are measured again")
     except FileNotFoundError: pass
-    except (OSError, ValueError) as e: log.warning("%s", e)
+    except ValueError as e: log.warning("%s", e)
     found = _measured(data)
-    try: write_atomic(path, json.dumps(found))
-    except OSError as e: log.warning("the measured baselines are not kept: %s", e)
+    write_atomic(path, json.dumps(found))
     return found
 
 

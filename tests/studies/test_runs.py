@@ -53,7 +53,7 @@ def test_equal_test_codes_are_measured_once(tmp_path, monkeypatch):
     first = found()
     assert {"adaptive", "flac8", "flac8_linear"} <= set(first) and measured == [8]
     assert found(input="raw", encoder=None, lr=.1, seed=3) == first and measured == [8]   # the same codes
-    (file,) = (tmp_path/"cache"/"baselines").iterdir()
+    (file,) = (tmp_path/"cache"/"baselines").glob("*.json")
     assert json.loads(file.read_text()) == first
     for changes in ({"bits": 7}, {"quantization": "linear"}, {"target_sr": 5000}, {"test_s": .2}): found(**changes)
     assert measured == [8, 7, 8, 8, 8]
@@ -61,10 +61,15 @@ def test_equal_test_codes_are_measured_once(tmp_path, monkeypatch):
     assert found() == first and measured == [8, 7, 8, 8, 8, 8]
     file.write_text(json.dumps({"order0": "few"}))
     assert found() == first and len(measured) == 7
+    file.unlink()
+    threads = [threading.Thread(target=found) for _ in range(3)]                         # at the same time
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    assert len(measured) == 8
     monkeypatch.setattr(runs_module, "code_sources", lambda *names: {"other": "code"})
-    assert found() == first and len(measured) == 8
-    monkeypatch.setenv("SASHIMI_WB_CACHE", str(file/"no folder"))                        # it cannot be kept
     assert found() == first and len(measured) == 9
+    monkeypatch.setenv("SASHIMI_WB_CACHE", str(file/"no folder"))                        # it cannot be kept
+    assert found() == first and len(measured) == 10
 
 
 def weights(run):
