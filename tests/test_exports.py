@@ -23,8 +23,8 @@ TRAINS = {"training.lightning_parts", "training.run_checkpoints", "training.trai
           "studies.live_worker", "trainer", "cli"}
 # modules of compiled functions, which import numba
 COMPILED = {"core.compiled", "core.simd", "prediction.least_squares", "prediction.nlms", "prediction.blending",
-            "prediction.parts", "prediction.adaptive", "prediction.mixing", "synthesis.compiled_draws",
-            "synthesis.compiled_step"}
+            "prediction.parts", "prediction.adaptive", "prediction.mixing", "prediction.token_predictor",
+            "synthesis.compiled_draws", "synthesis.compiled_step"}
 NOT_IN_EXPORTS = {"nbdev", "fastcore", "execnb"}  # development tools
 UNSAFE = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}  # loading a file may run code from it
 

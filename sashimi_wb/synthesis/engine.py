@@ -59,6 +59,7 @@ class CompiledStepper:
         quantizer: Quantizer,               # samples of the codes, for a model with float input
         where: Callable[[int], str] = "token {}".format, # how error messages name a token
         threads: int | None = None,         # None: as many as torch uses
+        predictor = None,                   # a `TokenPredictor` in the layout of the stream, if the model has one
     ):
         self.compiled, self.packed = load_compiled(), pack_model(model, quantizer)
         self.model, self.quantizer, self.sampling, self.where = model, quantizer, sampling, where
@@ -133,6 +134,7 @@ def make_engine(
     sampling:Sampling,
     quantizer:Quantizer,
     where:Callable[[int], str]="token {}".format, # how error messages name a token
+    predictor=None,          # a `TokenPredictor` in the layout of the stream, if the model has one
 )->Stepper|CompiledStepper:
     """An engine by name; "auto" takes the fastest one for the device and the model.
 
@@ -142,8 +144,8 @@ def make_engine(
         device = next(model.parameters()).device.type
         name = {"cpu": "compiled", "cuda": "graphs"}.get(device, "plain")
         if name == "compiled":
-            try: return CompiledStepper(model, batch, sampling, quantizer, where)
+            try: return CompiledStepper(model, batch, sampling, quantizer, where, predictor=predictor)
             except Unsupported as reason:
                 log.info("falling back to uncompiled PyTorch steps, which is slower: %s", reason)
             name = "traced"
-    return choose(name, ENGINES, "engine")(model, batch, sampling, quantizer, where)
+    return choose(name, ENGINES, "engine")(model, batch, sampling, quantizer, where, predictor=predictor)

@@ -187,7 +187,11 @@ def generate_stream(
                          "of the first")
     layout = _TokenLayout(quantizer, settings.n_channels, strategy, parse_strategy(strategy, length),
                           model.head.tokens_per_sample)
-    engine = make_engine(settings.engine, model, len(known), settings.sampling, quantizer, layout.name)
+    predictor = None
+    if model.config.predictor != "none":
+        from sashimi_wb.prediction.token_predictor import TokenPredictor   # compiled: slow to import
+        predictor = TokenPredictor(quantizer, settings.n_channels, layout.unit, layout.n_places)
+    engine = make_engine(settings.engine, model, len(known), settings.sampling, quantizer, layout.name, predictor)
     return _blocks(engine, layout, settings, known, _Bar(settings.n_samples, sample_rate, progress))
 
 
