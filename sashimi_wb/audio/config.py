@@ -15,7 +15,7 @@ from ..core.checks import Count, Depth, Natural, OneOf, Positive, Range, Seed, S
 from ..core.system import check_fields, check_value, choose
 from ..tokens.layouts import parse_strategy
 from ..tokens.quantization import QUANTIZATIONS, SCALINGS, Quantizer
-from ..tokens.streams import INPUTS, TOKENS, TokenStream
+from ..tokens.streams import INPUTS, PREDICTORS, TOKENS, TokenStream
 
 # %% ../../nbs/audio/10_config.ipynb #dfac5bef
 _ALIASES = { # alias -> its field, and the values of the field that True and False stand for, the usual one first
@@ -66,6 +66,7 @@ class DataConfig:
     context_len:Natural = 0                # samples per channel repeated from the window before: input only, not scored
     pad_len:Natural = 0                    # samples of silence before every window: input only, not scored
     test_s:Positive|None = None            # seconds scored at the beginning of every test file; None: the whole file
+    predictor:Annotated[str, OneOf(PREDICTORS)] = "none" # "none", or "adaptive": windows with rows of linear prediction
     quantize_input:InitVar[bool|None] = None # alias: True is input="codes", False is input="raw"
     is_stereo:InitVar[bool|None] = None    # alias: True is channels="stereo"
 
@@ -80,6 +81,7 @@ class DataConfig:
         parse_strategy(self.interleaving_strategy, self.sample_len)
         _ = self.stream                             # raises if quantizer, input and tokens do not go together
         self._check_sizes()
+        if self.predictor != "none": self._check_predictor()
 
     def _check_sizes(self):
         if self.batch_size*self.n_tokens > MOST_TOKENS:
@@ -90,6 +92,20 @@ class DataConfig:
             raise ValueError(f"context_len: expected less than sample_len={self.sample_len}, got {self.context_len}; "
                              "nothing would be left to score")
 
+    def _check_predictor(self):
+        "A row tells of all that precedes its sample in the window's tokens; so blocks of window and file must agree."
+        if self.scaling != "full_scale":
+            raise ValueError(f"predictor={self.predictor!r} works on samples of one scale through a file: expected "
+                             f"scaling='full_scale', got {self.scaling!r}, which stretches every window")
+        layout, length = self.interleaving_strategy, self.pad_len + self.sample_len
+        one_block = parse_strategy(layout, length) == length
+        for name, n in (("sample_len", self.sample_len), ("pad_len", 0 if one_block else self.pad_len),
+                        ("sample_len - context_len", self.sample_len - self.context_len)):
+            if n % self.block:
+                raise ValueError(f"predictor={self.predictor!r}: windows must begin and end with blocks of "
+                                 f"interleaving_strategy={layout!r}, since a row tells of the other channel's part "
+                                 f"of a block; expected a multiple of {self.block} for {name}, got {n}")
+
     @property
     def quantizer(self)->Quantizer: return Quantizer(self.quantization, self.bits, self.scaling)
 
@@ -98,6 +114,11 @@ class DataConfig:
 
     @property
     def n_channels(self)->int: return 2 if self.channels == "stereo" else 1
+
+    @property
+    def block(self)->int:
+        """Consecutive samples of one channel in the layout; 1 for one channel."""
+        return parse_strategy(self.interleaving_strategy, self.sample_len) if self.n_channels > 1 else 1
 
     @property
     def tokens_per_sample(self)->int: return self.stream.tokens_per_sample

@@ -169,26 +169,27 @@ def file_name(
 
 def write_atomic(
     path:str|Path,  # the file to write; its folder is created if missing
-    data:str|bytes, # bytes, or text to be encoded as UTF-8, with lone surrogates as escapes
+    data:str|bytes|Iterable[bytes], # bytes, pieces of them, or text to be encoded as UTF-8, lone surrogates as escapes
 )->Path:            # the same path
-    """Write a whole file or nothing.
+    """Write a whole file or nothing; an error of the pieces is passed on.
 
     Raises: OSError that names the file and the remedy if the folder is read-only or the disk is full."""
     path = Path(path)
     data = printable(data).encode() if isinstance(data, str) else data
-    temporary = None
+    pieces, temporary = [data] if isinstance(data, bytes) else data, None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.of-{os.getpid()}.", suffix=".tmp")
         with os.fdopen(handle, "wb") as f:
-            f.write(data)
+            for piece in pieces: f.write(piece)
             f.flush()
             os.fsync(f.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except OSError as e:
+    except BaseException as e:
         if temporary and os.path.exists(temporary): os.unlink(temporary)
-        raise cannot_write(path, e) from e
+        if isinstance(e, OSError): raise cannot_write(path, e) from e
+        raise
     return path
 
 

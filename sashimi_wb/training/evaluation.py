@@ -71,28 +71,32 @@ def evaluate(
 def whole_files(
     data:AudioData,  # its test files are read
     window:int=8192, # samples per channel at a time
-)->Iterator[tuple[dict, bool]]: # batches of x, y, mask, each (b, l, 1); whether they begin their files
+)->Iterator[tuple[dict, bool]]: # batches as of the loaders; whether they begin their files
     """Test files window by window. Files of equal length are batched, up to `batch_size` of them."""
     config, by_length = data.config, defaultdict(list)
     block = parse_strategy(config.interleaving_strategy, config.sample_len)
     size = -(-window//block)*block
-    for file, length in zip(data.test.files, data.test.lengths): by_length[length].append(file)
+    data.test.prepare()
+    for k, length in enumerate(data.test.lengths): by_length[length].append(k)
     for length, files in sorted(by_length.items()):
         for i in range(0, len(files), config.batch_size):
             yield from _windows_of(files[i:i + config.batch_size], length, size, f"blocking-{block}", data)
 
 def _windows_of(files, length, size, strategy, data):
-    "Batches of windows of `size` samples, over files of one length."
+    "Batches of windows of `size` samples, over files of one length, given by their numbers."
     stream = data.config.stream
     def layout(tensor, fill): return interleave(tensor, strategy)
-    def tokens(file, start):
-        n = min(size, length - start)
+    def tokens(k, start):
+        file, n = data.test.files[k], min(size, length - start)
         wave = torch.from_numpy(read_span(file, start, n, data.config.channels, data.sample_rate))
         return stream.encode(wave[None], layout, file.name)
     before = stream.first_input
     for start in range(0, length, size):
-        y, feed = (torch.cat(rows) for rows in zip(*(tokens(file, start) for file in files)))
-        yield {"x": shift(feed, before), "y": y, "mask": torch.ones_like(y, dtype=torch.bool)}, start == 0
+        y, feed = (torch.cat(tokens_of_files) for tokens_of_files in zip(*(tokens(k, start) for k in files)))
+        batch = {"x": shift(feed, before), "y": y, "mask": torch.ones_like(y, dtype=torch.bool)}
+        if data.config.predictor != "none":
+            batch["rows"] = torch.cat([data.test.rows(k, start, y[i:i + 1], strategy) for i, k in enumerate(files)])
+        yield batch, start == 0
         before = feed[:, -1:]
 
 # %% ../../nbs/training/03_evaluation.ipynb #83b9704c
