@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..tokens.byte_tokens import from_bytes, to_bytes
-from ..core.system import as_tensor, check_int
+from ..core.system import as_tensor, check_int, log
 from ..tokens.layouts import deinterleave, interleave, parse_strategy, token_order
 from ..models.wave_model import WaveModel
 from ..tokens.quantization import Quantizer
@@ -191,6 +191,9 @@ def generate_stream(
     if model.config.predictor != "none":
         from sashimi_wb.prediction.token_predictor import TokenPredictor   # compiled: slow to import
         predictor = TokenPredictor(quantizer, settings.n_channels, layout.unit, layout.n_places)
+        if known.shape[1] == 0:
+            log.warning("without a prompt the model's predictor has learned nothing and expects silence; "
+                        "give it a prompt of a second or more")
     engine = make_engine(settings.engine, model, len(known), settings.sampling, quantizer, layout.name, predictor)
     return _blocks(engine, layout, settings, known, _Bar(settings.n_samples, sample_rate, progress))
 
