@@ -22,8 +22,8 @@ from .blocked_cross_entropy import blocked_cross_entropy
 from .mixture_rank import mixture_rank
 from .mixtures import (Mixture, mixture_cdf, mixture_log_prob, mixture_log_probs, mixture_of,
                                         mixture_sample, params_like, start_params)
-from .predicted import (N_PARTS, byte_log_masses, cdf_with_share, log_masses, relative_mixture,
-                                         start_relative, with_share)
+from .predicted import (N_PARTS, byte_log_masses, cdf_with_share, code_log_masses, log_masses,
+                                         relative_mixture, start_relative, with_share)
 from .sequence_decoder import SequenceDecoder
 from ..prediction.bins import Bins
 from ..tokens.byte_tokens import n_placed_bytes, whole_bytes
@@ -112,6 +112,10 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def relative(self, outputs:Float[Tensor, "... o"], rows:Float[Tensor, "... r"])->Float[Tensor, "... p"]:
         """Parameters from the outputs of the projection and the rows of a predictor."""
+
+    def predicted_log_prob(self, rows:Float[Tensor, "... r"], codes:Int[Tensor, "..."])->Float[Tensor, "..."]:
+        """Log-probability of codes according to the rows of a predictor alone, nats, float64."""
+        return code_log_masses(rows, valid_codes(codes, rows, self.token_bits), self.bins)
 
     @classmethod
     def check_predictor(cls, bits:int)->None:
@@ -445,6 +449,9 @@ class ByteHead(CategoricalHead):
     def check_predictor(cls, bits): pass   # 256 probabilities at every depth
 
     def predicted(self, rows): return byte_log_masses(rows, self.bins)
+
+    def predicted_log_prob(self, rows, codes):
+        return self._pick(self.predicted(rows), valid_codes(codes, rows, self.token_bits))
 
     @classmethod
     def check_depth(cls, bits):

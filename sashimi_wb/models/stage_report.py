@@ -21,6 +21,7 @@ def stages(
     """The parts of a model in the order in which they run."""
     b = model.backbone
     yield "encoder", 0, "encoder", model.encoder
+    if model.config.bins: yield "prediction", 0, "encoder", model.row_encoder
     for i, pool in enumerate(b.down):
         if b.down_stages: yield f"blocks in {i + 1}", i, "blocks", b.down_stages[i]
         yield f"down {i + 1}", i + 1, "down", pool
@@ -36,10 +37,11 @@ def stages(
 def stage_report(
     model: WaveModel,
     x: Tensor,        # an input window, (b, l, 1)
+    rows: Tensor | None = None, # (b, l, r) of the predictor, for a model beside one
 ) -> list[dict]:      # name, depth, kind, shape (b, l, h), params, bytes, ms of every stage
     """Run the model forward with gradients on and report what each stage did."""
     counted = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    rows, running, hooks = [], [], []
+    report, running, hooks = [], [], []
 
     def count_saved(t):
         pointer = t.untyped_storage().data_ptr()
@@ -58,13 +60,13 @@ def stage_report(
             row["ms"] += time.perf_counter()*1e3
             row["shape"] = tuple((output[0] if isinstance(output, tuple) else output).shape)
             running.pop()
-        rows.append(row)
+        report.append(row)
         hooks.extend([module.register_forward_pre_hook(before), module.register_forward_hook(after)])
 
     for stage in stages(model): watch(*stage)
     try:
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count_saved, lambda t: t):
-            model(x, need_state=False)
+            model(x, need_state=False, rows=rows)
     finally:
         for hook in hooks: hook.remove()
-    return rows
+    return report

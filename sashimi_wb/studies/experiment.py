@@ -48,6 +48,7 @@ class Experiment:
     context_len: int = 0                     # samples at the start of a window that are input, but not scored
     pad_len: int = 0                         # samples of silence before a window
     test_s: Positive | None = None           # scored seconds of every test file; None: all
+    predictor: str = "none"                  # "none", or "adaptive": model and linear prediction together
     # the model
     encoder: str | None = None               # "embedding", "embedding_squeeze" or "linear_projection"; None: what fits
     head: str = "categorical"                # "categorical", "dml" or "bytes"
@@ -123,7 +124,8 @@ class Experiment:
                               dt_max=self.dt_max)
         backbone = SaShiMiConfig(self.d_model, self.n_layers, self.pool, self.expand, self.ff, kernel,
                                  dropout=self.dropout)
-        return ModelConfig(self.bits, self.encoder, self.head, self.n_mixtures, self.tie_weights, backbone)
+        return ModelConfig(self.bits, self.encoder, self.head, self.n_mixtures, self.tie_weights, backbone,
+                           self.predictor, self.quantization)
 
     def train_config(self, max_steps: int | None = None) -> TrainConfig:
         """How to train, up to a number of steps; None: up to `max_epochs`."""

@@ -226,7 +226,7 @@ def _measured(data):
 
 # fields of a data configuration that the test codes do not depend on; the fingerprint stands for the path
 _NOT_IN_CODES = ("path", "input", "interleaving_strategy", "batch_size", "train_chunk_size", "val_chunk_size",
-                 "num_workers", "tokens", "pad_len")
+                 "num_workers", "tokens", "pad_len", "predictor")
 
 
 def _baselines_key(data):
@@ -250,8 +250,9 @@ def score(
     if run.experiment.input == "raw":
         data = AudioData(replace(data.config, input="dequantized"))
         realisable = evaluate(model, data.test_loader(), device=device, ks=())["bits_per_sample"]
-    whole = evaluate_whole(model, data, device=device, ks=(), progress=progress)["bits_per_sample"]
-    return figures | {"realisable": realisable, "whole": whole}
+    whole = evaluate_whole(model, data, device=device, ks=(), progress=progress)
+    alone = {"whole_alone": whole["alone"]} if "alone" in whole else {}
+    return figures | {"realisable": realisable, "whole": whole["bits_per_sample"]} | alone
 
 # %% ../../nbs/studies/03_run.ipynb #83f79dac
 @dataclass(frozen=True)
@@ -330,7 +331,8 @@ def _carry_out(run, progress, events, callbacks):
     model = run.new_model()
     for name in ("clips", "scores"): clear_leftovers(run.folder/name)
     write_atomic(run.folder/"identity.json", json.dumps(run.identity, indent=1))
-    stages = stage_report(model, run.data.train[0]["x"][None])
+    window = run.data.train[0]
+    stages = stage_report(model, window["x"][None], window["rows"][None] if "rows" in window else None)
     events.on_stages(stages)
     results, total = [], e.steps[-1] if e.steps else None
 

@@ -32,7 +32,8 @@ class LitWave(LightningModule):
         self.figures = {}   # metrics of the last validation
 
     def training_step(self, batch, batch_idx):
-        loss, tokens = self.model.loss(batch["x"], batch["y"], batch["mask"]), batch["mask"].sum()
+        loss = self.model.loss(batch["x"], batch["y"], batch["mask"], batch.get("rows"))
+        tokens = batch["mask"].sum()
         nats, weight = loss.detach(), 1
         if self.trainer.world_size > 1:
             sums = torch.stack([nats*tokens, tokens.float()])

@@ -302,3 +302,23 @@ def test_json_is_read_in_one_way(tmp_path, content):
     path.write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises(ValueError, match=r"note.json: expected a note, got a damaged or foreign file \(.*delete it"):
         read_json(path, "a note", {"a": int})
+
+
+@pytest.mark.parametrize("changes", [{"head": "dml", "bits": 16, "quantization": "linear"}, {"input": "raw"}])
+def test_a_run_beside_a_predictor(tmp_path, monkeypatch, changes):
+    """It trains, is cut off after its first score, resumes, and its model is loaded with its configuration."""
+    beside = experiment("smoke", {"predictor": "adaptive", "steps": (2, 4), "continuation_s": 0, **changes})
+    first, other = Run(beside, runs=tmp_path/"a"), Run(beside, runs=tmp_path/"b")
+    wanted = execute(first, progress=False)
+    test = wanted["results"][-1]["test"]
+    assert test["whole"] == pytest.approx(wanted["baselines"]["adaptive"], rel=.02) and test["whole_alone"] > 0
+    assert [s["name"] for s in wanted["stages"]][:2] == ["encoder", "prediction"]
+    score = runs_module.score
+    monkeypatch.setattr(runs_module, "score", lambda *args: cut() if (other.folder/"scores").exists() and
+                        list((other.folder/"scores").glob("*.ckpt")) else score(*args))
+    with pytest.raises(Cut): execute(other, progress=False)
+    monkeypatch.undo()
+    assert figures(execute(other, progress=False)) == figures(wanted)
+    loaded = load_model(first.folder)
+    assert loaded.experiment == beside and loaded.model.config == beside.model_config()
+    assert loaded.model.config.predictor == "adaptive" and loaded.model.config.quantization == beside.quantization
