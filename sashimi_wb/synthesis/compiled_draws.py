@@ -44,9 +44,9 @@ def exp(x):
 
 # %% ../../nbs/synthesis/02_compiled_draws.ipynb #fd47a5d5
 @jit
-def _descending(p):
-    "A copy sorted in descending order, by Shell sort."
-    p, gap = p.copy(), 1
+def _sort(p):
+    "Sort in descending order, by Shell sort."
+    gap = 1
     while gap < len(p)//3: gap = 3*gap + 1
     while gap:
         for i in range(gap, len(p)):
@@ -56,14 +56,14 @@ def _descending(p):
                 j -= gap
             p[j] = v
         gap //= 3
-    return p
 
 
 @jit
-def _cut(p, top_k, top_p):
-    "Set to zero the probabilities that top_k and top_p exclude; p need not sum to 1."
+def _cut(p, ranked, top_k, top_p):
+    "Set to zero the probabilities that top_k and top_p exclude; p need not sum to 1. `ranked` is for work."
     n = min(top_k, len(p)) if top_k else len(p)
-    ranked = _descending(p)
+    for i in range(len(p)): ranked[i] = p[i]
+    _sort(ranked)
     edge = ranked[n - 1]           # smallest probability that is kept
     total = 0.0                    # probability that top_k keeps
     for v in ranked:
@@ -85,15 +85,17 @@ def _cut(p, top_k, top_p):
 
 @jit
 def pick_class(x, at, n, u, temperature, top_k, top_p, scratch):
-    """The class at the uniform number u, for the n logits x[at:at + n]; temperature 0 takes the likeliest class."""
+    """The class at the uniform number u, for the n logits x[at:at + n]; temperature 0 takes the likeliest class.
+
+    `scratch` has two numbers per class, n rounded up to a multiple of 16."""
     best = 0
     for i in range(n):
         if x[at + i] > x[at + best]: best = i
     if temperature == 0: return best
     peak, inverse_temperature = broadcast_at(x, at + best), broadcast(F(1/temperature))
     for i in range(0, n, 16): store(scratch, i, exp((load(x, at + i) - peak)*inverse_temperature))
-    p = scratch[:n]
-    if top_k or top_p < 1: _cut(p, top_k, top_p)
+    p, half = scratch[:n], len(scratch)//2
+    if top_k or top_p < 1: _cut(p, scratch[half:half + n], top_k, top_p)
     total, below, last = 0.0, 0.0, best
     for i in range(n): total += p[i]
     for i in range(n):

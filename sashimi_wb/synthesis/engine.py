@@ -33,7 +33,7 @@ def load_compiled():
             plan=np.zeros((1, len(COLUMNS)), np.int64), config=StepConfig(*[0]*len(StepConfig._fields)),
             w=aligned_zeros(1), table=aligned_zeros(1), state=aligned_zeros(1), ids=np.zeros(1, np.int64), count=0,
             tokens=np.zeros((1, 0), np.int64), known=True, uniforms=np.zeros((1, 0, 2)), temperature=1.0, top_k=0,
-            top_p=1.0, out=np.zeros((1, 0, 0), np.float32))
+            top_p=1.0, out=np.zeros((1, 0, 0), np.float32), memory=aligned_zeros(1))
     except Exception as e:  # any error of a library that is missing, broken or of another version
         first_line = next(iter(str(e).splitlines()), "")
         raise Unsupported(f"numba does not work here ({type(e).__name__}: {first_line})") from e
@@ -115,7 +115,7 @@ class CompiledStepper:
         def step_group(group, state):
             return self.compiled.run(p.plan, p.config, p.weights, p.table, state, self.ids[group], self.count,
                                      tokens[group], known, uniforms[group], float(s.temperature), s.top_k or 0,
-                                     float(s.top_p or 1), out[group])
+                                     float(s.top_p or 1), out[group], p.memory(group.stop - group.start))
         found = list((self.pool.map if self.pool else map)(step_group, self.groups, self.states))
         bad = [(t, group.start + r) for group, (t, r) in zip(self.groups, found) if t >= 0]
         if bad:

@@ -58,6 +58,11 @@ class PackedModel:
     n_state: int         # floats of the state of one row
     scales: list         # per level and layer: the scale of the state (h, n), and the weights that sum s or None
 
+    def memory(self, n_rows: int) -> np.ndarray:
+        """The memory in which `compiled_step.run` works: compiled functions make no arrays."""
+        return aligned_zeros((len(self.plan) + 3)*n_rows*self.config.row_size
+                             + (n_rows + 2)*_padded_size(self.config.n_params))
+
 
 class Unsupported(ValueError):
     """The compiled engine does not support a model, or does not work on this machine; the message gives the reason."""

@@ -152,7 +152,7 @@ def test_cuts_are_those_of_the_head():
     for n in (2, 5, 64, 250):
         for _ in range(4):
             logits = np.round(rng.standard_normal(n)*1.5, rng.integers(0, 3)).astype(np.float32)  # some are equal
-            at, scratch = np.r_[np.zeros(3), logits, np.zeros(32)].astype(np.float32), np.zeros(n + 32, np.float32)
+            at, scratch = np.r_[np.zeros(3), logits, np.zeros(32)].astype(np.float32), np.zeros(2*n + 32, np.float32)
             k, p = int(rng.integers(1, n + 3)), float(rng.uniform(0.05, 1.0))
             for top_k, top_p in ((k, 1.0), (0, p), (k, p)):
                 kept, want = {pick_class(at, 3, n, u, 1.0, top_k, top_p, scratch)
