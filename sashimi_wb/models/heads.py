@@ -21,7 +21,7 @@ from ..core.system import as_tensor, check_class_bits, check_int, choose
 from .blocked_cross_entropy import blocked_cross_entropy
 from .mixture_rank import mixture_rank
 from .mixtures import (Mixture, mixture_cdf, mixture_log_prob, mixture_log_probs, mixture_of,
-                                        mixture_sample, params_like, start_params)
+                                        mixture_sample, params_like, start_params, step_units)
 from .predicted import (N_PARTS, byte_log_masses, cdf_with_share, code_log_masses, log_masses,
                                          relative_mixture, start_relative, with_share)
 from .sequence_decoder import SequenceDecoder
@@ -190,6 +190,10 @@ class Head(nn.Module, ABC):
     )->Float[Tensor, ""]:                    # mean nats per counted token
         """`loss(self(feats, lengths, rows), codes, mask)`; a head may compute it in blocks of tokens."""
         return self.loss(self(feats, lengths, rows), codes, mask)
+
+    def projection(self)->tuple[Float[Tensor, "o h"], Float[Tensor, " o"]]:
+        """Weight and bias with which features become parameters; beside a predictor, outputs for `relative`."""
+        return self.decoder.output.weight, self.decoder.output.bias
 
     def has_rows(self, feats:Float[Tensor, "... h"], rows:Float[Tensor, "... r"]|None)->bool:
         """Whether there are rows beside features.
@@ -382,6 +386,7 @@ class DMLHead(Head):
         self.n_mixtures = n_mixtures
         nn.init.normal_(self.decoder.output.weight, std=0.1 * d_model**-0.5)
         with torch.no_grad(): self.decoder.output.bias.copy_((start_relative if bins else start_params)(n_mixtures))
+        if not bins: self.register_buffer("units", torch.ones(n_params))   # of the outputs; see `step_units`
 
     @classmethod
     def build(cls, d_model, bits, n_mixtures, **steps): return cls(d_model, bits, n_mixtures, **steps)
@@ -390,6 +395,27 @@ class DMLHead(Head):
     def n_outputs(cls, bits, n_mixtures): return 3 * n_mixtures
 
     def bias_like(self, probabilities): return params_like(probabilities, self.n_mixtures)
+
+    def start_at(self, counts):
+        super().start_at(counts)
+        if self.beside_predictor: return self
+        bias = self.decoder.output.bias.data
+        self.units.copy_(step_units(bias))
+        bias.div_(self.units)
+        return self
+
+    def forward(self, feats, lengths=None, rows=None):
+        params = super().forward(feats, lengths, rows)
+        return params if self.beside_predictor else params*self.units
+
+    def projection(self):
+        weight, bias = super().projection()
+        return (weight, bias) if self.beside_predictor else (weight*self.units[:, None], bias*self.units)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        "Weights that were saved without units are in units of 1."
+        if not self.beside_predictor: state_dict.setdefault(f"{prefix}units", torch.ones_like(self.units))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def relative(self, outputs, rows): return torch.cat(relative_mixture(outputs, rows, self.bins), -1)
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MEAN_UNIT', 'MEAN_RANGE', 'LEAST_LOG2_SCALE', 'MOST_LOG2_SCALE', 'EDGES_PER_BLOCK', 'squash', 'Mixture', 'mixture_of',
-           'start_params', 'params_like', 'mixture_log_prob', 'mixture_cdf', 'mixture_log_probs', 'mixture_sample']
+           'start_params', 'params_like', 'step_units', 'mixture_log_prob', 'mixture_cdf', 'mixture_log_probs',
+           'mixture_sample']
 
 # %% ../../nbs/models/04_mixtures.ipynb #93c21f0c
 import math
@@ -80,6 +81,15 @@ def params_like(
     ends = quantile((np.arange(k + 1) / k).clip(0.1 / k, 1 - 0.1 / k))
     scales = np.maximum(0.4 * np.diff(ends), 0.1 * 2 / v)   # at least a tenth of a bin, where one code is frequent
     return _params_of(*map(torch.from_numpy, (quantile((np.arange(k) + 0.5) / k), scales)))
+
+
+def step_units(
+    params:Float[Tensor, " p"], # raw values where training starts
+)->Float[Tensor, " p"]:         # powers of two, so that multiplying by them is exact
+    """Units of raw values in which an optimizer step is small for every part: of a mean its part's scale, else 1."""
+    logits, _, log_s = params.chunk(3)
+    means = 2 ** (log_s / math.log(2) - math.log2(MEAN_UNIT)).round()
+    return torch.cat([torch.ones_like(logits), means, torch.ones_like(log_s)])
 
 # %% ../../nbs/models/04_mixtures.ipynb #be79eab4
 def mixture_log_prob(

@@ -234,8 +234,7 @@ def pack_model(
         plan[i, STATES] = n_state
         n_state += c.n_layers*H*(2*n_states + low_rank)
     last_norm = weights.add(_pack_norm(backbone.norm))
-    output = model.head.decoder.output
-    projection = weights.add(_pack_linear(output.weight, output.bias))
+    projection = weights.add(_pack_linear(*model.head.projection()))
     config = StepConfig(
         n_layers=c.n_layers, n_states=n_states, low_rank=int(low_rank), activation=int(c.pool_activation),
         n_places=model.head.tokens_per_sample, float_input=int(model.config.input == "float"),

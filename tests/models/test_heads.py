@@ -500,6 +500,41 @@ def test_a_start_needs_one_count_per_code_of_a_token():
             make_head(name, 4, 16 if name != "categorical" else 8).start_at(np.ones(n, int))
 
 
+def speech_like(n=20_000):
+    "Codes of 16 bits, half of them silence within a step of the grid, the others loud; and their histogram."
+    codes = torch.where(torch.rand(n) < 0.5, torch.randint(-1, 2, (n,)), (3000*torch.randn(n)).long()) + 2**15
+    return codes, codes.bincount(minlength=2**16).numpy()
+
+
+def test_steps_of_an_optimizer_do_not_lose_narrow_parts():
+    codes, counts = speech_like()
+    head, feats = DMLHead(8, 16).start_at(counts), torch.randn(len(codes), 8)
+    optimizer, bits = torch.optim.Adam(head.parameters(), 0.016), []
+    for _ in range(40):
+        loss = head.loss(head(feats), codes)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        bits.append(loss.item()/math.log(2))
+    assert max(bits) < bits[0] + 0.1 and bits[-1] < bits[0]
+
+
+def test_units_of_a_mixture_are_kept_with_its_weights():
+    head, feats = DMLHead(8, 16).start_at(speech_like()[1]), torch.randn(5, 8)
+    torch.nn.init.normal_(head.decoder.output.weight)
+    weight, bias = head.projection()
+    params = head(feats)
+    torch.testing.assert_close(params, F.linear(feats, weight, bias))
+    assert not torch.equal(params, head.decoder(feats))
+    read = DMLHead(8, 16)
+    read.load_state_dict(head.state_dict())
+    assert torch.equal(read(feats), params)
+    older = {k: v for k, v in DMLHead(8, 16).state_dict().items() if k != "units"}      # without units: all are 1
+    read.load_state_dict(older)
+    assert "units" not in older and torch.equal(read(feats), read.decoder(feats))
+    with pytest.raises(RuntimeError, match="Missing key"): read.load_state_dict({})
+
+
 def test_a_tied_start_leaves_the_embedding():
     encoder = make_encoder("embedding", 256, 8)
     rows = encoder.weight.detach().clone()

@@ -95,6 +95,13 @@ def test_every_supported_shape(form, options):
     assert torch.equal(*(e.draw(40) for e in engines))
 
 
+def test_a_mixture_in_units_of_its_start_equals_forward():
+    model, q, tokens = make(head="dml", bits=12), Quantizer(bits=12), torch.randint(2**12, (3, 60))
+    model.head.start_at(np.where(np.arange(2**12) == 2**11, 10**5, 10))
+    torch.nn.init.normal_(model.head.decoder.output.weight)
+    assert_close(CompiledStepper(model, 3, Sampling(), q).read(tokens), forward(model, tokens, q))
+
+
 @pytest.mark.parametrize("encoder,head,bits", KINDS)
 @pytest.mark.parametrize("form", ("diag", "dplr"))
 def test_a_prompt_leaves_the_state_of_its_steps(form, encoder, head, bits):
