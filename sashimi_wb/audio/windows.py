@@ -146,7 +146,7 @@ class WindowDataset(Dataset):
         """What the predictor says of tokens of a file; of padding, what it says at the beginning of a file."""
         n = y.shape[1]//self.config.tokens_per_sample//self.config.n_channels - sum(padding)
         found = np.pad(self._rows.read(k, start, n), (padding, (0, 0), (0, 0)))
-        for part in (found[:padding[0]], found[padding[0] + n:]): part[:] = first_row()
+        if sum(padding): found[:padding[0]] = found[padding[0] + n:] = first_row()
         rows = in_token_order(found, strategy)
         return byte_rows(rows, y, self.config.bits) if self.config.tokens == "bytes" else rows
 

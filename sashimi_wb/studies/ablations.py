@@ -15,8 +15,10 @@ from typing import Annotated
 import numpy as np
 
 from ..core.checks import OneOf, Range, field_types, read_values
-from ..core.system import bundled, check_fields, check_int, choose
+from ..core.system import bundled, check_fields, check_int, choose, log
+from ..models.heads import HEADS
 from .experiment import PRESETS, Experiment, given_parameters
+from ..tokens.streams import PREDICTORS
 
 # %% ../../nbs/studies/02_ablations.ipynb #765b6638
 def _unchanged(base): return base
@@ -50,10 +52,11 @@ class Ablation:
     def experiments(self, base: Experiment, n_seeds: int = 1) -> dict[str, list[Experiment]]:
         """Arm -> one experiment for every seed; only the first seed generates a continuation.
 
+        Beside a predictor, arms whose output cannot stand beside it are left out.
         Raises: ValueError for a number of seeds below 1."""
         check_int("n_seeds", n_seeds, 1, 1000)
         shared = self.prepare(base)
-        arms = {name: _arm(shared, changes) for name, changes in self.arms.items()}
+        arms = {name: _arm(shared, changes) for name, changes in self.arms.items() if _has_meaning(shared, changes)}
         return {name: [_seeded(arm, i) for i in range(n_seeds)] for name, arm in arms.items()}
 
 
@@ -63,6 +66,16 @@ def _arm(base, changes):
     if changes.get("channels") != "stereo": return arm
     steps = {*arm.steps, *(2*n for n in arm.steps)}
     return replace(arm, sample_len=arm.sample_len//2, steps=tuple(sorted(steps)))
+
+
+def _has_meaning(base, changes):
+    "Whether the output of an arm can stand beside the base's predictor, if it has one."
+    if base.predictor == "none": return True
+    try: HEADS[changes.get("head", base.head)].check_predictor(changes.get("bits", base.bits))
+    except ValueError as e:
+        log.info("an arm is left out: %s", e)
+        return False
+    return True
 
 
 def _seeded(arm, i):
@@ -196,6 +209,7 @@ class AblationParameters:
     audio: str = ""                             # folder of audio files; empty: the bundled audio
     runs: str = ""                              # folder of all runs; empty: runs/ of the project
     workers: Annotated[int, Range(0, 1024)] = 0 # runs at a time; 0: one for every core
+    predictor: Annotated[str, OneOf(PREDICTORS)] = "none" # of all arms: "none", or "adaptive" linear prediction
 
     def __post_init__(self): check_fields(self)
 
