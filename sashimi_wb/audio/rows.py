@@ -16,7 +16,7 @@ import threading
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib.metadata import version
 
 import numpy as np
@@ -54,11 +54,15 @@ PIECE = 2**15     # samples that are predicted at a time, about
 _LIBRARIES = "av", "numpy", "soundfile"
 
 
-def _digest(info, length, config, sample_rate):
-    "Hash of all that decides the rows of a file."
+def _shared_facts(config, sample_rate):
+    "What decides the rows of all files."
     from sashimi_wb.prediction.adaptive import VERSION
-    facts = [VERSION, content_hash(info), info.stream, length, sample_rate, config.channels, config.block,
-             to_json(config.quantizer), *map(version, _LIBRARIES)]
+    return [VERSION, sample_rate, config.channels, config.block, to_json(config.quantizer), *map(version, _LIBRARIES)]
+
+
+def _digest(info, length, shared):
+    "Hash of all that decides the rows of a file."
+    facts = [content_hash(info), info.stream, length, *shared]
     return hashlib.sha256(json.dumps(facts).encode()).digest()
 
 
@@ -130,6 +134,9 @@ class RowCache:
         self.files, self.lengths, self.config, self.sample_rate = files, lengths, config, sample_rate
         self._digests, self.folder = [None]*len(files), cache_path().parent/"rows"
 
+    @cached_property
+    def _shared(self): return _shared_facts(self.config, self.sample_rate)
+
     def prepare(self)->None:
         """Compute the rows that are missing, with a progress bar."""
         missing = [k for k in range(len(self.files)) if not self._exists(k)]
@@ -165,7 +172,7 @@ class RowCache:
 
     def _digest(self, k):
         if not self._digests[k]:
-            self._digests[k] = _digest(self.files[k], self.lengths[k], self.config, self.sample_rate)
+            self._digests[k] = _digest(self.files[k], self.lengths[k], self._shared)
         return self._digests[k]
 
     def _path(self, k):
