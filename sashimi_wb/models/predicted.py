@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['N_PARTS', 'ROW', 'SHARE', 'BLOCK', 'BYTE_ROW', 'MOST_DISTANCE', 'START_WEIGHT', 'N_FEATURES', 'Row', 'read_rows',
            'row_mixture', 'with_share', 'cdf_with_share', 'interval_masses', 'code_log_masses', 'log_masses',
-           'byte_log_masses', 'relative_mixture', 'start_relative', 'row_features', 'RowEncoder']
+           'byte_log_masses', 'scale_range', 'relative_mixture', 'start_relative', 'row_features', 'RowEncoder']
 
 # %% ../../nbs/models/06_predicted.ipynb #71570028
 import math
@@ -147,6 +147,14 @@ MOST_DISTANCE = 100.0    # means up to this many scales from the center pass `sq
 START_WEIGHT = 0.95      # of the row, in a new head
 
 
+def scale_range(
+    bins:Bins,              # of the codes
+)->tuple[float, float]:
+    """Logarithms of the least and the largest scale that pass `squash` unchanged."""
+    narrowest = bins.widths.min().item() if bins.widths.numel() else bins.full_scale
+    return math.log(2**LEAST_LOG2_SCALE*narrowest), math.log(2**MOST_LOG2_SCALE*bins.full_scale)
+
+
 def relative_mixture(
     outputs:Float[Tensor, "... 3k+1"], # k + 1 logits, the last of the row; k means, k log scales; any finite values
     rows:Float[Tensor, "... r"],
@@ -157,9 +165,7 @@ def relative_mixture(
     logits, means, log_scales = outputs.double().split((k + 1, k, k), -1)
     center, scale = row.center[..., None], row.scale[..., None]
     log_weights = logits.log_softmax(-1)
-    narrowest = bins.widths.min().item() if bins.widths.numel() else bins.full_scale
-    log_scales = squash(scale.log() + log_scales, math.log(2**LEAST_LOG2_SCALE*narrowest),
-                        math.log(2**MOST_LOG2_SCALE*bins.full_scale))
+    log_scales = squash(scale.log() + log_scales, *scale_range(bins))
     return Mixture(torch.cat([log_weights[..., :-1], log_weights[..., -1:] + own.log_weights], -1),
                    torch.cat([center + scale*squash(means, -MOST_DISTANCE, MOST_DISTANCE), own.means], -1),
                    torch.cat([log_scales, own.log_scales], -1))

@@ -45,6 +45,8 @@ class StepConfig(NamedTuple):
     last_norm: int     # index of the weights of the last norm
     projection: int    # index of the weights of the projection to the parameters
     row_size: int      # floats of scratch memory per row
+    n_outputs: int     # outputs of the projection; beside a predictor fewer than `n_params`
+    features: int      # index of the weights of the predictor's features; 0 without one
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,6 @@ def unsupported_reason(model:WaveModel)->str: # empty if the model is supported
     c, weights = model.config.backbone, next(model.parameters())
     if weights.device.type != "cpu": return f"its weights are on {weights.device}"
     if weights.dtype != torch.float32: return f"its weights are {weights.dtype}, the engine computes in float32"
-    if model.config.predictor != "none": return "it stands beside a predictor, which the engine does not run"
     for name, supported in (("unet", False), ("norm", "layer"), ("prenorm", True)):
         found = getattr(c, name)
         if found != supported: return f"backbone.{name} is {found!r}, the engine supports only {supported!r}"
@@ -234,12 +235,18 @@ def pack_model(
         plan[i, STATES] = n_state
         n_state += c.n_layers*H*(2*n_states + low_rank)
     last_norm = weights.add(_pack_norm(backbone.norm))
-    projection = weights.add(_pack_linear(*model.head.projection()))
+    output, bias = model.head.projection()
+    projection = weights.add(_pack_linear(output, bias))
+    features = 0
+    if model.config.predictor != "none":
+        linear = model.row_encoder.linear
+        features = weights.add(_pack_linear(linear.weight, linear.bias))
     config = StepConfig(
         n_layers=c.n_layers, n_states=n_states, low_rank=int(low_rank), activation=int(c.pool_activation),
         n_places=model.head.tokens_per_sample, float_input=int(model.config.input == "float"),
         mixture=int(not model.head.has_logits), bits=model.config.bits, n_params=model.head.n_params,
-        last_norm=last_norm, projection=projection, row_size=int(max(2*plan[:, WIDTH].max(), plan[:, FF].max())))
+        last_norm=last_norm, projection=projection, row_size=int(max(2*plan[:, WIDTH].max(), plan[:, FF].max())),
+        n_outputs=len(output), features=features)
     return PackedModel(plan, config, weights.array(), _aligned(table), first_id, n_state, scales)
 
 # %% ../../nbs/synthesis/03_packing.ipynb #eae4cd53

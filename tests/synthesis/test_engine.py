@@ -198,11 +198,6 @@ def test_unsupported_models(change, why):
     with pytest.raises(Unsupported, match=why): pack_model(model, Quantizer(bits=6))
 
 
-def test_a_predictor_is_not_supported():
-    model = WaveModel(ModelConfig(6, backbone=make().config.backbone, predictor="adaptive"))
-    with pytest.raises(Unsupported, match="beside a predictor"): pack_model(model, Quantizer(bits=6))
-
-
 @pytest.mark.parametrize("options,why", [({"unet": True}, "unet"), ({"norm": "scalar"}, "'scalar'"),
                                          ({"prenorm": False}, "prenorm")])
 def test_falls_back_and_logs_the_reason(options, why, caplog):

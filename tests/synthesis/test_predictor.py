@@ -9,6 +9,7 @@ from sashimi_wb.prediction.adaptive import AdaptivePredictor
 from sashimi_wb.prediction.bins import byte_intervals
 from sashimi_wb.prediction.token_predictor import TokenPredictor
 from sashimi_wb.ssm.learned import KernelConfig
+from sashimi_wb.synthesis.engine import CompiledStepper, make_engine
 from sashimi_wb.synthesis.generation import GenerationSettings, generate, generate_stream
 from sashimi_wb.synthesis.stepping import Sampling, Stepper
 from sashimi_wb.tokens.byte_tokens import to_bytes
@@ -110,3 +111,61 @@ def test_the_predictor_is_frozen_by_the_first_draw():
     reading.freeze().read(drawn[0].numpy())
     assert np.array_equal(drawing.predictors.row()[0], reading.row())
     assert np.array_equal(reading.row()[2:10], reading.read(drawn[0].numpy())[-1, 2:10])     # scales stay
+
+
+def parameters(model, tokens, stepper):
+    "The parameters before every token, step by step in float64."
+    out = []
+    with torch.inference_mode():
+        for token in tokens.split(1, 1):
+            out.append(stepper._step())
+            stepper._take(token)
+    return torch.stack(out, 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form,d_model", [("dplr", 8), ("diag", 20)])
+@pytest.mark.parametrize("c,strategy", LAYOUTS[:3])
+def test_the_compiled_engine_computes_the_same_parameters(kind, form, d_model, c, strategy):
+    model = make(*kind, form, (2, 3), d_model)
+    q, tokens = Quantizer(kind[3], kind[2]), tokens_of(model, tones(2, 40, c), strategy)[1]
+    predictor = TokenPredictor(q, c, 4 if strategy == "blocking-4" else 1, model.head.tokens_per_sample)
+    want = parameters(model, tokens, Stepper(model, 2, Sampling(), q, predictor=predictor))
+    engine = CompiledStepper(model, 2, Sampling(), q, predictor=predictor)
+    found = torch.cat([engine.read(part) for part in tokens.split(7, 1)], 1)
+    assert (found - want).abs().max() <= 2e-4*want.abs().max()
+    fed = CompiledStepper(model, 2, Sampling(), q, predictor=predictor)
+    n = tokens.shape[1]//2 + 1                        # within a block, and within a sample of bytes
+    fed.feed(tokens[:, :n])
+    assert (fed.read(tokens[:, n:]) - want[:, n:]).abs().max() <= 2e-4*want.abs().max()
+    for one, two in zip(engine.predictors, fed.predictors): assert np.array_equal(one.row(), two.row())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_likeliest_codes_are_those_of_the_reference(kind):
+    model = make(*kind)
+    q, tokens = Quantizer(kind[3], kind[2]), tokens_of(model, tones(2, 300, 1))[1]
+    engines = [make(model, 2, Sampling(temperature=0), q) for make in (CompiledStepper, Stepper)]
+    for engine in engines: engine.feed(tokens)
+    first, second = (engine.draw(12) for engine in engines)
+    if kind[1] == "dml": assert (first - second).abs()[:, :3].max() <= 1       # a mean between two codes
+    else: assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_equal_bits_in_any_batch_block_and_number_of_threads(kind):
+    model = make(*kind)
+    q, tokens = Quantizer(kind[3], kind[2]), tokens_of(model, tones(3, 50, 1))[1]
+
+    def drawn(rows, blocks, threads):
+        engine = CompiledStepper(model, rows, Sampling(0.9, seed=4), q, threads=threads)
+        engine.feed(tokens[:rows])
+        return torch.cat([engine.draw(n) for n in blocks], 1)
+    whole = drawn(3, (30,), 1)
+    for rows, blocks, threads in ((3, (1, 2, 27), 1), (3, (30,), 2), (1, (30,), 1), (2, (29, 1), 2)):
+        assert torch.equal(drawn(rows, blocks, threads), whole[:rows])
+
+
+def test_auto_takes_the_compiled_engine():
+    model = make()
+    assert type(make_engine("auto", model, 1, Sampling(), Quantizer(bits=16))) is CompiledStepper
