@@ -221,7 +221,7 @@ _PROVENANCE = ("<details><summary>Provenance: {} runs, {:.1f} process minutes, a
 
 def report_html(
     results:dict[str, dict[str, list[dict]]], # name of an ablation -> arm -> records
-    title:str="sashimi_wb: the three ablations",
+    title:str="sashimi_wb: the four ablations",
 )->str:                                       # a whole page
     """One self-contained page with tables, figures, players and provenance."""
     parts, contents = [], []

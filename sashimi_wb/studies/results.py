@@ -12,7 +12,7 @@ from IPython.display import HTML
 
 from ..core.system import from_json
 from ..show.html import markup, table
-from .ablations import Ablation
+from .ablations import PREDICTION, Ablation
 from .experiment import Experiment
 from ..training.metrics import bits_per_byte, compression_ratio
 
@@ -43,8 +43,11 @@ def result_rows(
         own = [_row(arm, seeds, i) for i in range(len(seeds[0]["results"]))]
         rows += own
         ends[arm] = own[-1]
-        if arm in ("left", "right") and {"left", "right"} <= set(ends):
-            rows.append(_both_channels(ends["left"], ends["right"], seeds[0]["parameters"]["bits"]))
+        for ending in ("", PREDICTION):
+            pair = f"left{ending}", f"right{ending}"
+            if arm in pair and set(pair) <= set(ends):
+                row = _both_channels(*(ends[name] for name in pair), seeds[0]["parameters"]["bits"])
+                rows.append(row | {"arm": f"left + right{ending}"})
     return rows
 
 
@@ -72,7 +75,7 @@ def _both_channels(left, right, bits):
     row["compression_ratio"] = [compression_ratio(b, bits) for b in row["bits_per_sample"]]
     row |= {k: left[k] + right[k] for k in ("tokens", "params")}
     row |= {k: (left[k] + right[k])/2 for k in BASELINES}
-    return left | {"arm": "left + right", "matched": ""} | row | _ratios(row)
+    return left | {"matched": ""} | row | _ratios(row)
 
 
 def final_rows(

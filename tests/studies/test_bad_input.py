@@ -135,7 +135,7 @@ def test_a_failing_run_is_named_and_the_others_end(tmp_path, monkeypatch):
 def test_ablations_that_need_two_channels_are_left_out_with_a_message(tmp_path, caplog, channels, left_out):
     for name, n in zip("abc", channels): write(tmp_path, f"{name}.wav", 300, n)
     with caplog.at_level("WARNING", "sashimi_wb"): names = possible(str(tmp_path))
-    assert names == ["quantized_vs_raw"] + ["mono_vs_stereo"]*(not left_out) + ["bit_depth"]
+    assert names == ["quantized_vs_raw"] + ["mono_vs_stereo"]*(not left_out) + ["bit_depth", "added_to_prediction"]
     assert (left_out in caplog.text) if left_out else not caplog.text
     if left_out:
         with pytest.raises(ValueError,
