@@ -16,7 +16,7 @@ from ..prediction.bins import Bins
 from ..tokens.quantization import QUANTIZATIONS, Quantizer
 from ..tokens.streams import PREDICTORS, TokenStream
 from ..core.checks import Depth, OneOf, Range
-from ..core.system import check_fields
+from ..core.system import as_tensor, check_fields
 from .heads import HEADS, make_head
 from .encoders import ENCODERS, make_encoder
 from .predicted import RowEncoder
@@ -133,7 +133,7 @@ class WaveModel(nn.Module):
         """What the backbone is fed: the features of the tokens, and of the rows beside a predictor.
 
         Raises: ValueError for rows that are missing or not needed."""
-        feats = self.encoder.step(x) if x.ndim == 2 else self.encoder(x)
+        feats = self.encoder.step(x) if as_tensor(x, type(self.encoder).__name__).ndim == 2 else self.encoder(x)
         return feats + self.row_encoder(rows) if self.head.has_rows(feats, rows) else feats
 
     def loss(
