@@ -32,8 +32,9 @@ from torch import nn
 
 from ..core.locks import holding
 from ..core.processes import end_with_parent
-from ..core.system import check_plain, log, pick_device, reading, seed_everything, to_json, write_atomic
+from ..core.system import check_plain, log, reading, seed_everything, to_json, write_atomic
 from .checkpoints import load_tree
+from .evaluation import device_for
 from .lightning_parts import AudioDataModule, LitWave, SafeCheckpointIO
 from .recipe import History, TrainConfig, reuse_memory
 from .run_checkpoints import BEST, HISTORY, LAST, Interrupted, RunCheckpoints, TrainingBar
@@ -232,7 +233,7 @@ def _fit(job, resume=True):
     def find():
         saved = _resumable(job) if resume else None
         return saved, saved is not None and saved["sashimi_wb"]["step"] == job.total
-    device = pick_device(job.config.device)
+    device = device_for(job.model, job.config.device)
     saved, done = find()
     if done: return _finished(job.model, saved)
     if "LOCAL_RANK" in os.environ: return _train(job, saved, device)  # the process that started this one has the lock

@@ -14,7 +14,8 @@ from sashimi_wb.models.wave_model import ModelConfig, WaveModel
 from sashimi_wb.prediction.adaptive import AdaptivePredictor
 from sashimi_wb.prediction.mixing import mix
 from sashimi_wb.ssm.learned import KernelConfig
-from sashimi_wb.training.evaluation import evaluate, evaluate_whole, whole_files
+from sashimi_wb.training import evaluation
+from sashimi_wb.training.evaluation import device_for, evaluate, evaluate_whole, whole_files
 from sashimi_wb.training.recipe import TrainConfig
 from sashimi_wb.training.trainer import fit
 
@@ -122,3 +123,9 @@ def test_model_and_data_must_agree():
     with pytest.raises(ValueError, match="expected its rows"): evaluate(model(), plain.test_loader(), "cpu")
     with pytest.raises(ValueError, match="no predictor"):
         evaluate(WaveModel(ModelConfig(8, head="dml", backbone=backbone)), data.test_loader(), "cpu")
+
+
+def test_no_apple_gpu_beside_a_predictor(monkeypatch):
+    monkeypatch.setattr(evaluation, "pick_device", lambda name: torch.device("mps"))
+    plain = WaveModel(ModelConfig(8, backbone=model().config.backbone))
+    assert (device_for(model()).type, device_for(plain).type) == ("cpu", "mps")
