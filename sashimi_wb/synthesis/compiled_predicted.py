@@ -95,10 +95,10 @@ def _edge(p, code):
 
 
 @jit
-def _below(row, centers, edge):
-    "Probability below an edge."
-    if edge == -np.inf: return 0.0
-    if edge == np.inf: return 1.0
+def _below(row, centers, edge, low, high):
+    "Probability below an edge; between `low` and `high` lies all of it but 1e-17."
+    if edge <= low: return 0.0
+    if edge >= high: return 1.0
     z = (broadcast(edge) - load(centers, 0))/load(row, SCALES)
     size = absolute(z)
     q = exp2(minimum(size, broadcast(600.0))*broadcast(-LOG2_E))
@@ -111,16 +111,20 @@ def _below(row, centers, edge):
 @jit
 def add_log_masses(p, row, centers, n_places, y, n):
     """Add the log-probabilities of n classes to `y`: `predicted.log_masses`, or for bytes `byte_log_masses`."""
-    for i in range(N_PARTS): centers[i] = row[i//HALF]
-    first, step = 0, 1
+    first, step, reach = 0, 1, 0.0
+    for i in range(N_PARTS):
+        centers[i] = row[i//HALF]
+        reach = max(reach, 40*row[SCALES + i])
+    left, right = min(row[0], row[1]) - reach, max(row[0], row[1]) + reach
     if n_places > 1: first, step = int(row[ROW]), int(row[ROW + 1])
-    rest, total, low = 1 - SHARE*p.limits[2], 1.0, _below(row, centers, _edge(p, first))
+    rest, total, low = 1 - SHARE*p.limits[2], 1.0, _below(row, centers, _edge(p, first), left, right)
     if n_places > 1:
-        last = _below(row, centers, _edge(p, first + n*step))
+        last = _below(row, centers, _edge(p, first + n*step), left, right)
         total = rest*max(last - low, 0.0) + SHARE*n*step
+    least = log_number(SHARE*step/total)
     for i in range(n):
-        high = _below(row, centers, _edge(p, first + (i + 1)*step))
-        y[i] += log_number((rest*max(high - low, 0.0) + SHARE*step)/total)
+        high = _below(row, centers, _edge(p, first + (i + 1)*step), left, right)
+        y[i] += log_number((rest*(high - low) + SHARE*step)/total) if high > low else least
         low = high
 
 # %% ../../nbs/synthesis/05_compiled_predicted.ipynb #a5f01a60
