@@ -109,11 +109,16 @@ class WindowDataset(Dataset):
     def histogram(self,
         n_codes:int,          # number of values of a token
         n_tokens:int=2**18,   # read windows until so many tokens, but at least 16 windows
-    )->Int[np.ndarray, " v"]: # how often each value occurs among the scored tokens
+    )->Int[np.ndarray, "..."]: # how often each value occurs among the scored tokens, (v,); (n, v) for n tokens a sample
         """Count the tokens of windows that are spread evenly over all files."""
         n = min(len(self), max(16, n_tokens//self.config.n_tokens))
         items = (self._tokens(k*len(self)//n) for k in range(n))
-        return sum(np.bincount(item["y"][item["mask"]], minlength=n_codes) for item in items)
+        places = self.config.tokens_per_sample
+        def counts(y, mask):
+            numbered = y + n_codes*(torch.arange(len(y))[:, None] % places)
+            return np.bincount(numbered[mask], minlength=places*n_codes)
+        found = sum(counts(item["y"], item["mask"]) for item in items)
+        return found if places == 1 else found.reshape(places, n_codes)
 
     def remarks(self)->list[str]:
         """Sentences on samples of the files that are in no window."""

@@ -26,7 +26,7 @@ from .predicted import (N_PARTS, byte_log_masses, cdf_with_share, code_log_masse
                                          relative_mixture, start_relative, with_share)
 from .sequence_decoder import SequenceDecoder
 from ..prediction.bins import Bins
-from ..tokens.byte_tokens import n_placed_bytes, whole_bytes
+from ..tokens.byte_tokens import n_placed_bytes, next_places, whole_bytes
 from ..tokens.quantization import Quantizer, check_codes
 
 # %% ../../nbs/models/07_heads.ipynb #d3b6cc1c
@@ -69,15 +69,16 @@ class Head(nn.Module, ABC):
         token_bits:int|None=None,    # size of a token's code in bits, 1 to 16; None: as `bits`
         bins:Bins|None=None,         # of the codes, for a head beside a predictor; None: no predictor
         n_outputs:int|None=None,     # outputs of the projection; None: as `n_params`
+        n_places:int=0,              # places of a token in its sample with a bias of their own; 0: one bias for all
     ):
         super().__init__()
         if bins is not None and mode != "full":
             raise ValueError(f"mode {mode!r} with a predictor: its rows stand beside single tokens; use mode full")
         self.d_model, self.bits, self.n_params = d_model, bits, n_params
         self.token_bits = check_class_bits(bits if token_bits is None else token_bits)
-        self.n_codes, self.tokens_per_sample = 2**self.token_bits, 1
+        self.n_codes, self.tokens_per_sample, self.n_places = 2**self.token_bits, 1, n_places
         self.beside_predictor, self.bins = bins is not None, bins or Bins(Quantizer(bits=bits))
-        self.decoder = SequenceDecoder(d_model, n_params if n_outputs is None else n_outputs, l_output, mode,
+        self.decoder = SequenceDecoder(d_model + n_places, n_params if n_outputs is None else n_outputs, l_output, mode,
                                        use_lengths)
 
     @abstractmethod
@@ -142,29 +143,54 @@ class Head(nn.Module, ABC):
 
     def start_at(
         self,
-        counts:Int[np.ndarray, " v"], # how often each code occurs in the training set
-    )->"Head":                        # itself
+        counts:Int[np.ndarray, "..."], # how often each code occurs in the training set: (v,), or (n, v) for n places
+    )->"Head":                         # itself
         """Let a new head predict a histogram, whatever the features are; a tied weight stays as it is.
 
         A head beside a predictor is left alone: it starts at the predictor.
         Raises: ValueError for another number of counts."""
-        if np.shape(counts) != (self.n_codes,):
-            raise ValueError(f"counts: expected one for each of the {self.n_codes} codes of a token, got the shape "
-                             f"{np.shape(counts)}")
+        n, v = self.tokens_per_sample, self.n_codes
+        if np.shape(counts) != ((v,) if n == 1 else (n, v)):
+            raise ValueError(f"counts: expected one for each of the {v} codes of a token{f' at {n} places'*(n > 1)}, "
+                             f"got the shape {np.shape(counts)}")
         if self.beside_predictor: return self
+        output, places = self.decoder.output, np.reshape(counts, (n, v))
         with torch.no_grad():
-            self.decoder.output.bias.copy_(self.bias_like(smooth_probabilities(counts)))
-            if not self.tied: self.decoder.output.weight.zero_()
+            output.bias.copy_(self.bias_like(smooth_probabilities(places.sum(0))))
+            if not self.tied: output.weight.zero_()
+            for i in range(self.n_places):
+                output.weight[:, self.d_model + i] = self.bias_like(smooth_probabilities(places[i])) - output.bias
         return self
+
+    def with_places(
+        self,
+        feats:Float[Tensor, "... h"],          # features
+        places:Int[Tensor, "..."]|None=None,   # of the tokens that they predict; None: the first is at place 0
+    )->Float[Tensor, "... h+n"]:
+        """Features and a 1 at the token's place, whose weights are its bias; features alone if all have one bias."""
+        if not self.n_places: return feats
+        feats = as_tensor(feats, "features")
+        if places is None:
+            places = torch.arange(math.prod(feats.shape[-2:-1]), device=feats.device) % self.n_places
+        one = nn.functional.one_hot(places, self.n_places).to(feats)
+        return torch.cat([feats, one.expand(*feats.shape[:-1], -1)], -1)
+
+    def next_places(
+        self,
+        x:Tensor,                     # (..., 1) inputs of the model
+    )->Int[Tensor, "..."]|None:
+        """The places of the tokens after the given ones; None if all have one bias."""
+        return next_places(x[..., 0].long(), self.n_places) if self.n_places else None
 
     def forward(
         self,
         feats:Float[Tensor, "... h"],        # features
         lengths:Int[Tensor, " b"]|None=None, # true length of every row, for modes that need it
         rows:Float[Tensor, "... r"]|None=None, # of the predictor, beside every token
+        places:Int[Tensor, "..."]|None=None, # as of `with_places`
     )->Float[Tensor, "... p"]:               # parameters of one distribution per token kept
         """Project the features. Raises: ValueError for rows that are missing, not needed or of another shape."""
-        outputs = self.decoder(feats, lengths)
+        outputs = self.decoder(self.with_places(feats, places), lengths)
         return self.relative(outputs, rows) if self.has_rows(feats, rows) else outputs
 
     def loss(
@@ -187,13 +213,15 @@ class Head(nn.Module, ABC):
         mask:Bool[Tensor, "b n"]|None=None,  # True where a token counts
         lengths:Int[Tensor, " b"]|None=None, # true length of every row, for modes that need it
         rows:Float[Tensor, "b l r"]|None=None, # of the predictor, beside every token
+        places:Int[Tensor, "..."]|None=None, # as of `with_places`
     )->Float[Tensor, ""]:                    # mean nats per counted token
-        """`loss(self(feats, lengths, rows), codes, mask)`; a head may compute it in blocks of tokens."""
-        return self.loss(self(feats, lengths, rows), codes, mask)
+        """`loss(self(feats, lengths, rows, places), codes, mask)`; a head may compute it in blocks of tokens."""
+        return self.loss(self(feats, lengths, rows, places), codes, mask)
 
-    def projection(self)->tuple[Float[Tensor, "o h"], Float[Tensor, " o"]]:
-        """Weight and bias with which features become parameters; beside a predictor, outputs for `relative`."""
-        return self.decoder.output.weight, self.decoder.output.bias
+    def projection(self)->tuple[Float[Tensor, "o h"], Float[Tensor, "n o"]]:
+        """Weight, and bias of every place, with which features become parameters, or outputs for `relative`."""
+        weight, own = self.decoder.output.weight.split([self.d_model, self.n_places], 1)
+        return weight, self.decoder.output.bias + own.T if self.n_places else self.decoder.output.bias
 
     def has_rows(self, feats:Float[Tensor, "... h"], rows:Float[Tensor, "... r"]|None)->bool:
         """Whether there are rows beside features.
@@ -289,10 +317,11 @@ class CategoricalHead(Head):
         use_lengths:bool=False, # cut every row to its own length first
         token_bits:int|None=None, # size of a token's code in bits; None: as `bits`
         bins:Bins|None=None,    # of the codes, for a head beside a predictor; None: no predictor
+        n_places:int=0,         # places of a token in its sample with a bias of their own; 0: one bias for all
     ):
         if bins is not None: self.check_predictor(bits)
         token_bits = check_class_bits(bits if token_bits is None else token_bits)
-        super().__init__(d_model, bits, 2**token_bits, mode, l_output, use_lengths, token_bits, bins)
+        super().__init__(d_model, bits, 2**token_bits, mode, l_output, use_lengths, token_bits, bins, n_places=n_places)
         if self.beside_predictor:
             for p in self.decoder.output.parameters(): nn.init.zeros_(p)
 
@@ -314,11 +343,11 @@ class CategoricalHead(Head):
         outputs = at_least_float32(outputs)
         return outputs + self.predicted(rows).to(outputs.dtype)
 
-    def loss_from_feats(self, feats, codes, mask=None, lengths=None, rows=None):
+    def loss_from_feats(self, feats, codes, mask=None, lengths=None, rows=None, places=None):
         added = None
         if self.has_rows(feats, rows):
             added = self.predicted(rows).to(self.decoder.output.weight.dtype).flatten(0, -2)
-        feats = self.decoder.select(feats, lengths)
+        feats = self.decoder.select(self.with_places(feats, places), lengths)
         codes, mask = self._targets(feats, codes, mask)
         counted = torch.ones_like(codes, dtype=torch.bool) if mask is None else mask.bool()
         codes = valid_codes(codes.masked_fill(~counted, 0), feats, self.token_bits)
@@ -404,8 +433,8 @@ class DMLHead(Head):
         bias.div_(self.units)
         return self
 
-    def forward(self, feats, lengths=None, rows=None):
-        params = super().forward(feats, lengths, rows)
+    def forward(self, feats, lengths=None, rows=None, places=None):
+        params = super().forward(feats, lengths, rows, places)
         return params if self.beside_predictor else params*self.units
 
     def projection(self):
@@ -468,8 +497,16 @@ class ByteHead(CategoricalHead):
         if mode in ("pool", "sum"):
             raise ValueError(f"mode {mode!r} adds up features of different bytes, which stand for different things: "
                              "use full, last, first or ragged")
-        super().__init__(d_model, bits, mode, l_output, use_lengths, token_bits=8, bins=bins)
+        n_places = n_bytes if n_bytes > 1 and bins is None else 0     # rows of a predictor know the place
+        super().__init__(d_model, bits, mode, l_output, use_lengths, token_bits=8, bins=bins, n_places=n_places)
         self.tokens_per_sample = n_bytes
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        "Weights that were saved without places have one bias for all of them."
+        name = f"{prefix}decoder.output.weight"
+        if (weight := state_dict.get(name)) is not None and weight.shape[1:] == (self.d_model,):
+            state_dict[name] = nn.functional.pad(weight, (0, self.n_places))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @classmethod
     def check_predictor(cls, bits): pass   # 256 probabilities at every depth

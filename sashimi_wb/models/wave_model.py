@@ -113,7 +113,7 @@ class WaveModel(nn.Module):
     ) -> tuple[Float[Tensor, "b l p"], SaShiMiState | None]:
         """A window: the parameters of every token's distribution, and the state after it."""
         feats, state = self.backbone(self.encode(x, rows), state, need_state)
-        return self.head(feats, rows=rows), state
+        return self.head(feats, rows=rows, places=self.head.next_places(x)), state
 
     def step(
         self,
@@ -123,7 +123,7 @@ class WaveModel(nn.Module):
     ) -> tuple[Float[Tensor, "b p"], SaShiMiState]:
         """One token: the parameters of the next token's distribution, and the next state."""
         feats, state = self.backbone.step(self.encode(x, rows), state)
-        return self.head(feats, rows=rows), state
+        return self.head(feats, rows=rows, places=self.head.next_places(x)), state
 
     def encode(
         self,
@@ -145,7 +145,7 @@ class WaveModel(nn.Module):
     ) -> Float[Tensor, ""]:
         """Mean nats per counted token of a window."""
         feats, _ = self.backbone(self.encode(x, rows), need_state=False)
-        return self.head.loss_from_feats(feats, y, mask, rows=rows)
+        return self.head.loss_from_feats(feats, y, mask, rows=rows, places=self.head.next_places(x))
 
     def parameter_groups(
         self,

@@ -159,7 +159,8 @@ def run_beside(plan, config, w, table, state, ids, count, tokens, known, uniform
         add(x, START, S, a, START, S, 1, H)
         one_step(plan, w, state, skip, x, a, b, S, 1, count, L, N, low_rank, active)
         if keep or not known:
-            if project(params, V, x, S, a, w, config, 1, H, plan[0, CHANNELS]) >= 0: return t, sample
+            bad = project(params, V, x, S, a, w, config.last_norm, config.projection, 1, H, plan[0, CHANNELS])
+            if bad >= 0: return t, sample
             if config.mixture: relative_mixture(params, row, center, scale, line[1], line[2], mix)
             else: add_log_masses(p, row, beside.centers, places, params, n)
             if keep:

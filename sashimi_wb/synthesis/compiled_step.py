@@ -258,10 +258,10 @@ def encode(x, S, w, table, ids, float_input, R, H):
 
 
 @jit
-def project(params, V, x, S, a, w, config, R, H, n):
+def project(params, V, x, S, a, w, last_norm, projection, R, H, n):
     """The parameters of R rows, V floats apart. Returns the first row whose parameters are not finite, or -1."""
-    norm(a, x, S, w, config.last_norm, R, H, n)
-    affine(params, START, V, a, START, S, w, config.projection, R, H, V)
+    norm(a, x, S, w, last_norm, R, H, n)
+    affine(params, START, V, a, START, S, w, projection, R, H, V)
     for r in range(R):
         zero = broadcast(F(0))
         for i in range(r*V, r*V + V, 16): zero = fma(load(params, i), broadcast(F(0)), zero)
@@ -286,7 +286,8 @@ def run(plan, config, w, table, state, ids, count, tokens, known, uniforms, temp
         encode(x, S, w, table, ids, config.float_input, R, H)
         one_step(plan, w, state, skip, x, a, b, S, R, count, L, N, low_rank, active)
         if keep or not known:
-            bad = project(params, V, x, S, a, w, config, R, H, plan[0, CHANNELS])
+            projection = config.projection + count % config.n_places*V*(H + 1)   # of the place of the token
+            bad = project(params, V, x, S, a, w, config.last_norm, projection, R, H, plan[0, CHANNELS])
             if bad >= 0: return t, bad
             if keep:
                 for r in range(R):

@@ -43,7 +43,7 @@ class StepConfig(NamedTuple):
     bits: int          # bits of a code
     n_params: int      # parameters of a token's distribution
     last_norm: int     # index of the weights of the last norm
-    projection: int    # index of the weights of the projection to the parameters
+    projection: int    # index of the weights of the projection to the parameters; those of further places follow
     row_size: int      # floats of scratch memory per row
     n_outputs: int     # outputs of the projection; beside a predictor fewer than `n_params`
     features: int      # index of the weights of the predictor's features; 0 without one
@@ -235,8 +235,8 @@ def pack_model(
         plan[i, STATES] = n_state
         n_state += c.n_layers*H*(2*n_states + low_rank)
     last_norm = weights.add(_pack_norm(backbone.norm))
-    output, bias = model.head.projection()
-    projection = weights.add(_pack_linear(output, bias))
+    output, biases = model.head.projection()
+    projection, *_ = [weights.add(_pack_linear(output, bias)) for bias in torch.atleast_2d(biases)]
     features = 0
     if model.config.predictor != "none":
         linear = model.row_encoder.linear

@@ -36,10 +36,12 @@ def add_batch(
     head, y, mask, rows = model.head, batch["y"][..., 0], batch["mask"][..., 0], batch.get("rows")
     feats, state = model.backbone(model.encode(batch["x"], rows), state, need_state)
     block = max(2**22//head.n_params//len(y), 1)
+    places = head.next_places(batch["x"])
     for i in range(0, feats.shape[1], block):
         counted, part = mask[:, i:i + block], None if rows is None else rows[:, i:i + block]
+        place = None if places is None else places[:, i:i + block]
         codes = y[:, i:i + block].masked_fill(~counted, 0)
-        params = head(feats[:, i:i + block], rows=part)
+        params = head(feats[:, i:i + block], rows=part, places=place)
         ranks = head.rank(params, codes, max(tally.ks)) if tally.ks else None
         log_p = head.log_prob(params, codes)
         if mixture: log_p = mixture.add(log_p, head.predicted_log_prob(part, codes), i)

@@ -9,14 +9,18 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sashimi_wb.core.entropy import entropy_bits
+from sashimi_wb.core.entropy import entropy_bits, smooth_probabilities
 from sashimi_wb.models import blocked_cross_entropy as cross_entropy
 from sashimi_wb.models.encoders import make_encoder
-from sashimi_wb.models.heads import HEADS, CategoricalHead, DMLHead, SequenceDecoder, make_head, sample_logits
+from sashimi_wb.models.heads import HEADS, ByteHead, CategoricalHead, DMLHead, SequenceDecoder, make_head, sample_logits
 from sashimi_wb.models.mixtures import Mixture, mixture_cdf, mixture_log_prob, mixture_log_probs, mixture_sample
+from sashimi_wb.models.sashimi import SaShiMiConfig
 from sashimi_wb.models.sequence_decoder import MODES
+from sashimi_wb.models.wave_model import ModelConfig, WaveModel
 from sashimi_wb.prediction.bins import Bins
+from sashimi_wb.tokens.byte_tokens import place_bytes, silent_input
 from sashimi_wb.tokens.quantization import Quantizer, linear_decode, linear_encode
+from sashimi_wb.training.evaluation import Tally, add_batch
 
 REFERENCE = Path(__file__).parents[1]/"reference"
 LENGTHS = {"None": None, "varied": torch.tensor([9, 4, 6]), "equal6": torch.tensor([6, 6, 6])}
@@ -494,10 +498,48 @@ def test_untrained_heads_predict_the_histogram_they_started_at(name, bits):
 
 
 def test_a_start_needs_one_count_per_code_of_a_token():
-    assert make_head("bytes", 4, 24).start_at(np.ones(256, int)).decoder.output.bias.shape == (256,)
-    for name, n in (("categorical", 255), ("dml", 256), ("bytes", 65536)):
-        with pytest.raises(ValueError, match=r"counts: expected one for each of the \d+ codes of a token, got .*"):
-            make_head(name, 4, 16 if name != "categorical" else 8).start_at(np.ones(n, int))
+    assert make_head("bytes", 4, 24).start_at(np.ones((3, 256), int)).decoder.output.bias.shape == (256,)
+    for name, shape in (("categorical", 255), ("dml", 256), ("bytes", 256), ("bytes", (256, 2))):
+        with pytest.raises(ValueError, match=r"counts: expected one for each of the \d+ codes of a token"):
+            make_head(name, 4, 16 if name != "categorical" else 8).start_at(np.ones(shape, int))
+
+
+@pytest.mark.parametrize("bits, n", [(16, 2), (24, 3)])
+def test_every_place_of_a_byte_starts_at_its_own_histogram(bits, n):
+    head, counts = make_head("bytes", 4, bits), np.random.default_rng(0).integers(0, 999, (n, 256))**2
+    head.start_at(counts)
+    feats, expected = 5*torch.randn(2, 3*n, 4), torch.tensor(np.stack([*map(smooth_probabilities, counts)])).float()
+    torch.testing.assert_close(head(feats).softmax(-1), expected.repeat(3, 1).expand(2, -1, -1))
+    after = torch.tensor([[0], [256*(n - 1)]])                        # the first byte of a sample, and the last
+    torch.testing.assert_close(head(feats[:, 0], places=head.next_places(after)).softmax(-1), expected[[1, 0]])
+
+
+def test_bytes_are_scored_in_blocks_that_end_within_a_sample(n=6000):
+    torch.manual_seed(0)
+    model = WaveModel(ModelConfig(24, head="bytes", backbone=SaShiMiConfig(4, 1, ())))
+    y, tally = torch.randint(256, (1, 3*n, 1)), Tally(24, (), 3)
+    assert (2**22//256) % 3 and 3*n > 2**22//256                      # more than one block, of no whole samples
+    x = torch.cat([torch.tensor([[[silent_input(24)]]]), place_bytes(y, 3)[:, :-1]], 1)
+    with torch.no_grad():
+        model.head.decoder.output.weight[:, -3:].normal_(std=3)
+        add_batch(tally, model, {"x": x, "y": y, "mask": torch.ones_like(y, dtype=torch.bool)})
+        assert abs(tally.result()["nats_per_token"] - model.loss(x, y).item()) < 1e-4
+
+
+def test_places_are_part_of_the_projection():
+    head, feats = ByteHead(8, 24), torch.randn(2, 7, 8)
+    weight, biases = head.projection()
+    params = head(feats)
+    torch.testing.assert_close(params, F.linear(feats, weight) + biases[torch.arange(7) % 3])
+    places, codes = torch.arange(14).reshape(2, 7) % 3, torch.randint(256, (2, 7))
+    moved = head(feats, places=places)
+    assert torch.equal(moved[0], params[0]) and not torch.isclose(moved[1], params[1]).any()
+    torch.testing.assert_close(head.loss_from_feats(feats, codes, places=places), head.loss(moved, codes))
+    older = head.state_dict()
+    older["decoder.output.weight"] = weight                          # saved with one bias for all places
+    read = ByteHead(8, 24)
+    read.load_state_dict(older)
+    torch.testing.assert_close(read(feats), F.linear(feats, weight, head.decoder.output.bias))
 
 
 def speech_like(n=20_000):

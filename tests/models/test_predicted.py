@@ -261,7 +261,8 @@ def test_an_untrained_model_needs_the_bits_of_the_predictor(name, quantization, 
     params, _ = net(x, rows=rows)
     assert params.shape == (*y.shape[:2], net.head.n_params)
     torch.testing.assert_close(net.head.loss(params, y).item(), loss.item(), rtol=1e-5, atol=1e-5)
-    net.head.start_at(torch.ones(net.head.n_codes).numpy())       # changes nothing
+    tokens = net.head.tokens_per_sample
+    net.head.start_at(torch.ones(tokens, net.head.n_codes).squeeze(0).numpy())       # changes nothing
     torch.testing.assert_close(net(x, rows=rows)[0], params, rtol=0, atol=0)
     loss.backward()
     grads = [p.grad for p in net.parameters() if p.grad is not None]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
 import torch
 from made_runs import make_run
@@ -121,13 +122,17 @@ def test_a_score_that_is_lost_after_the_training_went_on(unbroken, broken, damag
 
 
 @pytest.mark.parametrize("changes", [{}, {"bits": 16, "head": "dml", "quantization": "linear"},
-                                     {"bits": 12, "quantization": "linear"}])
+                                     {"bits": 12, "quantization": "linear"},
+                                     {"bits": 16, "head": "bytes", "quantization": "linear"}])
 def test_training_starts_at_the_histogram(tmp_path, changes):
     "The first loss is about the order-0 entropy, and far below that of a model of noise."
     run = Run(experiment("smoke", {"steps": (1,), "batch_size": 64, "continuation_s": 0} | changes), runs=tmp_path)
     record = execute(run, progress=False)
-    counts = run.data.train.histogram(run.new_model().head.n_codes)
-    assert abs(record["curve"]["bits"][0] - entropy_bits(counts)) < 0.3 < run.experiment.bits - entropy_bits(counts)
+    counts = np.atleast_2d(run.data.train.histogram(run.new_model().head.n_codes))
+    entropy = sum(map(entropy_bits, counts))                          # of a sample: over its tokens
+    first = record["curve"]["bits"][0]*len(counts)
+    assert len(counts) == run.experiment.tokens_per_sample
+    assert abs(first - entropy) < 0.3 < run.experiment.bits - entropy
 
 
 def test_weights_of_an_earlier_step_are_refused(unbroken):
