@@ -52,12 +52,14 @@ class Ablation:
     def experiments(self, base: Experiment, n_seeds: int = 1) -> dict[str, list[Experiment]]:
         """Arm -> one experiment for every seed; only the first seed generates a continuation.
 
+        Arms with prediction inside have one seed, to save time.
         Beside a predictor, arms whose output cannot stand beside it are left out.
         Raises: ValueError for a number of seeds below 1."""
         check_int("n_seeds", n_seeds, 1, 1000)
         shared = self.prepare(base)
         arms = {name: _arm(shared, changes) for name, changes in self.arms.items() if _has_meaning(shared, changes)}
-        return {name: [_seeded(arm, i) for i in range(n_seeds)] for name, arm in arms.items()}
+        return {name: [_seeded(arm, i) for i in range(1 if "predictor" in self.arms[name] else n_seeds)]
+                for name, arm in arms.items()}
 
 
 def _arm(base, changes):

@@ -232,6 +232,7 @@ def _limits(records):
     "What runs of this size can show."
     first = next(iter(records.values()))
     n = len(first)
-    return [f"These are small models after short trainings, with {n} seed{'s' if n > 1 else ''} and one split of one "
-            f"corpus; test windows of {first[0]['parameters']['sample_len']} samples begin without a past, whole files "
-            "do not. The figures show how the arms begin to learn, not where they end."]
+    fewer = " (one with prediction inside)" if any(len(seeds) < n for seeds in records.values()) else ""
+    return [f"These are small models after short trainings, with {n} seed{'s' if n > 1 else ''}{fewer} and one "
+            f"split of one corpus; test windows of {first[0]['parameters']['sample_len']} samples begin without a "
+            "past, whole files do not. The figures show how the arms begin to learn, not where they end."]
