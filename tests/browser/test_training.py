@@ -5,7 +5,7 @@ from made_audio import write
 
 from browser import ROOT, check_export, copy_notebook, enter, wait_for_new_data
 
-STEPS, EPOCH = 200, 50
+STEPS, EPOCH = 600, 50
 
 
 def fill(folder):

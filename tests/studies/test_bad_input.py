@@ -67,7 +67,8 @@ def test_preset_and_ablation():
 
 
 def test_notebook_parameters():
-    message = "unknown parameter n_seed; known: preset, n_seeds, audio, runs, workers; did you mean 'n_seeds'"
+    message = ("unknown parameter n_seed; known: preset, n_seeds, audio, runs, workers, predictor; "
+               "did you mean 'n_seeds'")
     with pytest.raises(ValueError, match=message):
         ablation_parameters({"preset": "smoke", "n_seed": 2, "_i1": "", "In": []}, {"In"})
 
