@@ -59,8 +59,7 @@ def predict(p, k, adapt):
     """Prepare the distribution of the next sample of a channel, in `p.parts`."""
     predictions, stages, inputs, m = p.predictions[k], p.stages[k], p.top.inputs[k], 0
     for e in range(p.first[k], p.first[k + 1]):
-        n = 0
-        while n < p.problems.n_weights.shape[1] and p.problems.n_weights[e, n] > 0: n += 1
+        n = p.problems.n_orders[e]
         if observe(p.problems, e, p.samples, p.known, adapt):
             linear_predictions(p.problems, e, predictions[m:m + n])
         else:                              # silent: the problem before it has the same orders and looks less far
@@ -156,7 +155,7 @@ class AdaptivePredictor:
         levels, edges = (np.zeros(0),)*2 if linear else (bins.levels.numpy(), bins.edges.numpy())
         lowest, highest = (float(bins.level(np.array(code))) for code in (0, quantizer.n_codes - 1))
         problems = least_squares(self.n_channels, self.block)
-        count = [int((problems.n_weights[problems.target == k] > 0).sum()) for k in range(n_channels)]
+        count = [int(problems.n_orders[problems.target == k].sum()) for k in range(n_channels)]
         first = np.searchsorted(problems.target, np.arange(n_channels + 1))
         c, m, n = self.n_channels, max(count), len(LAGS) + 1
         self.state = State(

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LANES', 'LEAST_PIVOT', 'FAST', 'SLOW', 'AHEAD', 'OTHER_LAGS', 'RING', 'WINDOW', 'FIRST_SOLUTION', 'dot', 'factor',
-           'back_substitute', 'Problem', 'LeastSquares', 'least_squares', 'observe', 'linear_predictions']
+           'back_substitute', 'Problem', 'LeastSquares', 'least_squares', 'place_before', 'observe',
+           'linear_predictions']
 
 # %% ../../nbs/prediction/03_least_squares.ipynb #52f9e8b8
 import math
@@ -92,7 +93,8 @@ class LeastSquares(NamedTuple):
     ahead: np.ndarray         # (e,) look ahead into earlier channels, in samples
     decay: np.ndarray         # (e,)
     every: np.ndarray         # (e,)
-    n_weights: np.ndarray     # (e, o) weights of each prediction; 0: there is none
+    n_orders: np.ndarray      # (e,) predictions
+    n_weights: np.ndarray     # (e, o) weights of each prediction
     segments: np.ndarray      # (e, -, 4) runs of lags of one channel: channel, first lag, lags, first weight
     rings: np.ndarray         # (e, c, c, 3) products of two channels: start, vectors in the ring, numbers of a vector
     products: np.ndarray      # (e, -) decayed lag products
@@ -143,19 +145,25 @@ def least_squares(
     return LeastSquares(
         target=np.array([p[0] for p in plans]), ahead=np.array([p[1] for p in plans]),
         decay=np.array([p[2].decay for p in plans]), every=np.array([p[2].every for p in plans]),
-        n_weights=n_weights, segments=segments, rings=rings, products=np.zeros((e, max(sizes))),
+        n_orders=np.array([len(p[2].orders) for p in plans]), n_weights=n_weights,
+        segments=segments, rings=rings, products=np.zeros((e, max(sizes))),
         recent=np.zeros((e, c, RING + WINDOW)), at=np.full(e, RING), clock=np.zeros(e, np.int64),
         weights=np.zeros((e, o, n)), regressors=np.zeros(n + LANES), equations=np.zeros(n*(n + LANES)))
 
 # %% ../../nbs/prediction/03_least_squares.ipynb #cffd84d3
 @jit
+def place_before(buffers, position):
+    """The place before one in buffers (n, RING + WINDOW); at their beginning, what they show moves to the end."""
+    if position > 0: return position - 1
+    for s in range(len(buffers)):
+        for i in range(WINDOW): buffers[s, RING + i] = buffers[s, i]
+    return RING - 1
+
+
+@jit
 def _push(p, e, samples, known):
     "Show a problem one more sample of every channel."
-    position = p.at[e] - 1
-    if position < 0:
-        for s in range(len(known)):
-            for i in range(WINDOW): p.recent[e, s, RING + i] = p.recent[e, s, i]
-        position = RING - 1
+    position = place_before(p.recent[e], p.at[e])
     p.at[e] = position
     k, time, size = p.target[e], p.clock[e], samples.shape[1]
     for s in range(len(known)):
@@ -215,13 +223,11 @@ def _collect(p, e, n, stride):
 @jit
 def _solve(p, e):
     "New weights of every order."
-    n_orders = 0
-    while n_orders < p.n_weights.shape[1] and p.n_weights[e, n_orders] > 0: n_orders += 1
-    n = p.n_weights[e, n_orders - 1]
+    n = p.n_weights[e, p.n_orders[e] - 1]
     stride = -(-n//LANES)*LANES + LANES
     _collect(p, e, n, stride)
     factor(p.equations, n, stride)
-    for o in range(n_orders): back_substitute(p.equations, p.n_weights[e, o], n, stride, p.weights[e, o])
+    for o in range(p.n_orders[e]): back_substitute(p.equations, p.n_weights[e, o], n, stride, p.weights[e, o])
 
 
 @jit

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..core.compiled import jit
 from ..core.simd import broadcast, load, store
-from .least_squares import RING, WINDOW, dot
+from .least_squares import RING, WINDOW, dot, place_before
 
 # %% ../../nbs/prediction/04_nlms.ipynb #e20d4abf
 LAGS = (256, 32, 16)              # of the three filters
@@ -45,11 +45,7 @@ def cascade_outputs(p, k):
 @jit
 def cascade_update(p, k, residual, adapt):
     """Move the filters by one step, and remember the residual before each."""
-    position = p.at[k] - 1
-    if position < 0:
-        for i in range(len(LAGS)):
-            for j in range(WINDOW): p.inputs[k, i, RING + j] = p.inputs[k, i, j]
-        position = RING - 1
+    position = place_before(p.inputs[k], p.at[k])
     for i in range(len(LAGS)):
         past, weights, n = p.inputs[k, i], p.weights[k, i], LAGS[i]
         past[position] = residual

@@ -277,17 +277,11 @@ def adaptive_bits(
     from sashimi_wb.prediction.adaptive import AdaptivePredictor   # numba takes half a second to import
     codes = _channels(_integers(codes, Quantizer(quantization, bits).n_codes))
     if quantization == "linear":           # as of 16-bit sound in a file of 24 bits
-        unused = _unused_bits(codes, bits)
+        unused = int(_zero_bits(codes.reshape(1, -1) - 2**(bits - 1))[0])
         codes, bits = codes >> unused, bits - unused
     quantizer = Quantizer(quantization, bits)
     predictor = AdaptivePredictor(quantizer, codes.shape[1])
     return float(sum(predictor.bits(codes[i:i + CHUNK]).sum() for i in range(0, len(codes), CHUNK))) / codes.size
-
-
-def _unused_bits(codes, bits):
-    "Low bits that are zero in all samples, below the depth; 0 for silence."
-    used = int(np.bitwise_or.reduce(codes.ravel() - 2**(bits - 1), dtype=np.int64))
-    return 0 if used == 0 else min((used & -used).bit_length() - 1, bits - 1)
 
 # %% ../../nbs/training/02_baselines.ipynb #977f0a63
 def all_baselines(
