@@ -51,23 +51,25 @@ def run_ablations(
     n_seeds:int=2,         # runs of every arm
     runs:str="",           # folder of all runs; empty: the usual one
     workers:int=0,         # runs at a time; 0: one for every core
+    predictor:str="none",  # of all arms: "none", or "adaptive" linear prediction
     progress:bool=True,    # show a bar
 )->Path:                   # of the report
     """Carry out the runs of all ablations, execute their notebooks, and write the report.
 
     All runs come first, in one pool. The notebooks and the report then find them done and only read their records."""
-    read_values({"preset": preset, "n_seeds": n_seeds, "workers": workers}, field_types(AblationParameters))
-    base, folder, started = experiment(preset), runs_folder(runs), time.time()
+    own = {"preset": preset, "workers": workers, "predictor": predictor}
+    read_values(own | {"n_seeds": n_seeds}, field_types(AblationParameters))
+    base, folder, started = experiment(preset, {"predictor": predictor}), runs_folder(runs), time.time()
     # an unwritable folder is an error now, not after the runs
     write_atomic(folder/"last_ablations.txt", f"{audio_folder(audio)} {preset} {n_seeds}\n")
     ablations = [ABLATIONS[name] for name in possible(audio)]
     audio = str(audio_folder(audio)) if audio else ""
     arms = [jobs for a in ablations for jobs in ablation_jobs(a, base, a.n_seeds(n_seeds), audio).values()]
     run_all([job for jobs in arms for job in jobs], audio, runs, workers, progress)
-    shared = {"preset": preset, "audio": audio, "runs": str(folder), "workers": workers}
+    shared = own | {"audio": audio, "runs": str(folder)}
     run_notebooks([(a.name, folder/f"{a.name}.ipynb", shared | {"n_seeds": a.n_seeds(n_seeds)}) for a in ablations])
     results = {a.name: ablation_records(a, base, a.n_seeds(n_seeds), audio, runs, progress=False) for a in ablations}
-    summary = _summary(results) | {"preset": preset, "n_seeds": n_seeds, "minutes": (time.time() - started)/60}
+    summary = _summary(results) | own | {"n_seeds": n_seeds, "minutes": (time.time() - started)/60}
     write_atomic(folder/"results.json", json.dumps(summary, indent=1))
     return write_report(results, folder/"report.html")
 
@@ -151,6 +153,7 @@ def parser()->argparse.ArgumentParser:
     a.add_argument("--workers", type=int, default=0,
                    help="runs at a time (default: one for every core); they share its "
                    "threads, whose number decides the last bits of a result")
+    a.add_argument("--predictor", default="none", help="of all arms: none, or adaptive linear prediction")
     g = commands.add_parser("generate", help="audio from a trained model")
     g.add_argument("model", help="a run's model.safetensors, or a bundled checkpoint (`where checkpoints`)")
     g.add_argument("--output", default="generated.flac", help="a .flac or .wav file (default: generated.flac)")
@@ -206,7 +209,8 @@ def _carry_out(args):
     if args.command == "presets": lines = [f"{k}: {v}" for k, v in PRESETS.items()]
     elif args.command == "where": lines = where(args.name)
     elif args.command == "ablations":
-        lines = [f"report: {run_ablations(args.audio, args.preset, args.seeds, args.runs, args.workers)}"]
+        report = run_ablations(args.audio, args.preset, args.seeds, args.runs, args.workers, args.predictor)
+        lines = [f"report: {report}"]
     else:
         lines = [str(generate_file(args.model, args.output, args.seconds, args.prompt, args.temperature, args.seed,
                                    True, args.top_k, args.top_p, args.prompt_start, args.prompt_seconds, args.bits,

@@ -18,6 +18,7 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 from tqdm.auto import tqdm
 
 from ..core.notebooks import papermill_path
@@ -31,6 +32,7 @@ from ..core.locks import holding
 from .run import Run, code_fingerprint, execute
 from ..synthesis.engine import load_compiled
 from ..synthesis.packing import Unsupported
+from ..training.baselines import adaptive_bits
 
 # %% ../../nbs/studies/04_batch.ipynb #c8d0f9d1
 def notebook_path(
@@ -97,11 +99,13 @@ def notebook_processes(
 
 
 def prepare()->None:
-    """Import and load whatever the experiment notebooks need, and compute nothing."""
+    """Import, load and compile whatever the experiment notebooks need, and compute nothing."""
     for name in ("papermill", "matplotlib.backends.backend_agg", "torch.utils.tensorboard",
                  "sashimi_wb.training.trainer", "sashimi_wb.studies.report"): import_module(name)
     import_torchaudio()
-    with suppress(Unsupported): load_compiled()
+    with suppress(Unsupported):
+        load_compiled()
+        adaptive_bits(np.zeros(1, np.int64), 8)
     code_fingerprint()
 
 

@@ -231,9 +231,10 @@ _NOT_IN_CODES = ("path", "input", "interleaving_strategy", "batch_size", "train_
 
 def _baselines_key(data):
     "SHA-256 of everything that decides the test codes and their baselines."
+    from sashimi_wb.core.compiled import compiles      # numba takes half a second to import
     config = {k: v for k, v in to_json(data.config).items() if k not in _NOT_IN_CODES}
     versions = [version(name) for name in ("av", "numpy", "soundfile", "torch", "torchaudio")]
-    facts = [config, data.fingerprint(), versions, code_sources("training.baselines", "audio.loaders")]
+    facts = [config, data.fingerprint(), versions, compiles(), code_sources("training.baselines", "audio.loaders")]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

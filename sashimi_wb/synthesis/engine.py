@@ -29,6 +29,7 @@ def load_compiled():
     """The module of compiled functions. It is called here with no token, so that an engine that cannot be loaded or
     compiled fails now and not while it generates. Raises: Unsupported."""
     try:
+        from sashimi_wb.core.compiled import compiles
         from sashimi_wb.synthesis import compiled_step
         compiled_step.run(
             plan=np.zeros((1, len(COLUMNS)), np.int64), config=StepConfig(*[0]*len(StepConfig._fields)),
@@ -38,8 +39,7 @@ def load_compiled():
     except Exception as e:  # any error of a library that is missing, broken or of another version
         first_line = next(iter(str(e).splitlines()), "")
         raise Unsupported(f"numba does not work here ({type(e).__name__}: {first_line})") from e
-    if not hasattr(compiled_step.run, "signatures"):
-        raise Unsupported("numba is switched off (NUMBA_DISABLE_JIT)")
+    if not compiles(): raise Unsupported("numba is switched off (NUMBA_DISABLE_JIT)")
     return compiled_step
 
 

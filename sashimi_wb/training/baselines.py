@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..core.entropy import entropy_bits
 from ..audio.writing import SUBTYPES, codes_to_int32
-from ..core.system import as_array, check_depth, choose
+from ..core.system import as_array, check_depth, choose, log
 from ..prediction.linear import autocorrelation, levinson
 from ..tokens.quantization import Quantizer
 
@@ -290,18 +290,21 @@ def all_baselines(
     sample_rate:int,                        # Hz
     quantization:str="linear",              # of the codes: "linear" or "mu_law"
 )->dict[str, float]: # bits per sample: "order0", "flac5", "flac8", keys of LOSSLESS, "lpc_rice", "adaptive"
-    """Rates of samples without a model; coders that are missing here or do not take the channels are left out.
+    """Rates of samples without a model. Coders that are missing here or do not take the channels are left out, and
+    so is adaptive prediction where numba is switched off.
 
     Raises: ValueError for codes out of range, or no samples."""
-    total, n, adaptive = {}, 0, 0.0
+    from sashimi_wb.core.compiled import compiles
+    total, n = {}, 0
+    if compiles(): total["adaptive"] = 0.0
+    else: log.warning("adaptive prediction is left out: numba is switched off (NUMBA_DISABLE_JIT)")
     values, counts = np.zeros(0, np.int64), np.zeros(0)
     def predicted():
-        nonlocal adaptive
         for codes in files:
             codes = as_array(codes, "codes")
             if not codes.size: continue
             codes = _channels(_integers(codes, 2**check_depth(bits)))
-            adaptive += codes.size * adaptive_bits(codes, bits, quantization)
+            if "adaptive" in total: total["adaptive"] += codes.size * adaptive_bits(codes, bits, quantization)
             yield codes
     for codes in _chunks(predicted()):
         n += codes.size
@@ -311,7 +314,7 @@ def all_baselines(
         for name, rate in _coders(codes.shape[1]).items():
             total[name] = total.get(name, 0.0) + codes.size * rate(codes, bits, sample_rate)
     if not n: raise ValueError("files: expected at least one sample, got none")
-    return {"order0": entropy_bits(counts)} | {name: v / n for name, v in (total | {"adaptive": adaptive}).items()}
+    return {"order0": entropy_bits(counts)} | {name: v / n for name, v in total.items()}
 
 def _coders(n_channels):
     "The functions (codes, bits, sample_rate) -> bits per sample of the coders that take so many channels here."
