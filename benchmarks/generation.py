@@ -7,7 +7,8 @@ in float32, one row; "reference" is `Stepper`, the same in float64. Each rate is
 seconds. The bound by memory divides the rate at which one core reads memory by the bytes of weights and states that a
 sample needs; the rate is measured on an array that fits into the second-level cache, and on one of the size of the
 model. The bound by arithmetic divides the rate of multiply-adds in a layer that fits into the first-level cache by
-those that a sample needs. "first" and "later" calls are new processes, with an empty and a filled cache of compiled
+those that a sample needs. "reading" is stepping through known
+samples, as scoring and coding do, while the predictor adapts. "first" and "later" calls are new processes, with an empty and a filled cache of compiled
 code, without the time to import torch and to build the model.
 """
 import argparse
@@ -21,14 +22,15 @@ import numpy as np
 from machine import case, describe
 
 
-def full_size(form="diag", head="categorical", bits=8):
+def full_size(form="diag", head="categorical", bits=8, **changes):
     import torch
 
     from sashimi_wb.models.sashimi import SaShiMiConfig
     from sashimi_wb.models.wave_model import ModelConfig, WaveModel
     from sashimi_wb.ssm.learned import KernelConfig
     torch.manual_seed(0)
-    return WaveModel(ModelConfig(bits, head=head, backbone=SaShiMiConfig(kernel=KernelConfig(form)))).eval()
+    backbone = SaShiMiConfig(kernel=KernelConfig(form))
+    return WaveModel(ModelConfig(bits, head=head, backbone=backbone, **changes)).eval()
 
 
 def rate(work, unit, seconds, repeats=3):
@@ -61,6 +63,40 @@ def depth_ratio(seconds, rounds=4):
     for _ in range(rounds):
         for i, (head, bits) in enumerate((("categorical", 8), ("dml", 16))):
             best[i] = max(best[i], engine_rate("diag", head, bits, 1, 1, "compiled", seconds/rounds))
+    return best
+
+
+def beside_times(head, bits, seconds, rounds=4):
+    """Microseconds a sample of model alone, predictor alone and both, reading the same music, measured alternately."""
+    import soundfile
+    import torch
+
+    from sashimi_wb.core.system import bundled
+    from sashimi_wb.prediction.token_predictor import TokenPredictor
+    from sashimi_wb.synthesis.engine import CompiledStepper
+    from sashimi_wb.synthesis.stepping import Sampling
+    from sashimi_wb.tokens.byte_tokens import to_bytes, whole_bytes
+    from sashimi_wb.tokens.quantization import Quantizer
+    torch.set_num_threads(1)
+    quantizer, n_places = Quantizer("linear", bits), whole_bytes(bits) if head == "bytes" else 1
+    music = soundfile.read(bundled("data/music/grieg_mountain_king.flac"), 2**18)[0].mean(1)
+    tokens = quantizer.encode(torch.as_tensor(music))[None]
+    if n_places > 1: tokens = to_bytes(tokens[..., None], bits)[..., 0]
+    def stepper(predictor):
+        model = full_size("diag", head, bits, predictor=predictor, quantization="linear")
+        beside = TokenPredictor(quantizer, n_places=n_places) if predictor == "adaptive" else None
+        return CompiledStepper(model, 1, Sampling(), quantizer, predictor=beside).read
+    alone = TokenPredictor(quantizer, n_places=n_places)
+    readers = stepper("none"), lambda x: alone.read(x[0].numpy()), stepper("adaptive")
+    best, at, n = [float("inf")]*3, 0, 2048*n_places
+    stop = time.perf_counter() + seconds*rounds
+    while time.perf_counter() < stop or at < 3*n:
+        block = tokens[:, at % (tokens.shape[1] - n):][:, :n]
+        for i, read in enumerate(readers):
+            start = time.perf_counter()
+            read(block)
+            if at: best[i] = min(best[i], 1e6*(time.perf_counter() - start)/n*n_places)
+        at += n
     return best
 
 
@@ -171,7 +207,7 @@ def main():
         torch.set_num_threads(1)
         what, *rest = json.loads(args.case)
         return print(json.dumps({"engine": engine_rate, "depth": depth_ratio, "torch": torch_rate, "first": first_call,
-                                 "bound": bound}[what](*rest)))
+                                 "bound": bound, "beside": beside_times}[what](*rest)))
     def ask(*what): return case(__file__, "--seconds", args.seconds, "--case", json.dumps(what))
     print("generation, full-size model, samples per second")
     print(describe(2))
@@ -192,6 +228,12 @@ def main():
     plain, deep = ask("depth", s)
     show("diag, 16 bit, dml, batch 1", f"{deep:,.0f}")
     show("  ratio to 8 bit categorical, alternately", f"{deep/plain:.2f}", "0.85")
+    for head, bits in (("categorical", 8), ("dml", 16), ("bytes", 16)):
+        model, predictor, both = ask("beside", head, bits, s)
+        show(f"diag, {bits} bit, {head}, reading: model alone", f"{model:.1f} us")
+        show("  predictor alone", f"{predictor:.1f} us")
+        show("  both", f"{both:.1f} us")
+        show("  ratio to their sum", f"{both/(model + predictor):.3f}", "1.10")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["NUMBA_CACHE_DIR"] = folder
         for name, goal in (("first call, compiling, seconds", "20"), ("later call in a new process, seconds", "1")):
