@@ -7,9 +7,9 @@ in float32, one row; "reference" is `Stepper`, the same in float64. Each rate is
 seconds. The bound by memory divides the rate at which one core reads memory by the bytes of weights and states that a
 sample needs; the rate is measured on an array that fits into the second-level cache, and on one of the size of the
 model. The bound by arithmetic divides the rate of multiply-adds in a layer that fits into the first-level cache by
-those that a sample needs. "reading" is stepping through known
-samples, as scoring and coding do, while the predictor adapts. "first" and "later" calls are new processes, with an empty and a filled cache of compiled
-code, without the time to import torch and to build the model.
+those that a sample needs. "reading" is stepping through known samples, as scoring and coding do, while the predictor
+adapts. "first" and "later" calls are new processes, with an empty and a filled cache of compiled code, without the time
+to import torch and to build the model.
 """
 import argparse
 import json

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECORD', 'REMEDY', 'code_fingerprint', 'Run', 'read_record', 'check_record', 'Curve', 'training_curve', 'excerpt',
-           'make_clips', 'baselines', 'score', 'RunEvents', 'execute', 'revision', 'provenance']
+           'make_clips', 'baselines', 'histogram', 'score', 'RunEvents', 'execute', 'revision', 'provenance']
 
 # %% ../../nbs/studies/03_run.ipynb #73cc04e8
 import copy
@@ -24,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from filelock import FileLock
+from jaxtyping import Int
 
 from .. import __version__
 from ..training.baselines import all_baselines, flac_bits_per_sample
@@ -76,7 +77,7 @@ class Run:
         """The model before training: weights by the seed, an output that predicts the training set's histogram."""
         seed_everything(self.experiment.seed)
         model = WaveModel(self.experiment.model_config())
-        model.head.start_at(self.data.train.histogram(model.head.n_codes))
+        model.head.start_at(histogram(self.data, model.head.n_codes))
         return model
 
     @property
@@ -197,22 +198,35 @@ def baselines(
 
     Companding impairs the linear prediction of FLAC, so FLAC is also measured on linear codes of the same samples.
     The figures are kept beside the index of the audio, so that runs with equal test codes measure them once."""
-    path = cache_path().parent/"baselines"/f"{_baselines_key(data)}.json"
+    from sashimi_wb.core.compiled import compiles      # numba takes half a second to import
+    return _kept("baselines", data, [compiles(), code_sources("training.baselines", "audio.loaders")], {str: float},
+                 lambda: _measured(data))
+
+
+def histogram(
+    data:AudioData, # its training windows are counted
+    n_codes:int,    # number of values of a token
+)->Int[np.ndarray, "..."]: # how often each value occurs, as of `WindowDataset.histogram`
+    """The tokens of the training set, counted once for all runs with equal codes."""
+    facts = [n_codes, data.config.tokens, code_sources("audio.loaders")]
+    return np.array(_kept("histograms", data, facts, {"counts": list},
+                          lambda: {"counts": data.train.histogram(n_codes).tolist()})["counts"])
+
+
+def _kept(kind, data, facts, shape, measure):
+    "What was measured on audio, from a file beside its index; measured and written if there is none or it is damaged."
+    path = cache_path().parent/kind/f"{_key(data, facts)}.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")): return _kept(path, data)    # the second of two runs waits
-    except OSError as e: log.warning("the measured baselines are not kept: %s", e)
-    return _measured(data)
-
-
-def _kept(path, data):
-    "The baselines in a file; measured and written if there are none, or if the file is damaged."
-    try: return read_json(path, "measured baselines", {str: float}, "they are measured again")
-    except FileNotFoundError: pass
-    except ValueError as e: log.warning("%s", e)
-    found = _measured(data)
-    write_atomic(path, json.dumps(found))
-    return found
+        with FileLock(path.with_suffix(".lock")):                             # the second of two runs waits
+            try: return read_json(path, f"measured {kind}", shape, "they are measured again")
+            except FileNotFoundError: pass
+            except ValueError as e: log.warning("%s", e)
+            found = measure()
+            write_atomic(path, json.dumps(found))
+            return found
+    except OSError as e: log.warning("the measured %s are not kept: %s", kind, e)
+    return measure()
 
 
 def _measured(data):
@@ -224,18 +238,17 @@ def _measured(data):
     return found | {"flac8_linear": flac_bits_per_sample(linear, bits, rate, 8)}
 
 
-# fields of a data configuration that the test codes do not depend on; the fingerprint stands for the path
+# fields of a data configuration that codes do not depend on; the fingerprint stands for the path
 _NOT_IN_CODES = ("path", "input", "interleaving_strategy", "batch_size", "train_chunk_size", "val_chunk_size",
                  "num_workers", "tokens", "pad_len", "predictor")
 
 
-def _baselines_key(data):
-    "SHA-256 of everything that decides the test codes and their baselines."
-    from sashimi_wb.core.compiled import compiles      # numba takes half a second to import
+def _key(data, facts):
+    "SHA-256 of everything that decides the codes and what is measured on them."
     config = {k: v for k, v in to_json(data.config).items() if k not in _NOT_IN_CODES}
     versions = [version(name) for name in ("av", "numpy", "soundfile", "torch", "torchaudio")]
-    facts = [config, data.fingerprint(), versions, compiles(), code_sources("training.baselines", "audio.loaders")]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    facts = json.dumps([config, data.fingerprint(), versions, facts], sort_keys=True)
+    return hashlib.sha256(facts.encode()).hexdigest()
 
 
 def score(

@@ -12,6 +12,7 @@ import pytest
 import torch
 from made_runs import make_run
 
+from sashimi_wb.audio.windows import WindowDataset
 from sashimi_wb.core.entropy import entropy_bits
 from sashimi_wb.core.locks import clear_leftovers, holding
 from sashimi_wb.core.sources import code_sources
@@ -71,6 +72,22 @@ def test_equal_test_codes_are_measured_once(tmp_path, monkeypatch):
     assert found() == first and len(measured) == 9
     monkeypatch.setenv("SASHIMI_WB_CACHE", str(file/"no folder"))                        # it cannot be kept
     assert found() == first and len(measured) == 10
+
+
+def test_equal_training_codes_are_counted_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("SASHIMI_WB_CACHE", str(tmp_path/"cache"))
+    counted, count = [], WindowDataset.histogram
+    monkeypatch.setattr(WindowDataset, "histogram", lambda self, n: counted.append(n) or count(self, n))
+    def found(**changes):
+        run = Run(experiment("smoke", changes), bundled("data/digits"), tmp_path)
+        return runs_module.histogram(run.data, 256), count(run.data.train, 256)
+    for changes in ({}, {"input": "raw", "encoder": None}, {"predictor": "adaptive"}, {"lr": .1}):
+        np.testing.assert_array_equal(*found(**changes))
+    assert len(counted) == 1
+    deep = {"quantization": "linear", "bits": 16, "head": "bytes"}
+    for changes, n in (({"bits": 7}, 2), (deep, 3), (deep | {"bits": 24}, 4), (deep, 4)):
+        np.testing.assert_array_equal(*found(**changes))
+        assert len(counted) == n
 
 
 def weights(run):
