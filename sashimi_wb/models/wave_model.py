@@ -6,14 +6,14 @@
 __all__ = ['ModelConfig', 'WaveModel']
 
 # %% ../../nbs/models/11_wave_model.ipynb #a2fb189f
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..prediction.bins import Bins
-from ..tokens.quantization import QUANTIZATIONS, Quantizer
+from ..tokens.quantization import QUANTIZATIONS, SCALINGS, Quantizer
 from ..tokens.streams import PREDICTORS, TokenStream
 from ..core.checks import Depth, OneOf, Range
 from ..core.system import as_tensor, check_fields
@@ -25,7 +25,7 @@ from .sashimi import SaShiMi, SaShiMiConfig, SaShiMiState
 # %% ../../nbs/models/11_wave_model.ipynb #fb7e95ab
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything that determines the shapes of the weights.
+    """Everything that determines the shapes of the weights, and the quantizer of the codes.
 
     Raises: ValueError for an unknown name or an invalid combination."""
     bits: Depth = 8                             # size of a sample in bits, 1 to 16; as bytes 8, 16 or 24
@@ -35,7 +35,8 @@ class ModelConfig:
     tie_weights: bool = False                   # one table for the embedding and the categorical output
     backbone: SaShiMiConfig = SaShiMiConfig()
     predictor: Annotated[str, OneOf(PREDICTORS)] = "none" # "none", or "adaptive": all is relative to a prediction
-    quantization: Annotated[str, OneOf(QUANTIZATIONS)] = "linear" # of the codes; matters beside a predictor only
+    quantization: Annotated[str, OneOf(QUANTIZATIONS)] | None = None # of the codes; None: that of the training
+    scaling: Annotated[str, OneOf(SCALINGS)] = "full_scale" # of the codes, if their quantization is stated
 
     def __post_init__(self):
         check_fields(self)
@@ -45,10 +46,14 @@ class ModelConfig:
                              "time: use the encoder embedding")
         if self.predictor != "none":
             HEADS[self.head].check_predictor(self.bits)
-            Quantizer(self.quantization, self.bits)      # checks
+            if self.quantization is None: object.__setattr__(self, "quantization", "linear")   # its bins are fixed
+            if self.scaling != "full_scale":
+                raise ValueError(f"the model's predictor works on the line of samples: expected scaling='full_scale', "
+                                 f"got {self.scaling!r}")
             if self.tie_weights:
                 raise ValueError("tie_weights=True beside a predictor: the output layer starts at zero there, and an "
                                  "embedding does not; use tie_weights=False")
+        _ = self.quantizer                               # raises if quantization, bits and scaling do not go together
         for option in ("bidirectional", "interp"):
             if getattr(self.backbone, option):
                 raise ValueError(f"backbone.{option}={getattr(self.backbone, option)}: this backbone sees future "
@@ -67,21 +72,32 @@ class ModelConfig:
     @property
     def bins(self) -> Bins | None:
         """The bins of the codes beside a predictor, else None."""
-        return None if self.predictor == "none" else Bins(Quantizer(self.quantization, self.bits))
+        return None if self.predictor == "none" else Bins(self.quantizer)
 
-    def _check_codes_of(self, quantizer):
-        "Raises: ValueError if the codes are not those that the predictor's bins stand for."
-        expected = Quantizer(self.quantization, self.bits)
-        if quantizer != expected:
-            raise ValueError(f"the model's predictor works on the line of samples and expects codes of {expected}, "
-                             f"got {quantizer}")
+    @property
+    def quantizer(self) -> Quantizer | None:
+        """The quantizer of the codes; None if it is not stated."""
+        return None if self.quantization is None else Quantizer(self.quantization, self.bits, self.scaling)
 
-    def stream(self, quantizer: Quantizer) -> TokenStream:
+    def quantizer_for(self, given: Quantizer | None = None) -> Quantizer:
+        """The quantizer of the codes: the stated one, else the given one, else linear at the model's depth.
+
+        Raises: ValueError if the given one has another depth, or is not the stated one."""
+        own = self.quantizer
+        if given is None: return own or Quantizer(bits=self.bits)
+        if own not in (None, given):
+            raise ValueError(f"quantizer: the model expects codes of {own}, got {given}; leave the quantizer out, or "
+                             "use a model that is trained on such codes")
+        if given.bits != self.bits:
+            raise ValueError(f"quantizer: expected {self.bits} bits, as the model has, got {given.bits}")
+        return given
+
+    def stream(self, quantizer: Quantizer | None = None) -> TokenStream:
         """What the model is fed and what it predicts. A model on floats is given the levels of the quantizer.
 
-        Raises: ValueError beside a predictor, if its bins are not those of the quantizer."""
-        if self.bins: self._check_codes_of(quantizer)
-        return TokenStream(quantizer, "dequantized" if self.input == "float" else "codes", HEADS[self.head].tokens)
+        Raises: ValueError as `quantizer_for`."""
+        fed = "dequantized" if self.input == "float" else "codes"
+        return TokenStream(self.quantizer_for(quantizer), fed, HEADS[self.head].tokens)
 
 # %% ../../nbs/models/11_wave_model.ipynb #876e0179
 class WaveModel(nn.Module):
@@ -99,6 +115,21 @@ class WaveModel(nn.Module):
         self.head = make_head(config.head, c.d_model, config.bits, config.n_mixtures, bins=config.bins)
         if config.bins: self.row_encoder = RowEncoder(c.d_model, config.bins)
         if config.tie_weights: self.head.tie(self.encoder)
+
+    def trained_on(self, quantizer: Quantizer) -> None:
+        """State the quantizer of the codes of the training. Raises: ValueError as `ModelConfig.quantizer_for`."""
+        known = self.config.quantizer_for(quantizer)
+        self.config = replace(self.config, quantization=known.quantization, scaling=known.scaling)
+
+    def quantizer_for(self, given: Quantizer | None = None) -> Quantizer:
+        """The quantizer of the codes, as `ModelConfig.quantizer_for`.
+
+        Raises: ValueError as there, and if the model was trained on codes of which nobody has told it."""
+        unknown = given is None and self.config.quantizer is None
+        if unknown and any(p.grad is not None for p in self.parameters()):
+            raise ValueError("quantizer: this model was trained, and nothing says on which codes: expected "
+                             "model.trained_on(quantizer), which `fit` does itself, or a quantizer, got none")
+        return self.config.quantizer_for(given)
 
     def initial_state(self, batch: int = 1) -> SaShiMiState:
         """The state before the first token."""

@@ -125,7 +125,7 @@ class Experiment:
         backbone = SaShiMiConfig(self.d_model, self.n_layers, self.pool, self.expand, self.ff, kernel,
                                  dropout=self.dropout)
         return ModelConfig(self.bits, self.encoder, self.head, self.n_mixtures, self.tie_weights, backbone,
-                           self.predictor, self.quantization)
+                           self.predictor, self.quantization, self.scaling)
 
     def train_config(self, max_steps: int | None = None) -> TrainConfig:
         """How to train, up to a number of steps; None: up to `max_epochs`."""

@@ -41,7 +41,7 @@ class GenerationSettings:
     prompt: Float[Tensor, "b t c"]|None = None # samples in [-1, 1] to continue; (t, c) for all rows
     batch: int = 1                   # rows; those of the prompt if it has several
     sampling: Sampling = Sampling()  # temperature, cuts of the tail, seed
-    quantizer: Quantizer|None = None # quantizer of the training; None: linear at the model's depth
+    quantizer: Quantizer|None = None # of the training, for a model that does not know it
     n_channels: int = 1
     strategy: str = "temporal"       # layout of the training
     block: int = 1024                # samples per block, rounded up to whole units of the layout
@@ -79,14 +79,9 @@ def encode_prompt(
 
 def check_sampling(
     model:WaveModel,
-    quantizer:Quantizer,
     sampling:Sampling,
 )->None:
-    """Check before generating.
-
-    Raises: ValueError if the quantizer has other bits than the model, or its head cannot draw with these settings."""
-    if quantizer.bits != model.config.bits:
-        raise ValueError(f"quantizer: expected {model.config.bits} bits, as the model has, got {quantizer.bits}")
+    """Check before generating. Raises: ValueError if the model's head cannot draw with these settings."""
     params = torch.zeros(1, model.head.n_params)
     model.head.sample(params, sampling.temperature, torch.Generator(), sampling.top_k, sampling.top_p)
 
@@ -177,8 +172,8 @@ def generate_stream(
 
     The layout `temporal` comes in blocks of `block` samples, `blocking-N` in whole blocks of N, `blocking` as one.
     Raises: ValueError for a wrong prompt, count or setting, and where the model's output is not finite."""
-    quantizer, strategy = settings.quantizer or Quantizer(bits=model.config.bits), settings.strategy
-    check_sampling(model, quantizer, settings.sampling)
+    quantizer, strategy = model.quantizer_for(settings.quantizer), settings.strategy
+    check_sampling(model, settings.sampling)
     known = encode_prompt(settings.prompt, settings.batch, settings.n_channels, quantizer)
     if strategy != "blocking": length = sys.maxsize
     elif settings.n_samples is not None: length = known.shape[1] + settings.n_samples
@@ -207,7 +202,7 @@ def generate(
     top_k:int|None=None,                     # only the k likeliest codes; not for mixtures
     top_p:float|None=None,                   # only the likeliest codes, up to this probability
     seed:int=0,                              # row r of a seed is the same in any batch
-    quantizer:Quantizer|None=None,           # quantizer of the training; None: linear at the model's depth
+    quantizer:Quantizer|None=None,           # of the training, for a model that does not know it
     n_channels:int=1,
     strategy:str="temporal",                 # layout of the training
     progress:bool=True,                      # a bar with samples per second

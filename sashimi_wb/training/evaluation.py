@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from ..audio.files import read_span
 from ..audio.loaders import AudioData
+from ..audio.windows import WindowDataset
 from ..core.system import pick_device
 from ..tokens.layouts import interleave, parse_strategy
 from ..tokens.streams import shift
@@ -64,6 +65,10 @@ def _evaluating(model, device):
         with torch.no_grad(): yield model.to(device).eval()
     finally: model.to(device_before).train(training_before)
 
+def _check_codes(model, windows):
+    "Raises: ValueError if the windows have codes of another quantizer than the model's, where both are known."
+    if isinstance(windows, WindowDataset) and hasattr(model, "quantizer_for"): model.quantizer_for(windows.quantizer)
+
 def _tally(model, ks): return Tally(model.head.bits, ks, model.head.tokens_per_sample)
 
 def evaluate(
@@ -75,7 +80,8 @@ def evaluate(
 )->dict:                       # tokens, nats_per_token, bits_per_sample, ..., accuracy, accuracy@3, ..., bits_by_byte
     """Exact mean figures over all counted tokens of a loader. Device and mode of the model are restored at the end.
 
-    Raises: ValueError if no token counts."""
+    Raises: ValueError if no token counts, or for codes of another quantizer than the model's."""
+    _check_codes(model, getattr(loader, "dataset", None))
     device, tally = device_for(model, device), _tally(model, ks)
     with _evaluating(model, device):
         for batch in tqdm(loader, desc="evaluating", unit="batch", disable=not progress, leave=False):
@@ -84,25 +90,28 @@ def evaluate(
 
 # %% ../../nbs/training/03_evaluation.ipynb #40a72f3c
 def whole_files(
-    data:AudioData,  # its test files are read
+    data:AudioData|WindowDataset, # of an AudioData the test files are read
     window:int=8192, # samples per channel at a time
 )->Iterator[tuple[dict, bool]]: # batches as of the loaders; whether they begin their files
-    """Test files window by window. Files of equal length are batched, up to `batch_size` of them."""
+    """Files window by window. Files of equal length are batched, up to `batch_size` of them."""
+    data = _files_of(data)
     config, by_length = data.config, defaultdict(list)
     block = parse_strategy(config.interleaving_strategy, config.sample_len)
     size = -(-window//block)*block
-    data.test.prepare()
-    for k, length in enumerate(data.test.lengths): by_length[length].append(k)
+    data.prepare()
+    for k, length in enumerate(data.lengths): by_length[length].append(k)
     for length, files in sorted(by_length.items()):
         for i in range(0, len(files), config.batch_size):
             yield from _windows_of(files[i:i + config.batch_size], length, size, f"blocking-{block}", data)
+
+def _files_of(data): return data.test if isinstance(data, AudioData) else data
 
 def _windows_of(files, length, size, strategy, data):
     "Batches of windows of `size` samples, over files of one length, given by their numbers."
     stream = data.config.stream
     def layout(tensor, fill): return interleave(tensor, strategy)
     def tokens(k, start):
-        file, n = data.test.files[k], min(size, length - start)
+        file, n = data.files[k], min(size, length - start)
         wave = torch.from_numpy(read_span(file, start, n, data.config.channels, data.sample_rate))
         return stream.encode(wave[None], layout, file.name)
     before = stream.first_input
@@ -110,7 +119,7 @@ def _windows_of(files, length, size, strategy, data):
         y, feed = (torch.cat(tokens_of_files) for tokens_of_files in zip(*(tokens(k, start) for k in files)))
         batch = {"x": shift(feed, before), "y": y, "mask": torch.ones_like(y, dtype=torch.bool)}
         if data.config.predictor != "none":
-            batch["rows"] = torch.cat([data.test.rows(k, start, y[i:i + 1], strategy) for i, k in enumerate(files)])
+            batch["rows"] = torch.cat([data.rows(k, start, y[i:i + 1], strategy) for i, k in enumerate(files)])
         yield batch, start == 0
         before = feed[:, -1:]
 
@@ -136,22 +145,25 @@ class MixtureWithPredictor:
 
 def evaluate_whole(
     model:nn.Module,     # with encoder, backbone and head
-    data:AudioData,      # its test files are scored
+    data:AudioData|WindowDataset, # of an AudioData the test files are scored
     device:str="auto",   # where to run
     window:int=8192,     # samples per channel at a time; changes memory and time, not the figures
     ks:tuple[int, ...]=(1, 3, 5, 10), # accuracies at k, of the model alone; () for none
     progress:bool=False, # a progress bar
 )->dict:                 # as returned by `evaluate`; beside a predictor also "alone", the model's own bits per sample
-    """Exact mean figures over every sample of the test files. Each file is evaluated from its beginning to its end.
+    """Exact mean figures over every sample of some files. Each file is evaluated from its beginning to its end.
 
-    Beside a predictor, bits are those of the mixture of both."""
+    Beside a predictor, bits are those of the mixture of both. Raises: ValueError for codes of another quantizer than
+    the model's."""
+    data = _files_of(data)
+    _check_codes(model, data)
     device, tally, alone, state, mixture = device_for(model, device), _tally(model, ks), _tally(model, ()), None, None
-    bar = tqdm(total=sum(data.test.lengths), desc="whole files", unit="sample", unit_scale=True, disable=not progress,
+    bar = tqdm(total=sum(data.lengths), desc="whole files", unit="sample", unit_scale=True, disable=not progress,
                leave=False)
     with _evaluating(model, device), bar:
         for batch, begins in whole_files(data, window):
             batch = {k: v.to(device) for k, v in batch.items()}
             if begins: state, mixture = None, MixtureWithPredictor(alone) if "rows" in batch else None
             state = add_batch(tally, model, batch, state, True, mixture)
-            bar.update(batch["y"].numel()//data.n_channels//model.head.tokens_per_sample)
+            bar.update(batch["y"].numel()//data.config.n_channels//model.head.tokens_per_sample)
     return tally.result() | ({"alone": alone.result()["bits_per_sample"]} if mixture else {})

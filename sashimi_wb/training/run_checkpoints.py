@@ -206,7 +206,9 @@ class RunCheckpoints(Callback):
         if history.best is None or nats < history.best["nats_per_token"]:
             history.best = {"epoch": self.epoch, "step": step, "nats_per_token": nats}
             if trainer.is_global_zero:
-                save_weights(self.folder/BEST, module.model, self.identity["model"], history.best)
+                audio = {"data": self.identity["data"] | {"path": ""}}
+                audio["sample_rate"] = trainer.datamodule.data.sample_rate
+                save_weights(self.folder/BEST, module.model, self.identity["model"], history.best | audio)
         if self.on_epoch is not None and trainer.is_global_zero: self.on_epoch(history.epochs[-1])
 
     def on_train_end(self, trainer, module): self.save(trainer)

@@ -226,6 +226,7 @@ def fit(
     more steps, if there are fewer batches than processes, or if training diverges; KeyboardInterrupt, after saving, if
     interrupted; SystemExit after SIGTERM."""
     n_batches = AudioDataModule(data, world=config.n_processes).n_batches
+    if hasattr(model, "trained_on"): model.trained_on(data.quantizer)
     job = _Job(model, data, config, Path(folder).absolute(), progress, on_epoch, tuple(callbacks), n_batches)
     return _fit(job, resume)
 

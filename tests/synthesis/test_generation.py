@@ -269,3 +269,19 @@ def test_bytes_after_a_prompt(engine, strategy):
         assert torch.equal(again, whole[:, 6:])
     codes = Quantizer(bits=24).encode(whole)
     assert torch.equal(from_bytes(to_bytes(interleave(codes, strategy), 24), 24), interleave(codes, strategy))
+
+
+def test_mu_law_codes_are_never_decoded_as_linear():
+    """A model that knows its quantizer takes no other; one that was trained without a name for its codes asks."""
+    mu_law, linear = Quantizer("mu_law", 5), Quantizer("linear", 5)
+    model, told = make(), make()
+    told.trained_on(mu_law)
+    said = generate(told, 40, seed=3, progress=False)
+    assert torch.equal(said, generate(model, 40, seed=3, quantizer=mu_law, progress=False))
+    assert not torch.equal(said, generate(model, 40, seed=3, progress=False))   # untrained: as Quantizer(bits=5)
+    for other in (linear, Quantizer("mu_law", 5, "clip_minmax")):
+        with pytest.raises(ValueError, match="expects codes of .*mu_law"):
+            generate(told, 4, quantizer=other, progress=False)
+        with pytest.raises(ValueError, match="expects codes of .*mu_law"): Stepper(told, 1, Sampling(), other)
+    model.loss(torch.zeros(1, 8, 1, dtype=torch.long), torch.zeros(1, 8, 1, dtype=torch.long)).backward()
+    with pytest.raises(ValueError, match="nothing says on which codes.*trained_on"): generate(model, 4, progress=False)

@@ -332,7 +332,7 @@ def test_best_is_the_best(data, tmp_path):
     best = int(np.argmin(losses))
     state, config, extra = read_weights(tmp_path/"best.safetensors")
     (model := WaveModel(from_json(ModelConfig, config))).load_state_dict(state)
-    assert history.best == extra and extra["epoch"] == best
+    assert history.best.items() <= extra.items() and extra["epoch"] == best
     assert evaluate(model, data.val_loader(best), "cpu")["nats_per_token"] == pytest.approx(losses[best], rel=1e-6)
 
 
@@ -515,3 +515,18 @@ def test_too_many_processes_or_unpicklable(data, tmp_path):
         run(data, tmp_path, replace(CPU, n_processes=3))
     with pytest.raises(ValueError, match="can be pickled"):
         run(data, tmp_path, replace(CPU, n_processes=2), on_epoch=lambda record: None)
+
+
+def test_training_states_the_quantizer(audio, tmp_path):
+    """What a model is trained on it knows afterwards, and other codes are refused, in training and in evaluation."""
+    mu_law = AudioData(DataConfig(path=audio, bits=4, quantization="mu_law", sample_len=64, train_percentage=0.75,
+                                  train_chunk_size=2, val_chunk_size=1))
+    model = small()
+    fit(model, mu_law, replace(CPU, max_epochs=1), tmp_path, progress=False)
+    assert model.config.quantizer == mu_law.quantizer
+    kept = from_json(ModelConfig, read_weights(tmp_path/"best.safetensors").config)
+    assert kept.quantizer == mu_law.quantizer
+    linear = AudioData(replace(mu_law.config, quantization="linear"))
+    with pytest.raises(ValueError, match="expects codes of .*mu_law"): evaluate(model, linear.val_loader(), "cpu")
+    with pytest.raises(ValueError, match="expects codes of .*mu_law"):
+        fit(model, linear, replace(CPU, max_epochs=1), tmp_path/"other", progress=False)
