@@ -20,7 +20,7 @@ from .activations import ForwardPass, PassSettings, power_spectrum, run_pass, se
 from ..models.heads import HEADS
 from ..models.encoders import ENCODERS, fitting_encoder
 from ..studies.experiment import PRESETS, experiment
-from .page import FLOW, LivePage, control_style, note_html, on_change
+from .page import FLOW, GRID, LivePage, control_style, note_html, on_change, show_only
 from ..show.html import figure_html
 from ..tokens.quantization import QUANTIZATIONS
 from ..tokens.streams import INPUTS
@@ -41,15 +41,14 @@ class PassControls(HasTraits):
 
     def __init__(self, models: list[ModelFile], picker: SoundPicker):
         super().__init__()
-        narrow = control_style(19, "7.5em")
         def dropdown(label, options, tip=""):
-            return Dropdown(options=options, description=label, tooltip=tip or label, **narrow)
+            return Dropdown(options=options, description=label, tooltip=tip or label, **control_style())
         choices = [(f"trained: {m.name}", settings_of(m.experiment, path=m.path)) for m in models]
         choices += [(f"preset, fresh weights: {name}", settings_of(experiment(name), name)) for name in PRESETS]
         trained_on_music = (settings for name, settings in choices if name.startswith("trained: music"))
         start = next(trained_on_music, dict(choices).get("preset, fresh weights: small"))
         self.model = Dropdown(options=choices, value=start, description="Model",
-                              tooltip="Sets all other controls", **control_style(58, "7.5em"))
+                              tooltip="Sets all other controls", **control_style(58))
         self.bits = dropdown("Bits", DEPTHS, "Bits per sample; 24 only with the bytes head")
         self.quantization = dropdown("Quantization", tuple(QUANTIZATIONS))
         self.channels = dropdown("Channels", ("mono", "left", "right", "stereo"))
@@ -64,10 +63,16 @@ class PassControls(HasTraits):
         self.parts = (self.bits, self.quantization, self.channels, self.strategy, self.input, self.encoder, self.head,
                       self.mode, self.l_output)
         self.picker, self.filling = picker, False
-        self.box = VBox([picker.box, self.model, Box(self.parts, layout=FLOW)])
+        self.box = Box([self.model, *picker.all, *self.parts], layout=GRID)
         on_change([self.model], self._fill)
+        on_change((self.channels, self.mode), self._hide_unused)
         on_change((*self.parts, *picker.all), self._update)
         self._fill()
+
+    def _hide_unused(self):
+        "Hide the layout of one channel, and the number of steps of a decoder that outputs all."
+        show_only(self.strategy, self.channels.value == "stereo")
+        show_only(self.l_output, self.mode.value != "full")
 
     def _fill(self):
         "Set the other controls to the model's own settings, as one change."
@@ -79,6 +84,7 @@ class PassControls(HasTraits):
         self.encoder.value = "" if fits and not settings.path else settings.encoder
         for widget in (self.bits, self.encoder, self.head): widget.disabled = bool(settings.path)
         self.filling = False
+        self._hide_unused()
         self._update()
 
     def _update(self):
@@ -88,7 +94,8 @@ class PassControls(HasTraits):
         """The settings that the widgets show."""
         *values, l_output = (widget.value for widget in self.parts)
         preset, path = self.model.value.preset, self.model.value.path
-        return PassSettings(preset, path, *values, None if l_output < 0 else l_output)
+        every_step = l_output < 0 or self.mode.value == "full"
+        return PassSettings(preset, path, *values, None if every_step else l_output)
 
 # %% ../../nbs/pages/10_forward_pass_page.ipynb #782bb757
 class StageChooser(HasTraits):

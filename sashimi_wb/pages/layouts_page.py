@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from ipywidgets import Box, Dropdown, FloatSlider, IntSlider, SelectionSlider, VBox
+from ipywidgets import Box, Dropdown, FloatSlider, IntSlider, SelectionSlider
 
 from ..show.charts import plot_layout
 from ..tokens.layouts import token_order
@@ -20,7 +20,7 @@ from ..show.synced_players import players_in_step
 from sashimi_wb.tokens.layout_views import (
     PredictionPoint, decibels, mid_side, point_figure, describe_point, round_trip, stereo_figure, saved_bits,
 )
-from .page import FLOW, LivePage, control_style, note_html, on_change
+from .page import GRID, LivePage, control_style, note_html, on_change, show_only
 from ..show.html import figure_html, table
 from .sound_picker import Sound, SoundPicker
 from ..show.figures import CHANNEL_NAMES, arm_color
@@ -87,16 +87,17 @@ class LayoutsPage(LivePage):
                                tooltip="Order of the samples of both channels in one sequence", **control_style())
         self.block = SelectionSlider(options=BLOCKS, value=16, description="N",
                                      tooltip="Samples of one channel in a block", **control_style())
-        self.window = SelectionSlider(options=WINDOWS, value=32, description="Window (samples)",
+        self.window = SelectionSlider(options=WINDOWS, value=32, description="Window",
                                       tooltip="Samples of each channel in the window of the model", **control_style())
-        self.place = FloatSlider(50.0, min=0, max=100, step=0.1, readout_format=".1f", description="Window at (%)",
-                                 **control_style())
+        self.place = FloatSlider(50.0, min=0, max=100, step=0.1, readout_format=".1f", description="Place (%)",
+                                 tooltip="Where the window lies in the segment", **control_style())
         self.token = IntSlider(25, 0, 63, description="Token", tooltip="The token that comes next", **control_style(53))
-        self.bits = IntSlider(8, 1, 16, description="Bits of the codes", **control_style())
+        self.bits = IntSlider(8, 1, 16, description="Bits", tooltip="Bits of the codes of the round trip",
+                              **control_style())
         own = (self.layout, self.block, self.window, self.place, self.bits, self.token)
         on_change([*picker.all, self.layout, self.window], self._limit_controls) # connected before the answer starts
         self._limit_controls()
-        super().__init__([*picker.all, *own], VBox([picker.box, Box(own, layout=FLOW)]), self.answer,
+        super().__init__([*picker.all, *own], Box([*picker.all, *own], layout=GRID), self.answer,
                          ("moment", "words", "trip", "stereo", "sound", "overview"))
 
     def shape(self, sound:Sound)->tuple[int, int]:
@@ -104,11 +105,12 @@ class LayoutsPage(LivePage):
         return min(self.window.value, len(sound.wave)), 1 if self.layout.value == "mono" else sound.wave.shape[1]
 
     def _limit_controls(self):
-        "Disable controls that do not apply, and end the token slider at the last token."
+        "Hide controls that do not apply, and end the token slider at the last token."
         try: sound = self.picker.sound()
         except (ValueError, OSError): return            # the answer shows this error
-        self.layout.disabled = sound.wave.shape[1] == 1
-        self.block.disabled = self.layout.disabled or self.layout.value != "blocking-N"
+        stereo = sound.wave.shape[1] == 2
+        show_only(self.layout, stereo)
+        show_only(self.block, stereo and self.layout.value == "blocking-N")
         self.token.max = math.prod(self.shape(sound)) - 1
 
     def moment(self, sound:Sound)->tuple[PredictionPoint, np.ndarray]:

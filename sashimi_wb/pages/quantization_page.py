@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from ipywidgets import Box, Dropdown, FloatSlider, IntSlider, Layout, SelectionSlider, VBox
+from ipywidgets import Box, Dropdown, FloatSlider, IntSlider, Layout, SelectionSlider
 
 from ..show.charts import plot_histogram
 from ..show.synced_players import players_in_step
-from .page import FLOW, LivePage, control_style, note_html
+from .page import GRID, LivePage, control_style, note_html, show_only
 from ..show.html import figure_html, table
 from ..tokens.quantization import Quantizer
 from sashimi_wb.tokens.quantization_views import (
@@ -92,16 +92,16 @@ class QuantizationPage(LivePage):
                                 description="Scaling",
                                 tooltip="A fixed grid, or one stretched to each clip", **control_style())
         self.channel = Dropdown(options=[(name, i) for i, name in enumerate(CHANNEL_NAMES)],
-                                description="Channel shown", **control_style())
+                                description="Channel", **control_style())
         self.place = FloatSlider(50.0, min=0, max=100, step=0.1, readout_format=".1f", description="Zoom at (%)",
                                  **control_style())
         self.zoom_ms = SelectionSlider(options=[("0.5", 0.5), *((str(ms), ms) for ms in (1, 2, 3, 5, 10))], value=3,
-                                       description="Zoom length (ms)", **control_style())
+                                       description="Zoom (ms)", **control_style())
         own = (self.bits, self.law, self.scaling, self.channel, self.place, self.zoom_ms)
-        super().__init__([*picker.all, *own], VBox([picker.box, Box(own, layout=FLOW)]), self.answer,
+        super().__init__([*picker.all, *own], Box([*picker.all, *own], layout=GRID), self.answer,
                          ("zoom", "whole", "sound", "numbers", "noise", "codes"))
         top = self.box.children[:3] # controls, status and error
-        side_by_side = Layout(flex_flow="row wrap", align_items="flex-start", overflow="visible")
+        side_by_side = Layout(flex_flow="row", align_items="flex-start", overflow="visible")
         figures = Box([self.parts["whole"], self.parts["zoom"]], layout=side_by_side)
         rest = [self.parts[name] for name in ("sound", "numbers", "noise", "codes")]
         self.box.children = (*top, figures, *rest)
@@ -113,7 +113,7 @@ class QuantizationPage(LivePage):
         sound = self.picker.sound()
         q = _quantized(sound, Quantizer(self.law.value, self.bits.value, self.scaling.value))
         is_mono = q.wave.shape[1] == 1
-        self.channel.disabled = is_mono
+        show_only(self.channel, not is_mono)
         channel = 0 if is_mono else self.channel.value
         channel_name = "mono" if is_mono else CHANNEL_NAMES[channel]
         name = f"{_bits_text(q.quantizer.bits)}, {LAW_NAMES[q.quantizer.quantization]}, {channel_name}"

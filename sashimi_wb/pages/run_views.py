@@ -24,7 +24,7 @@ from ..studies.report import arm_bits_figure, synced_clips
 from ..studies.results import result_rows, rows_table, sentences
 from ..studies.run_table import FIGURES, PARAMETERS, RunRecord, arms, as_text, bundled_folder, differing
 from ..studies.run import Run, training_curve
-from ..show.figures import arm_color
+from ..show.figures import arm_colors
 from .page import note_html
 
 # %% ../../nbs/pages/15_run_views.ipynb #02c03329
@@ -272,7 +272,8 @@ def commands(
 )->str: # HTML
     """For every run, the command that repeats it and what the command will give."""
     names = {run.folder: name for name, group in arms(runs).items() for run in group}
-    parts = [markup(_COMMAND, arm_color(names[run.folder]), names[run.folder], run.name, _COMMAND_STYLE,
+    colors = arm_colors(names.values())
+    parts = [markup(_COMMAND, colors[names[run.folder]], names[run.folder], run.name, _COMMAND_STYLE,
                     repeat_command(run), repeat_result(run)) for run in runs]
     return markup('<p class="swb-note">Run these in the folder of the clone if there is one, with the environment of '
                   "the package active; a click selects a whole command.</p>{}", parts).data

@@ -12,9 +12,9 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from ipywidgets import HTML, BoundedIntText, Box, Dropdown, FloatLogSlider, FloatText, SelectionSlider, VBox
+from ipywidgets import HTML, BoundedIntText, Box, Dropdown, FloatLogSlider, FloatText, SelectionSlider
 
-from .page import FLOW, LivePage, control_style, on_change, width_layout
+from .page import GRID, LivePage, control_style, on_change, show_only, width_layout
 from ..show.html import figure_html, markup, table
 from ..show.players import level_matched, player_row
 from .sound_picker import SoundPicker
@@ -29,9 +29,9 @@ RANDOM, ECHO = "random, as training begins", "an echo, fitted"
 
 
 class StateSpaceControls:
-    """Controls that choose one state space: `all` of them as a tuple, `box` for the page."""
+    """Controls that choose one state space, in the tuple `all`; `unit` says in milliseconds what the step means."""
     def __init__(self):
-        self.matrix = Dropdown(options=MATRICES, description="State matrix A",
+        self.matrix = Dropdown(options=MATRICES, description="Matrix A",
                                tooltip="dplr: diagonal plus low rank (S4); diag: diagonal (S4D)", **control_style())
         self.n = SelectionSlider(options=[2**k for k in range(1, 8)], value=64, description="State size N",
                                  **control_style())
@@ -39,23 +39,21 @@ class StateSpaceControls:
                              tooltip="zoh is for diagonal matrices", **control_style())
         self.dt = FloatLogSlider(0.01, min=-5, max=0, step=0.05, description="Step dt", readout_format=".2g",
                                  tooltip="units of the system's time in one sample", **control_style())
-        self.length = SelectionSlider(options=[2**k for k in range(6, 16)], value=1024, description="Length (samples)",
-                                      tooltip="window that is drawn, read back and measured", **control_style())
+        self.length = SelectionSlider(options=[2**k for k in range(6, 16)], value=1024, description="Window",
+                                      tooltip="Samples that are drawn, read back and measured", **control_style())
         self.readout = Dropdown(options=[RANDOM, ECHO], description="Readout C", **control_style())
         self.seed = BoundedIntText(0, min=0, max=2**31 - 1, description="Seed of C", **control_style())
         self.echo_ms = FloatText(5.0, step=1.0, description="Echo after (ms)", **control_style())
         self.unit = HTML(layout=width_layout(26))
         self.all = (self.matrix, self.n, self.disc, self.dt, self.length, self.readout, self.seed, self.echo_ms)
-        self.box = VBox([Box([self.matrix, self.disc, self.n, self.length, self.dt, self.unit], layout=FLOW),
-                         Box([self.readout, self.seed, self.echo_ms], layout=FLOW)])
-        on_change([self.matrix, self.readout], self._disable_unused)
-        self._disable_unused()
+        on_change([self.matrix, self.readout], self._hide_unused)
+        self._hide_unused()
 
-    def _disable_unused(self):
-        "Disable the controls that have no effect."
-        self.disc.disabled = self.matrix.value[0] == "dplr"
-        self.seed.disabled = self.readout.value == ECHO
-        self.echo_ms.disabled = self.readout.value == RANDOM
+    def _hide_unused(self):
+        "Hide the controls that have no effect."
+        show_only(self.disc, self.matrix.value[0] == "diag")
+        show_only(self.seed, self.readout.value == RANDOM)
+        show_only(self.echo_ms, self.readout.value == ECHO)
 
     def config(self) -> KernelConfig:
         """The chosen system."""
@@ -72,7 +70,7 @@ class StateSpaceControls:
         if not 0 <= lag < longest:
             raise ValueError(f"echo: expected from 0 ms to within the window of {longest:,} samples = "
                              f"{1e3*longest/rate:.1f} ms, got {self.echo_ms.value:g} ms; "
-                             "choose a shorter echo, or a greater length")
+                             "choose a shorter echo, or a longer window")
         return 0, lag
 
 # %% ../../nbs/pages/07_state_space_page.ipynb #0e3d9909
@@ -177,7 +175,7 @@ class StateSpacePage(LivePage):
     """The page on one state space; shown when a cell ends in it."""
     def __init__(self, picker:SoundPicker):
         self.picker, self.controls = picker, StateSpaceControls()
-        box = VBox([self.picker.box, self.controls.box])
+        box = Box([*self.picker.all, *self.controls.all, self.controls.unit], layout=GRID)
         super().__init__([*self.picker.all, *self.controls.all], box, self.answer,
                          ("kernel", "eigenvalues", "sound", "past", "float32"))
 
@@ -188,7 +186,7 @@ class StateSpacePage(LivePage):
         config, length, sound = self.controls.config(), self.controls.length.value, self.picker.sound()
         rate, unit = sound.rate, 1/config.dt_min
         seed, echo = self.controls.readout_at(rate)
-        self.controls.unit.value = f"1/dt: one unit of time is {unit:,.4g} samples = {1e3*unit/rate:,.3g} ms"
+        self.controls.unit.value = f"1/dt = {unit:,.4g} samples = {1e3*unit/rate:,.3g} ms"
         yield "kernel", kernel_part(config, length, seed, echo, rate)
         yield "eigenvalues", eigenvalues_part(config, rate)
         ways = three_ways(single(config, seed, echo, length), sound.wave)

@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 
 from ..core.entropy import entropy_bits
 from sashimi_wb.show.figures import (
-    CHANNEL_NAMES, INK, MARK, Picture, arm_color, as_channels, label_text, new_figure, tidy,
+    CHANNEL_NAMES, INK, MARK, Picture, arm_color, arm_colors, as_channels, label_text, new_figure, tidy,
 )
 
 # %% ../../nbs/show/02_charts.ipynb #4ae72814
@@ -160,14 +160,17 @@ def plot_curves(
     y:str="bits per sample", # label of the value axis
     x:str="step",            # label of the step axis
     title:str="",            # heading
+    colors:dict[str, str]|None=None, # arm -> "#rrggbb", where several figures must agree; default: `arm_colors`
 )->Figure:                   # seeds thin, means thick, in the colors of the arms
     """Curves of several arms and seeds; NaN leaves a gap.
 
     Raises: ValueError if steps and values differ in length or the steps do not rise."""
     fig = new_figure(7.5, 3.6)
     ax = tidy(fig.subplots(), title, x, y)
+    colors = colors or arm_colors(curves)
     for name, runs in curves.items():
-        _draw_seeds(ax, name, [_as_run(run, name) for run in (runs if isinstance(runs, list) else [runs])])
+        seeds = [_as_run(run, name) for run in (runs if isinstance(runs, list) else [runs])]
+        _draw_seeds(ax, name, seeds, colors[name])
     for (name, level), style in zip((baselines or {}).items(), [":", "--", "-.", (0, (6, 2))] * 4):
         ax.axhline(level, color=REFERENCE, linestyle=style, linewidth=1.3, label=f"{name} {level:.2f}")
     ax.xaxis.set_major_formatter("{x:,.6g}")
@@ -176,9 +179,9 @@ def plot_curves(
 
 REFERENCE = "#59636D" # color of baselines and connections
 
-def _draw_seeds(ax, name, runs):
+def _draw_seeds(ax, name, runs, color):
     "The curves of one arm: one run as a thick line, several as thin lines with their mean."
-    color, several = arm_color(name), len(runs) > 1
+    several = len(runs) > 1
     style = {"linewidth": 0.8, "alpha": 0.55} if several else {"linewidth": 2, "label": label_text(name)}
     for s, v in runs:
         marker = "o" if np.isfinite(v).sum() == 1 else None # a line through one point is invisible
@@ -194,6 +197,7 @@ def plot_bits(
     baselines:dict[str, float]|None=None, # name -> bits per sample on the common test audio, vertical lines
     title:str="",    # heading
     x:str="bits per sample (fewer is better)", # label of the axis
+    colors:dict[str, str]|None=None, # arm -> "#rrggbb", where several figures must agree; default: `arm_colors`
 )->Figure:           # dots with standard deviation, one row per arm
     """Final bits of each arm with every seed, mean and sample standard deviation, beside its baselines.
 
@@ -204,8 +208,9 @@ def plot_bits(
     ax = tidy(fig.subplots(), title, x, "", grid="x")
     names = list(dict.fromkeys([*baselines, *(name for row in rows for name in row.get("baselines", {}))]))
     styles = dict(zip(names, BASELINE_STYLES * (1 + len(names) // 5)))
+    colors = colors or arm_colors(row.get("arm", "") for row in rows)
     for y, row in enumerate(rows):
-        _draw_bits(ax, y, row)
+        _draw_bits(ax, y, row, colors)
         for name, level in row.get("baselines", {}).items():
             ax.plot(level, y, styles[name][1], color=REFERENCE, markersize=7, markerfacecolor="white")
     for name, (line, marker) in styles.items():
@@ -220,12 +225,12 @@ def plot_bits(
     ax.margins(x=0.08)
     return fig
 
-def _draw_bits(ax, y, row):
+def _draw_bits(ax, y, row, colors):
     "One row: mean, standard deviation, every seed, and the numbers at the right."
     b = np.atleast_1d(np.asarray(row.get("bits", np.nan), np.float64))
     if "arm" not in row or not np.isfinite(b).all() or not b.size:
         raise ValueError(f"expected arm and finite bits in every row, got {row}")
-    color, text = arm_color(row["arm"]), f"{b.mean():.3f}"
+    color, text = colors[row["arm"]], f"{b.mean():.3f}"
     if len(b) > 1:
         sd = b.std(ddof=1)
         text += f" ± {sd:.3f}"

@@ -58,6 +58,15 @@ STYLE = HTML("""<style>
 .swb-rows .swb-table thead th:first-child{z-index:2}
 
 .swb-figure img{display:block;width:100%;height:auto;border-radius:6px}
+[data-jp-theme-light=false] .swb-figure img{filter:invert(.93) hue-rotate(180deg)}
+.swb-old{opacity:.4}
+
+.swb-glossary{margin:10px 0;max-width:64em;font:13.5px/1.45 system-ui,sans-serif}
+.swb-glossary summary{cursor:pointer}
+.swb-glossary dl{columns:26em;margin:8px 0}
+.swb-glossary div{break-inside:avoid;margin:0 0 6px}
+.swb-glossary dt{display:inline;font-weight:600}
+.swb-glossary dd{display:inline;margin:0 0 0 .4em}
 
 .swb-steps{max-width:46rem;margin:6px 0 12px;padding:8px 10px;border:1px solid rgba(128,128,128,.45);
  border-radius:6px;font:14px/1.4 system-ui,sans-serif;color:var(--jp-ui-font-color1,inherit)}

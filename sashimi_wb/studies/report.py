@@ -28,7 +28,7 @@ from ..tokens.quantization_views import Quantized, noise_figure, sweep
 from .ablations import get_ablation
 from .results import BASELINES, final_rows, result_rows, result_table
 from .run import training_curve
-from ..show.figures import arm_color, plot_clips
+from ..show.figures import arm_colors, plot_clips
 
 # %% ../../nbs/studies/06_report.ipynb #dd0ee59e
 DRAWN = {k: BASELINES[k] for k in ("adaptive", "flac8", "lpc_rice", "order0")}   # the baselines in figures
@@ -129,7 +129,7 @@ def synced_clips(
             common = len(sounds) == 1 and kind != "continuation"
             title = kind if common else f"{' and '.join(arms)}: {kind}"
             clips[title], rates[title] = wave, rate
-            if len(arms) == 1 and not common: colors[title] = arm_color(arms[0])
+            if len(arms) == 1 and not common: colors[title] = arm_colors(records)[arms[0]]
     return players_in_step(clips, rates, colors, label).data if clips else ""
 
 

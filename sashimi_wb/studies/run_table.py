@@ -25,7 +25,7 @@ from ..show.html import markup, table
 from .results import BASELINES, COLUMNS, METRICS, coded_signal
 from .run import check_record
 from .trained_models import describe
-from ..show.figures import arm_color
+from ..show.figures import arm_colors
 
 # %% ../../nbs/studies/10_run_table.ipynb #bc3cde1d
 PARAMETERS = tuple(f.name for f in fields(Experiment))
@@ -245,7 +245,9 @@ def marks(
     runs:list[RunRecord], # the selected ones
 )->dict[Path, tuple[str, str]]: # folder of a run -> arm, color
     """Arm and color of every selected run."""
-    return {r.folder: (name, arm_color(name)) for name, group in arms(runs).items() for r in group} if runs else {}
+    groups = arms(runs) if runs else {}
+    colors = arm_colors(groups)
+    return {r.folder: (name, colors[name]) for name, group in groups.items() for r in group}
 
 
 def _columns(runs):

@@ -46,7 +46,7 @@ def show_an_error_and_recover(notebook):
     page = notebook.page
     choose(page, "Input", "raw")
     page.locator(ALERT, has_text="embedding takes codes").wait_for()
-    page.locator(UNET).wait_for(state="detached")
+    page.locator(".swb-unet.swb-old").wait_for()
     notebook.screenshot("forward-pass-error")
     choose(page, "Input", "codes")
     page.locator(AUDIO).nth(1).wait_for()

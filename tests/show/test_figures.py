@@ -22,7 +22,7 @@ from sashimi_wb.show.charts import (
     plot_layout,
     plot_unet,
 )
-from sashimi_wb.show.figures import arm_color, figure_png, mel_sizes, plot_clips, plot_mel, plot_wave
+from sashimi_wb.show.figures import arm_color, arm_colors, figure_png, mel_sizes, plot_clips, plot_mel, plot_wave
 from sashimi_wb.show.html import figure_html, mean_spread, table
 from sashimi_wb.show.players import pcm16, player, player_row
 
@@ -145,10 +145,30 @@ def test_colors_of_compared_arms_are_distinct_for_color_blind_readers(arms):
 
 def test_arm_colors_are_stable_and_visible_on_white():
     assert (arm_color("codes"), arm_color("raw"), arm_color("temporal")) == ("#0072B2", "#D55E00", "#000000")
-    assert arm_color("my own arm") == arm_color("my own arm") != arm_color("my other arm")
-    for name in ("blocking-1", "blocking-16", "blocking-65536", *(f"arm {i}" for i in range(40))):
-        assert re.fullmatch("#[0-9a-f]{6}", arm_color(name))
+    for name in ("blocking-1", "blocking-16", "blocking-65536"):
         assert 1.05 / (_linear_rgb(arm_color(name), np.eye(3)) @ [0.2126, 0.7152, 0.0722] + 0.05) > 1.9, name
+    for name, color in arm_colors(f"arm {i}" for i in range(40)).items():
+        assert re.fullmatch("#[0-9a-fA-F]{6}", color)
+        assert 1.05 / (_linear_rgb(color, np.eye(3)) @ [0.2126, 0.7152, 0.0722] + 0.05) > 1.9, name
+
+
+@pytest.mark.parametrize("arms", [
+    [f"d_state {2**k}" for k in range(8)], ["mid", "mono"], ["sample_len 1024", "codes", "linear", "raw"],
+    [*figures.ARM_COLORS, *(f"blocking-{2**k}" for k in range(17)), *(f"arm {i}" for i in range(40))]])
+def test_no_two_arms_of_a_figure_share_a_color(arms):
+    colors = arm_colors(arms)
+    assert list(colors) == arms and len(set(colors.values())) == len(arms)
+    assert all(colors[name] == arm_color(name) for name in arms if name in ("codes", "raw", "blocking-16"))
+
+
+def test_the_curves_and_the_bits_of_an_arm_have_one_color():
+    arms = ["d_state 16", "d_state 32"]
+    curves = plot_curves({name: (np.arange(3), np.arange(3.0)) for name in arms})
+    bits = plot_bits([{"arm": name, "bits": 1.0} for name in arms])
+    drawn = [line.get_color() for line in curves.axes[0].lines], [line.get_color() for line in bits.axes[0].lines]
+    assert drawn[0] == drawn[1] == list(arm_colors(arms).values())
+    one = plot_curves({"d_state 32": (np.arange(3), np.arange(3.0))}, colors=arm_colors(arms))
+    assert one.axes[0].lines[0].get_color() == arm_colors(arms)["d_state 32"]
 
 
 # --- waveforms and spectrograms
