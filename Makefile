@@ -46,7 +46,7 @@ test-browser: $(STAMP)  ## the interactive pages in a real browser; part of `mak
 	@$(PY) -c 'import sys; sys.path.insert(0, "tests"); import browser; sys.exit(browser.missing() or 0)'
 	@$(PY) -m pytest tests/browser $(ARGS)
 
-checkpoints: $(STAMP)  ## retrain the two models of data/checkpoints, half an hour each
+checkpoints: $(STAMP)  ## retrain the two models of data/checkpoints, some minutes each
 	@set -e; for name in music digits; do \
 		mkdir -p runs/demo-$$name; \
 		$(PY) -m papermill nbs/experiments/train_arm.ipynb runs/demo-$$name/notebook.ipynb -k python3 -l python \
