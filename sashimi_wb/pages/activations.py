@@ -10,7 +10,7 @@ __all__ = ['MAX_TOKENS', 'MAX_OUTPUTS', 'PassSettings', 'settings_of', 'build_mo
 # %% ../../nbs/pages/08_activations.ipynb #a9a39575
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from ..core.system import check_fields
 from ..models.heads import make_head
 from ..studies.experiment import Experiment, experiment
 from ..audio.files import CHANNELS, AudioInfo, check_channels
-from ..tokens.layouts import interleave, token_order
+from ..tokens.layouts import interleave, parse_strategy, token_order
 from ..models.stage_report import stage_report, stages
 from ..models.wave_model import ModelConfig, WaveModel
 from ..tokens.quantization import check_wave
@@ -85,7 +85,7 @@ def build_model(
     if path:
         model = _loaded(path).model
         if model.config != config:
-            names = [k for k in ("bits", "encoder", "head") if getattr(model.config, k) != getattr(config, k)]
+            names = [f.name for f in fields(config) if getattr(model.config, f.name) != getattr(config, f.name)]
             expected = ", ".join(f"{name} {getattr(model.config, name)}" for name in names)
             got = ", ".join(str(getattr(config, name)) for name in names)
             raise ValueError(f"{Path(path).name}: its weights are for {expected}, got {got}; "
@@ -95,7 +95,8 @@ def build_model(
             torch.manual_seed(0)
             model = WaveModel(config).eval()
     if (mode, l_output) != ("full", None):
-        head = make_head(config.head, config.backbone.d_model, config.bits, config.n_mixtures, mode, l_output)
+        head = make_head(config.head, config.backbone.d_model, config.bits, config.n_mixtures, mode, l_output,
+                         bins=config.bins)
         head.load_state_dict(model.head.state_dict())
         model.head = head
     return model
@@ -272,6 +273,7 @@ def run_stages(
     model:WaveModel,
     x:torch.Tensor,                            # (1, l, 1) input
     on_stage:Callable[[int, int, str], None],  # called before every stage with its index, their count and its name
+    predicted:torch.Tensor|None=None,          # (1, l, r) rows of the predictor, for a model beside one
 )->tuple[list[dict], dict[str, torch.Tensor]]: # rows of `stage_report` with gates, and name -> output
     """Run a model once and keep the output of every stage."""
     parts, outputs, hooks, extra = list(stages(model)), {}, [], {}
@@ -284,7 +286,7 @@ def run_stages(
     for i, (name, _, _, module) in enumerate(parts): attach(i, name, module)
     lengths = torch.tensor([x.shape[1]])   # needed by the mode "ragged"
     hooks.append(model.head.register_forward_pre_hook(lambda _, inputs: (*inputs, lengths)))
-    try: rows = stage_report(model, x)
+    try: rows = stage_report(model, x, rows=predicted)
     finally:
         for hook in hooks: hook.remove()
     for row in rows:
@@ -293,6 +295,16 @@ def run_stages(
     return rows, outputs
 
 # %% ../../nbs/pages/08_activations.ipynb #6a431dc3
+def _predicted(model, e, tokens):
+    "What the predictor says of every token, (1, l, r); None for a model without one."
+    if model.config.predictor == "none": return None
+    from sashimi_wb.prediction.token_predictor import TokenPredictor   # compiled: slow to import
+    n_places = model.head.tokens_per_sample
+    unit = parse_strategy(e.interleaving_strategy, tokens.y.shape[1]//e.n_channels//n_places)
+    predictor = TokenPredictor(e.quantizer, e.n_channels, unit, n_places)
+    return torch.from_numpy(predictor.read(tokens.y[0, :, 0].numpy()))[None]
+
+
 def run_pass(
     sound:Sound,
     settings:PassSettings,
@@ -305,7 +317,7 @@ def run_pass(
     rate = _loaded(settings.path).sample_rate if settings.path else e.target_sr or sound.rate
     limit = max_samples(e, model.head.n_params, None if settings.mode in ("full", "ragged") else settings.l_output)
     tokens = tokenize(sound, e, rate, limit)
-    rows, outputs = run_stages(model, tokens.x, on_stage)
+    rows, outputs = run_stages(model, tokens.x, on_stage, _predicted(model, e, tokens))
     params = outputs["head"]
     arrays = {name: x.flatten(0, -2).numpy() for name, x in outputs.items()}
     for row in rows:

@@ -82,7 +82,8 @@ class PassControls(HasTraits):
         self.l_output.value = -1 if settings.l_output is None else settings.l_output
         fits = settings.encoder == fitting_encoder(settings.input)
         self.encoder.value = "" if fits and not settings.path else settings.encoder
-        for widget in (self.bits, self.encoder, self.head): widget.disabled = bool(settings.path)
+        for widget in (self.bits, self.quantization, self.encoder, self.head): widget.disabled = bool(settings.path)
+        self.mode.disabled = settings.experiment().predictor != "none"   # its rows stand beside single tokens
         self.filling = False
         self._hide_unused()
         self._update()

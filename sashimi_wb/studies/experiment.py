@@ -149,7 +149,7 @@ _SMALL = {"quantization": "mu_law", "target_sr": 16000, "train_percentage": 0.78
 _FAST = {"lr": 0.016, "ssm_lr": 0.004, "beta2": 0.95, "scheduler": "linear", "dt_max": 1.0,
          "steps": (480,), "train_chunk_size": 120, "val_chunk_size": 8}
 _DEMO = _SMALL | {"target_sr": 8000, "train_percentage": 0.84, "train_chunk_size": None, "val_chunk_size": None,
-                  "warmup_steps": 100, "scheduler": "cosine", "temperature": 0.7}
+                  "warmup_steps": 100, "scheduler": "cosine", "temperature": 0.7, "predictor": "adaptive"}
 _MUSDB = {"dataset": "musdb18hq"}
 _SMOKE = {"d_model": 8, "d_state": 8, "sample_len": 512, "batch_size": 1, "train_chunk_size": 2, "val_chunk_size": 1,
           "steps": (4,), "prompt_s": 0.02, "continuation_s": 0.02, "target_sr": 4000, "test_s": 0.5}
@@ -168,9 +168,10 @@ PRESETS = {
     "sashimi-sc09": _SC09,
     "small": _SMALL | _FAST,
     "smoke": _SMALL | _FAST | _SMOKE,
-    "demo-music": _DEMO | {"quantization": "linear", "sample_len": 2048, "batch_size": 2, "steps": (9000,),
-                           "prompt_s": 1.0, "continuation_s": 1.0},
-    "demo-digits": _DEMO | {"sample_len": 4000, "batch_size": 1, "steps": (2400,), "dropout": 0.1, "prompt_s": 0.45,
+    "demo-music": _DEMO | {"quantization": "linear", "bits": 16, "input": "dequantized", "encoder": "linear_projection",
+                           "head": "dml", "sample_len": 2048, "batch_size": 2, "steps": (1000,), "lr": 0.01,
+                           "dropout": 0.1, "prompt_s": 1.0, "continuation_s": 1.0, "temperature": 0.9},
+    "demo-digits": _DEMO | {"sample_len": 4000, "batch_size": 1, "steps": (600,), "dropout": 0.1, "prompt_s": 0.45,
                             "continuation_s": 0.55},
 }
 
