@@ -9,7 +9,7 @@ __all__ = ['READERS', 'CHANNELS', 'AudioInfo', 'probe', 'audio_file', 'read_fram
 # %% ../../nbs/audio/05_files.ipynb #652b0e2b
 import os
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +49,18 @@ class AudioInfo:
     # the streams of a file that is not a single stream from first to last byte: first byte, byte after the last one
     # (0, 0: the whole file), frames, and the frame up to which seeking is exact
     parts:tuple[tuple[int, int, int, int], ...] = field(default=(), compare=False)
+    first:int = 0    # of a stretch, its first frame in the file
+    whole:"AudioInfo|None" = field(default=None, compare=False) # of a stretch, the file it is cut from
+
+    def cut(self, start:int, stop:int)->"AudioInfo":
+        """A stretch of the file, from one frame up to another, as a file of its own.
+
+        Raises: ValueError for a stretch outside the file or without frames."""
+        if not 0 <= start < stop <= self.frames:
+            raise ValueError(f"{self.name}: expected a stretch within its {self.frames} frames, got {start} to {stop}")
+        place, name = f"{start/self.sample_rate:.2f} to {stop/self.sample_rate:.2f} s", Path(self.name)
+        return replace(self, name=name.with_name(f"{name.stem} ({place}){name.suffix}").as_posix(),
+                       frames=stop - start, first=self.first + start, whole=self.whole or self)
 
     def frames_at(self, sample_rate:int)->int:
         """Samples per channel after resampling."""
@@ -288,14 +300,14 @@ def read_frames(
     Raises: ValueError that names the file if it is damaged, or if a sample of a float file is not in [-1, 1]."""
     if start < 0 or frames < 0 or start + frames > info.frames:
         raise ValueError(f"{info.name}: expected a span within its {info.frames} frames, got {frames} from {start}")
-    try: wave = READERS[info.reader](info, start, frames)
+    try: wave = READERS[info.reader](info.whole or info, info.first + start, frames)
     except (sf.SoundFileError, ValueError, OSError) as e:
         span = f"{start} to {start + frames}"
         raise ValueError(f"{info.name}: damaged or truncated, cannot read frames {span} ({e})") from None
     if len(wave) < frames:
         raise ValueError(f"{info.name}: damaged or truncated, ends {frames - len(wave)} frames early")
     if info.lossy: wave = wave.clip(-1, 1)
-    check_wave(wave, info.name, start)
+    check_wave(wave, info.name, info.first + start)
     return wave
 
 

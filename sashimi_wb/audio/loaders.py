@@ -9,6 +9,7 @@ __all__ = ['ChunkSampler', 'AudioData']
 import hashlib
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from tqdm.auto import tqdm
 from .config import DataConfig
 from .corpora import PARTS, find_parts
 from .fidelity import reductions, remarks
-from .files import check_channels, check_rate
+from .files import AudioInfo, check_channels, check_rate
 from .index import content_hash
 from .windows import WindowDataset, common_rate
 from ..core.system import check_int, import_torchaudio
@@ -84,11 +85,13 @@ class AudioData:
         config:DataConfig, # which audio is read, and how
         rank:int=0,        # number of this process, from 0
         world:int=1,       # number of processes that share the batches
+        parts:tuple[list[AudioInfo], ...]|None=None, # training, validation and test files; None: as `config` says
     ):
         self.config, self.quantizer, self.n_channels = config, config.quantizer, config.n_channels
         self.rank, self.world = rank, world
-        parts = find_parts(config.dataset, config.path, config.stem, config.train_percentage, config.seed,
-                           config.skip_bad)
+        if parts is None:
+            parts = find_parts(config.dataset, config.path, config.stem, config.train_percentage, config.seed,
+                               config.skip_bad)
         self.files = sorted((f for part in parts for f in part), key=lambda f: os.fsencode(f.name))
         for f in self.files: check_channels(f, config.channels)
         self.sample_rate = common_rate(self.files, config.target_sr)
@@ -107,6 +110,11 @@ class AudioData:
         own = torch.Generator().manual_seed(c.seed)     # leaves the global generator untouched
         return DataLoader(part, batch_sampler=sampler, num_workers=c.num_workers, generator=own,
                           pin_memory=torch.cuda.is_available())
+
+    def changed(self, **changes)->"AudioData":
+        """The same files, read with other settings. Raises: ValueError as `DataConfig` and `AudioData` do."""
+        parts = self.train.files, self.val.files, self.test.files
+        return AudioData(replace(self.config, **changes), self.rank, self.world, parts)
 
     def train_loader(self, epoch:int=0, skip:int=0)->DataLoader:
         """Training batches of an epoch, shuffled; `skip` leaves out the first ones."""
@@ -132,6 +140,7 @@ class AudioData:
             used = [(part, f) for part, windows in zip(PARTS, (self.train, self.val, self.test)) for f in windows.files]
             for part, f in tqdm(used, desc="fingerprint", unit="file", delay=2):
                 total.update(b"%b\n%b\n%b\n" % (part.encode(), os.fsencode(f.name), content_hash(f).encode()))
+                if f.whole: total.update(b"%d to %d\n" % (f.first, f.first + f.frames))
             self._fingerprint = total.hexdigest()
         return self._fingerprint
 

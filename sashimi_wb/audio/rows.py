@@ -62,7 +62,8 @@ def _shared_facts(config, sample_rate):
 
 def _digest(info, length, shared):
     "Hash of all that decides the rows of a file."
-    facts = [content_hash(info), info.stream, length, *shared]
+    stretch = [info.first, info.frames] if info.whole else []
+    facts = [content_hash(info), info.stream, *stretch, length, *shared]
     return hashlib.sha256(json.dumps(facts).encode()).digest()
 
 

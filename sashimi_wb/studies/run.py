@@ -15,7 +15,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -35,6 +35,7 @@ from ..core.system import (audio_folder, check_plain, check_value, from_json, in
                                     write_atomic)
 from ..audio.index import cache_path
 from ..audio.loaders import AudioData
+from ..audio.own_files import AudioParts
 from ..training.evaluation import evaluate, evaluate_whole
 from .experiment import Experiment
 from ..audio.files import read_span
@@ -62,11 +63,12 @@ class Run:
     def __init__(
         self,
         experiment: Experiment,
-        audio: str | Path = "",   # folder; empty: the bundled music
+        audio: str | Path | AudioParts = "", # folder, or the files of every part; empty: the bundled music
         runs: str | Path = "",    # folder of all runs; empty: the usual one
     ):
         self.experiment = experiment
-        self.data = AudioData(experiment.data_config(audio_folder(audio)))
+        parts = audio if isinstance(audio, AudioParts) else None
+        self.data = AudioData(experiment.data_config("own files" if parts else audio_folder(audio)), parts=parts)
         check_value("target_sr, or the files' own rate", self.data.sample_rate, PlayableRate)
         self.identity = {"parameters": to_json(experiment), "code": code_fingerprint(), "data": self.data.fingerprint()}
         self.hash = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
@@ -234,7 +236,7 @@ def _measured(data):
     bits, rate, quantization = data.config.bits, data.sample_rate, data.config.quantization
     found = all_baselines(data.test_codes(), bits, rate, quantization)
     if quantization == "linear": return found
-    linear = np.concatenate(list(AudioData(replace(data.config, quantization="linear", input="codes")).test_codes()))
+    linear = np.concatenate(list(data.changed(quantization="linear", input="codes").test_codes()))
     return found | {"flac8_linear": flac_bits_per_sample(linear, bits, rate, 8)}
 
 
@@ -262,7 +264,7 @@ def score(
     figures = evaluate(model, data.test_loader(), device=device, progress=progress)
     realisable = figures["bits_per_sample"]
     if run.experiment.input == "raw":
-        data = AudioData(replace(data.config, input="dequantized"))
+        data = data.changed(input="dequantized")
         realisable = evaluate(model, data.test_loader(), device=device, ks=())["bits_per_sample"]
     whole = evaluate_whole(model, data, device=device, ks=(), progress=progress)
     alone = {"whole_alone": whole["alone"]} if "alone" in whole else {}
