@@ -100,7 +100,7 @@ def where(
 
 # %% ../nbs/cli.ipynb #9e6ab364
 def generate_file(
-    model_path:str,          # a run's model.safetensors, or a checkpoint
+    model_path:str,          # as of `load_model`: a run or its hash, a file, or a bundled checkpoint
     output:str,              # .flac or .wav
     seconds:float=1.0,       # length of the generated audio
     prompt:str="",           # audio file to continue; empty: begin from silence
@@ -155,7 +155,8 @@ def parser()->argparse.ArgumentParser:
                    "threads, whose number decides the last bits of a result")
     a.add_argument("--predictor", default="none", help="of all arms: none, or adaptive linear prediction")
     g = commands.add_parser("generate", help="audio from a trained model")
-    g.add_argument("model", help="a run's model.safetensors, or a bundled checkpoint (`where checkpoints`)")
+    g.add_argument("model", help="a run's folder, the beginning of its hash, a model.safetensors, or the name of a "
+                                 "bundled checkpoint")
     g.add_argument("--output", default="generated.flac", help="a .flac or .wav file (default: generated.flac)")
     g.add_argument("--seconds", type=float, default=1.0, help="length of the generated audio (default: 1)")
     g.add_argument("--prompt", default="", help="audio file to continue (default: begin from silence)")

@@ -366,7 +366,7 @@ def _carry_out(run, progress, events, callbacks):
     for name, wave in clips.items():
         write_atomic(run.folder/f"{name}.flac", sound_bytes(wave, run.data.sample_rate, "flac"))
     save_weights(run.folder/"model.safetensors", model, to_json(e.model_config()),
-                 {"experiment": to_json(e), "sample_rate": run.data.sample_rate})
+                 {"experiment": to_json(e), "sample_rate": run.data.sample_rate, "origin": _origin(run)})
     record = {
         "hash": run.hash, **run.identity, "results": results, "baselines": baselines(run.data), "stages": stages,
         "curve": _curve(history), "validation": history.epochs, "sample_rate": run.data.sample_rate,
@@ -378,6 +378,12 @@ def _carry_out(run, progress, events, callbacks):
     }
     write_atomic(run.result_path, json.dumps(record, indent=1))
     return record
+
+
+def _origin(run):
+    "What a model tells of its run: the same for equal runs, wherever and whenever they are made."
+    return {"run": run.hash, "code": run.identity["code"], "data": run.identity["data"], "package": __version__,
+            "trained_on": [f.name for f in run.data.train.files]}
 
 
 def _curve(history, points=200):
