@@ -5,17 +5,13 @@ import subprocess
 import sys
 
 
-def processor():
-    """The name of the processor, if the system reports it."""
-    try: return next(line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name"))
-    except (OSError, StopIteration): return platform.processor() or platform.machine()
-
-
 def describe(threads):
     """Hardware and software in one line."""
     import torch
+
+    from sashimi_wb.core.system import processor_name
     versions = f"Python {platform.python_version()}, torch {torch.__version__}"
-    return f"{processor()}, {threads} threads, {platform.system()}, {versions}"
+    return f"{processor_name()}, {threads} threads, {platform.system()}, {versions}"
 
 
 def case(script, *arguments, limit=600):

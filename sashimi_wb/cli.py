@@ -27,7 +27,7 @@ from .studies.ablations import ABLATIONS, AblationParameters
 from .studies.experiment import PRESETS, experiment
 from .audio.index import cache_path, index_audio
 from .studies.report import write_report
-from .studies.results import result_rows, sentences
+from .studies.results import machine_of, result_rows, sentences
 from .synthesis.stepping import Sampling
 from .studies.trained_models import load_model
 from .audio.writing import SUBTYPES, SoundWriter
@@ -48,7 +48,7 @@ def possible(
 def run_ablations(
     audio:str="",          # folder of audio files; empty: the bundled music
     preset:str="small",    # a name of PRESETS
-    n_seeds:int=2,         # runs of every arm
+    n_seeds:int=3,         # runs of every arm from which a verdict is wanted
     runs:str="",           # folder of all runs; empty: the usual one
     workers:int=0,         # runs at a time; 0: one for every core
     predictor:str="none",  # of all arms: "none", or "adaptive" linear prediction
@@ -64,25 +64,26 @@ def run_ablations(
     write_atomic(folder/"last_ablations.txt", f"{audio_folder(audio)} {preset} {n_seeds}\n")
     ablations = [ABLATIONS[name] for name in possible(audio)]
     audio = str(audio_folder(audio)) if audio else ""
-    arms = [jobs for a in ablations for jobs in ablation_jobs(a, base, a.n_seeds(n_seeds), audio).values()]
+    arms = [jobs for a in ablations for jobs in ablation_jobs(a, base, n_seeds, audio).values()]
     run_all([job for jobs in arms for job in jobs], audio, runs, workers, progress)
-    shared = own | {"audio": audio, "runs": str(folder)}
-    run_notebooks([(a.name, folder/f"{a.name}.ipynb", shared | {"n_seeds": a.n_seeds(n_seeds)}) for a in ablations])
-    results = {a.name: ablation_records(a, base, a.n_seeds(n_seeds), audio, runs, progress=False) for a in ablations}
+    shared = own | {"audio": audio, "runs": str(folder), "n_seeds": n_seeds}
+    run_notebooks([(a.name, folder/f"{a.name}.ipynb", shared) for a in ablations])
+    results = {a.name: ablation_records(a, base, n_seeds, audio, runs, progress=False) for a in ablations}
     summary = _summary(results) | own | {"n_seeds": n_seeds, "minutes": (time.time() - started)/60}
     write_atomic(folder/"results.json", json.dumps(summary, indent=1))
     return write_report(results, folder/"report.html")
 
 
 def _summary(results):
-    "Question, rows and sentences of every ablation, and where the runs were made."
+    "Question, answer, rows and sentences of every ablation, and where the runs were made: what README and report say."
     found = {}
     for name, records in results.items():
         ablation = ABLATIONS[name]
-        found[name] = {"question": ablation.question, "rows": result_rows(records),
-                       "sentences": sentences(ablation, records)}
+        answer, *more = sentences(ablation, records)
+        found[name] = {"question": ablation.question, "answer": answer, "rows": result_rows(records),
+                       "sentences": more}
     first = next(iter(next(iter(results.values())).values()))[0]
-    return found | {"provenance": first["provenance"]}
+    return found | {"machine": machine_of(first), "provenance": first["provenance"]}
 
 # %% ../nbs/cli.ipynb #307d8adf
 def places()->dict[str, Path]: # name -> a file or folder
@@ -148,7 +149,7 @@ def parser()->argparse.ArgumentParser:
     a.add_argument("--audio", default="",
                    help="folder of wav, flac, ogg, mp3 or mp4 files (default: the bundled music)")
     a.add_argument("--preset", default="small", help=f"one of {', '.join(PRESETS)}")
-    a.add_argument("--seeds", type=int, default=2, help="runs of every arm")
+    a.add_argument("--seeds", type=int, default=3, help="runs of every arm from which a verdict is wanted (default: 3)")
     a.add_argument("--runs", default="", help="folder of all runs (default: see `where runs`)")
     a.add_argument("--workers", type=int, default=0,
                    help="runs at a time (default: one for every core); they share its "

@@ -197,6 +197,7 @@ def plot_bits(
     baselines:dict[str, float]|None=None, # name -> bits per sample on the common test audio, vertical lines
     title:str="",    # heading
     x:str="bits per sample (fewer is better)", # label of the axis
+    narrow:bool=False, # for a phone: names above their rows
     colors:dict[str, str]|None=None, # arm -> "#rrggbb", where several figures must agree; default: `arm_colors`
 )->Figure:           # dots with standard deviation, one row per arm
     """Final bits of each arm with every seed, mean and sample standard deviation, beside its baselines.
@@ -204,40 +205,46 @@ def plot_bits(
     Raises: ValueError for no rows, or a row without a finite value of bits."""
     if not rows: raise ValueError("expected at least one row {'arm': ..., 'bits': ...}, got none")
     baselines = baselines or {}
-    fig = new_figure(7.5, 1.25 + 0.42 * len(rows))
-    ax = tidy(fig.subplots(), title, x, "", grid="x")
+    fig = new_figure(3.8 if narrow else 7.5, 1.25 + (0.64 if narrow else 0.44) * len(rows))
+    ax = tidy(fig.subplots(), title, "\n".join(textwrap.wrap(x, 44)) if narrow else x, "", grid="x")
     names = list(dict.fromkeys([*baselines, *(name for row in rows for name in row.get("baselines", {}))]))
     styles = dict(zip(names, BASELINE_STYLES * (1 + len(names) // 5)))
     colors = colors or arm_colors(row.get("arm", "") for row in rows)
     for y, row in enumerate(rows):
-        _draw_bits(ax, y, row, colors)
+        _draw_bits(ax, y, row, colors, narrow)
         for name, level in row.get("baselines", {}).items():
-            ax.plot(level, y, styles[name][1], color=REFERENCE, markersize=7, markerfacecolor="white")
+            ax.plot(level, y + 0.27, styles[name][1], color=REFERENCE, markersize=5.5, markerfacecolor="white",
+                    zorder=1.5)
     for name, (line, marker) in styles.items():
         if name in baselines:
             label = f"{name} {baselines[name]:.3f}"
-            ax.axvline(baselines[name], color=REFERENCE, linestyle=line, linewidth=1.4, label=label)
+            ax.axvline(baselines[name], color=REFERENCE, linestyle=line, linewidth=1.4, label=label, zorder=1)
         else:
             ax.plot([], [], marker, color=REFERENCE, markerfacecolor="white", label=name)
     if names:
-        fig.legend(*ax.get_legend_handles_labels(), fontsize=9.5, loc="outside lower center", ncols=3, frameon=False)
-    ax.set(yticks=range(len(rows)), yticklabels=[label_text(row["arm"]) for row in rows], ylim=(len(rows) - 0.5, -0.6))
+        fig.legend(*ax.get_legend_handles_labels(), fontsize=9.5, loc="outside lower center", ncols=1 if narrow else 3,
+                   frameon=False)
+    labels = [""] * len(rows) if narrow else [label_text(row["arm"]) for row in rows]
+    if narrow: ax.tick_params(axis="y", length=0)
+    ax.set(yticks=range(len(rows)), yticklabels=labels, ylim=(len(rows) - 0.4, -0.8 if narrow else -0.6))
     ax.margins(x=0.08)
     return fig
 
-def _draw_bits(ax, y, row, colors):
-    "One row: mean, standard deviation, every seed, and the numbers at the right."
+def _draw_bits(ax, y, row, colors, narrow):
+    "One row: mean, standard deviation, every seed, and the numbers at the right; or above, after the name."
     b = np.atleast_1d(np.asarray(row.get("bits", np.nan), np.float64))
     if "arm" not in row or not np.isfinite(b).all() or not b.size:
         raise ValueError(f"expected arm and finite bits in every row, got {row}")
     color, text = colors[row["arm"]], f"{b.mean():.3f}"
     if len(b) > 1:
         sd = b.std(ddof=1)
-        text += f" ± {sd:.3f}"
+        text += f" ± {sd:.2g}"
         ax.errorbar(b.mean(), y, xerr=sd, color=color, linewidth=1.6, capsize=4)
-        ax.plot(b, np.full(len(b), y - 0.26), "o", color=color, markersize=3.5, alpha=0.7, markeredgewidth=0)
+        ax.plot(b, np.full(len(b), y - 0.24), "o", color=color, markersize=3.5, alpha=0.7, markeredgewidth=0)
     ax.plot(b.mean(), y, "D", color=color, markersize=5.5)
-    ax.text(1.01, y, f"{text} (n = {len(b)})", transform=ax.get_yaxis_transform(), va="center", fontsize=9.5, color=INK)
+    text += f" ({len(b)} run{'s' * (len(b) > 1)})"
+    place, said = ((0.01, y - 0.44), f"{label_text(row['arm'])}  {text}") if narrow else ((1.01, y), text)
+    ax.text(*place, said, transform=ax.get_yaxis_transform(), va="center", fontsize=9.5, color=INK)
 
 # %% ../../nbs/show/02_charts.ipynb #7ad2bd78
 KIND_COLORS = {"encoder": "#56B4E9", "down": "#E69F00", "blocks": "#0072B2", "center": "#0072B2", "up": "#009E73",

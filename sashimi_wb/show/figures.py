@@ -288,8 +288,9 @@ def plot_clips(
     clips:dict[str, np.ndarray], # title -> samples (t,) or (t, c)
     rate:int,                    # sample rate in Hz, the same for all
     boundary_s:dict[str, float]|None=None, # title -> time in seconds at which the prompt ends
-)->Figure:                       # one column per clip: waveform above mel spectrogram
-    """Clips in columns with common scales of amplitude and dB.
+    columns:int=4,               # most clips side by side
+)->Figure:                       # waveform above mel spectrogram of every clip
+    """Clips side by side, in several rows if need be, with common scales of amplitude and dB.
 
     Raises: ValueError for no clips, or a boundary of an unknown clip or outside its clip."""
     waves = {title: as_channels(wave) for title, wave in clips.items()}
@@ -301,18 +302,27 @@ def plot_clips(
     power = {title: mel_power(x, rate) for title, x in waves.items()}
     peak = max(np.abs(x).max() for x in waves.values()) * 1.05
     loudest = max(p.max() for p in power.values())
-    fig = new_figure(max(7.5, 3.1 * len(waves)), 4.0)
-    axes = fig.subplots(2, len(waves), sharex="col", sharey="row", squeeze=False, height_ratios=(1, 1.5))
+    columns = min(columns, len(waves))
+    n_rows = math.ceil(len(waves) / columns)
+    fig = new_figure(3.8 if columns == 1 < n_rows else max(7.5, 3.1 * columns), (4.0 if columns > 1 else 3.0) * n_rows)
+    axes = fig.subplots(2 * n_rows, columns, sharex="col", squeeze=False, height_ratios=(1, 1.5) * n_rows)
+    for ax in axes[-2:, (len(waves) - 1) % columns + 1:].flat: ax.remove()
+    spectra = []
     for i, (title, x) in enumerate(waves.items()):
-        top, low = axes[:, i]
+        row, column = divmod(i, columns)
+        top, low = axes[2 * row:2 * row + 2, column]
         for c, name in enumerate(CHANNEL_NAMES[:x.shape[1]]):
             draw_wave(top, x[:, c], rate, INK if x.shape[1] == 1 else arm_color(name), alpha=1 if c == 0 else 0.7)
+        first, last = column == 0, i + columns >= len(waves)
         tidy(top, textwrap.fill(title, 34), "",
-             "full scale" if i == 0 else "").set(ylim=(-max(peak, 1e-6), max(peak, 1e-6)))
+             "full scale" if first else "").set(ylim=(-max(peak, 1e-6), max(peak, 1e-6)))
         shown = draw_mel(low, power[title], rate, len(x) / rate, loudest)
-        tidy(low, "", "time (s)", "frequency (Hz)" if i == 0 else "", grid="")
+        tidy(low, "", "time (s)" if last else "", "frequency (Hz)" if first else "", grid="")
+        for ax in (top, low): ax.tick_params(labelleft=first)
+        low.tick_params(labelbottom=last)
+        spectra.append(low)
         if title in (boundary_s or {}): _mark_boundary(top, low, boundary_s[title])
-    bar = fig.colorbar(shown, ax=axes[1, :], pad=0.01)
+    bar = fig.colorbar(shown, ax=spectra, pad=0.01, aspect=30)
     bar.set_label("dB (loudest: 0)", fontsize=9.5, color=INK)
     return fig
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PREDICTION', 'QUANTIZED_VS_RAW', 'MONO_VS_STEREO', 'BIT_DEPTH', 'ADDED_TO_PREDICTION', 'ABLATIONS', 'Ablation',
-           'get_ablation', 'ablation_of', 'AblationParameters', 'ablation_parameters']
+           'by_seed', 'ranking', 'get_ablation', 'ablation_of', 'AblationParameters', 'ablation_parameters']
 
 # %% ../../nbs/studies/02_ablations.ipynb #ea240257
 from collections.abc import Callable
@@ -18,6 +18,7 @@ from ..core.checks import OneOf, Range, field_types, read_values
 from ..core.system import bundled, check_fields, check_int, choose
 from .experiment import PRESETS, Experiment, given_parameters
 from ..tokens.streams import PREDICTORS
+from ..training.verdicts import difference, listed, n_runs, verdict
 
 # %% ../../nbs/studies/02_ablations.ipynb #765b6638
 def _unchanged(base): return base
@@ -29,18 +30,15 @@ class Ablation:
     name: str                                         # also the name of its notebook
     question: str
     arms: dict[str, dict]                             # arm -> parameters that differ from the base
-    sentences: Callable[[list[dict]], list[str]]      # final rows of the arms -> sentences about them
+    answer: Callable[[list[dict]], str]               # final rows of the arms -> one sentence
+    notes: Callable[[list[dict]], list[str]]          # final rows of the arms -> more sentences about them
     prepare: Callable[[Experiment], Experiment] = _unchanged   # makes from a preset what all arms share
     bundled_audio: dict[str, str] | None = None       # material -> folder, where no audio is given; None: the music
     prepare_bundled: Callable[[Experiment], Experiment] = _unchanged   # for these folders only
-    max_seeds: int = 1000                             # most runs of an arm
+    one_run: tuple[str, ...] = ()                     # arms that have one run, since no verdict is asked of them
     needs_stereo: bool = False                        # whether every file must have two channels
     same_codes: bool = True                           # whether all arms code the same samples at the same depth
-    drawn: tuple[str, ...] = ()                       # arms whose clips are drawn; empty: all
-
-    def n_seeds(self, n: int) -> int:
-        """Runs of every arm, where `n` are asked for."""
-        return min(n, self.max_seeds)
+    drawn: tuple[str, ...] = ("",)                    # ends of the names of arms whose clips are shown
 
     def materials(self, base: Experiment, audio: str | Path = "") -> dict[str, tuple[Experiment, str | Path]]:
         """Name -> base and folder of every material: the given folder, or the bundled audio."""
@@ -51,13 +49,13 @@ class Ablation:
     def experiments(self, base: Experiment, n_seeds: int = 1) -> dict[str, list[Experiment]]:
         """Arm -> one experiment for every seed; only the first seed generates a continuation.
 
-        Arms with prediction inside have one seed, to save time. Where the base has it, they are the arms themselves.
+        Where the base has prediction inside, arms with it are the arms themselves, and left out.
         Raises: ValueError for a number of seeds below 1."""
         check_int("n_seeds", n_seeds, 1, 1000)
         shared = self.prepare(base)
         arms = {name: _arm(shared, changes) for name, changes in self.arms.items()
                 if base.predictor == "none" or "predictor" not in changes}
-        return {name: [_seeded(arm, i) for i in range(1 if "predictor" in self.arms[name] else n_seeds)]
+        return {name: [_seeded(arm, i) for i in range(1 if name in self.one_run else n_seeds)]
                 for name, arm in arms.items()}
 
 
@@ -73,6 +71,23 @@ def _seeded(arm, i):
     "The run of an arm with the i-th seed."
     return replace(arm, seed=arm.seed + i, continuation_s=arm.continuation_s if i == 0 else 0.0)
 
+
+def by_seed(
+    row:dict,         # from `studies.results.result_rows`
+    key:str="whole",  # a figure of the row
+)->dict[int, float]:  # seed -> bits
+    """The bits of every run of an arm."""
+    return dict(zip(row["seeds"], row[key]))
+
+
+def ranking(
+    rows:list[dict],  # final rows of arms that code the same samples
+    key:str="whole",
+)->str:               # a sentence
+    """Which of several arms needs the fewest bits, if their runs separate it from the others."""
+    said = verdict({row["arm"]: by_seed(row, key) for row in rows})
+    return f"{said[0].upper()}{said[1:]}." if said.startswith("not") else f"{said}."
+
 # %% ../../nbs/studies/02_ablations.ipynb #7054d132
 PREDICTION = " + prediction"      # ends the name of an arm whose model has the adaptive predictor inside
 
@@ -82,19 +97,28 @@ def _beside_prediction(arms):
     return arms | {f"{name}{PREDICTION}": changes | {"predictor": "adaptive"} for name, changes in arms.items()}
 
 
-def _input_sentences(rows):
-    "Representation and precision apart, without and with prediction, and what the precision is worth to a decoder."
-    end, lines = {row["arm"]: row for row in rows}, []
-    for ending, model in (("", "Without prediction"), (PREDICTION, "With prediction inside")):
-        arms = [f"{name}{ending}" for name in ("codes", "dequantized", "raw")]
-        if not set(arms) <= set(end): continue
-        codes, dequantized, raw = (np.mean(end[arm]["bits_per_sample"]) for arm in arms)
-        lines += [f"{model}, the difference between codes and dequantized ({dequantized - codes:+.3f} bits) is the "
-                  "effect of the representation alone, since both see the same numbers; the difference between "
-                  f"dequantized and raw ({raw - dequantized:+.3f}) is the effect of the precision. The raw arm sees "
-                  "more of the past than its targets carry: given what a decoder would have, it needs "
-                  f"{np.mean(end[arms[2]]['realisable']):.3f} bits."]
-    return lines
+def _input_answer(rows):
+    "Whether raw input needs fewer bits than codes."
+    end = {row["arm"]: row for row in rows}
+    if not {"codes", "raw"} <= set(end): return ranking(rows)
+    d = difference(by_seed(end["codes"]), by_seed(end["raw"]))
+    if not d.judged: return f"Not decided: {n_runs(d.n)} of an arm."
+    if not d.separated: return f"Not separated: raw input changes the bits by {d.mean:+.3f} ± {d.spread} per sample."
+    said, more = ("No", "more") if d.mean > 0 else ("Yes", "fewer")
+    return f"{said}: with raw input the model needs {abs(d.mean):.3f} ± {d.spread} bits per sample {more}."
+
+
+def _input_notes(rows):
+    "Representation and precision apart, and how much of the precision a decoder would not have."
+    end = {row["arm"]: row for row in rows}
+    if not {"codes", "dequantized", "raw"} <= set(end): return []
+    codes, dequantized, raw = (by_seed(end[arm]) for arm in ("codes", "dequantized", "raw"))
+    unseen = difference(by_seed(end["raw"], "bits_per_sample"), by_seed(end["raw"], "realisable"))
+    return [f"In bits, dequantized minus codes, the representation alone, since both see the same numbers: "
+            f"{difference(codes, dequantized)}. Raw minus dequantized, the precision: "
+            f"{difference(dequantized, raw)}.",
+            "The raw arm sees more of the past than its targets carry, and a decoder has only what it decoded: on "
+            f"windows, dequantized input changes its bits by {unseen}."]
 
 
 QUANTIZED_VS_RAW = Ablation(
@@ -102,12 +126,27 @@ QUANTIZED_VS_RAW = Ablation(
     question="Does the model do better on the raw waveform than on quantized codes?",
     arms=_beside_prediction({name: {"input": name, "encoder": None}       # the encoder that fits
                              for name in ("codes", "dequantized", "raw")}),
-    sentences=_input_sentences)
+    answer=_input_answer,
+    notes=_input_notes,
+    one_run=tuple(f"{name}{PREDICTION}" for name in ("codes", "dequantized", "raw")),
+    drawn=("codes", "dequantized", "raw", f"codes{PREDICTION}"))
 
 # %% ../../nbs/studies/02_ablations.ipynb #77a219af
-def _layout_sentences(rows):
+_BOTH = ("left + right", "temporal", "blocking-16", "blocking-128")    # code both channels
+
+
+def _layout_answer(rows):
+    "Which coder of both channels needs the fewest bits."
+    both = [row for row in rows if row["arm"] in _BOTH]
+    return ranking(both if len(both) > 1 else rows)
+
+
+def _layout_notes(rows):
     "What is compared with what."
-    return ["All figures are bits per sample of one channel: left + right and the layouts code the same two channels; "
+    both = [row for row in rows if row["arm"] in _BOTH]
+    windows = [f"On test windows, which begin without a past: {ranking(both, 'realisable')}"] if len(both) > 1 else []
+    return [*windows,
+            "All figures are bits per sample of one channel: left + right and the layouts code the same two channels; "
             "mid codes only their mean and cannot restore them.",
             "A layout has seen half the seconds of a mono arm when matched by tokens, and twice its tokens when "
             "matched by seconds."]
@@ -119,18 +158,16 @@ MONO_VS_STEREO = Ablation(
     arms=_beside_prediction({name: {"channels": name} for name in ("left", "right")} | {"mid": {"channels": "mono"}}
                             | {layout: {"channels": "stereo", "interleaving_strategy": layout}
                                for layout in ("temporal", "blocking-16", "blocking-128")}),
-    sentences=_layout_sentences,
-    needs_stereo=True)
+    answer=_layout_answer,
+    notes=_layout_notes,
+    one_run=tuple(f"{name}{PREDICTION}" for name in ("left", "right", "mid", *_BOTH[1:])),
+    needs_stereo=True,
+    drawn=("left", *_BOTH[1:], f"temporal{PREDICTION}"))
 
 # %% ../../nbs/studies/02_ablations.ipynb #ae65ba5e
 _OUTPUTS = {f"{bits} bit {head}": (bits, head)
-            for bits, heads in ((8, ("categorical", "dml", "bytes")), (16, ("dml", "bytes")), (24, ("bytes",)))
+            for bits, heads in ((8, ("categorical", "dml")), (16, ("dml", "bytes")), (24, ("bytes",)))
             for head in heads}
-
-
-def _output_changes(bits, head):
-    "Depth and head of an arm; a sample of 8 bits is one byte, so that bytes and classes are one model, trained once."
-    return {"bits": bits, "head": "categorical" if (bits, head) == (8, "bytes") else head}
 
 
 def _linear_with_fewer_windows(base):
@@ -140,30 +177,30 @@ def _linear_with_fewer_windows(base):
 
 
 def _resampled_with_fewer_test_files(base):
-    "Half the sample rate, at least the 4 kHz that players need, and fewer test files, since six arms score each."
+    "Half the sample rate, at least the 4 kHz that players need, and fewer test files, since five arms score each."
     return replace(base, train_percentage=0.88, target_sr=max((base.target_sr or 16000)//2, 4000))
 
 
-def _output_sentences(rows):
-    "The best output at every depth, and what the figures of byte tokens mean."
-    groups, sentences = {}, []
+def _output_answer(rows):
+    "The best output at every depth and on every material."
+    groups = {}
     for row in rows:
         material, _, arm = row["arm"].rpartition(": ")
         bits, head = _OUTPUTS[arm]
-        depth = ", ".join(filter(None, [material, f"{bits} bit"]))
-        groups.setdefault(depth, {})[head] = row
-    for depth, by_head in groups.items():
-        best, *others = sorted(by_head, key=lambda head: np.mean(by_head[head]["whole"]))
-        whole = {head: np.mean(row["whole"]) for head, row in by_head.items()}
-        listed = ", ".join(f"{head} {whole[head]:.3f}" for head in by_head if head in others)
-        adaptive = by_head[best]["adaptive"]
-        predicted = f"adaptive prediction needs {adaptive:.3f} bits per sample; " if np.isfinite(adaptive) else ""
-        ratios = [f"{np.mean(by_head[best][k]):.2f} times {whose}" for k, whose in
-                  (("of_adaptive", "as many"), ("of_flac", "FLAC's")) if np.isfinite(by_head[best][k]).all()]
-        sentences.append(f"{depth.capitalize()}: {predicted}{best} needs the fewest of the outputs over whole files, "
-                         f"{whole[best]:.3f}{f' ({listed})' if listed else ''}, {' and '.join(ratios)}.")
-    return [*sentences,
-            "At 8 bits a byte is the sample, so bytes and categorical are one model. Accuracies are per token: for "
+        groups.setdefault((bits, material), {})[head] = by_seed(row)
+    said = {}
+    for (bits, material), by_head in sorted(groups.items()):
+        if len(by_head) > 1: said.setdefault(verdict(by_head), []).append(f"{bits}-bit {material}".strip())
+    if not said: return "Nothing to compare: one output at every depth."
+    if len(said) == 1 and "not ranked" in next(iter(said)): return f"{next(iter(said)).capitalize()}."
+    text = "; ".join(f"{listed(where)}: {text}" for text, where in said.items())
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _output_notes(rows):
+    "What the figures of byte tokens mean."
+    return ["At 8 bits a byte is the sample, so bytes and categorical are one model; 24 bits have one output, bytes. "
+            "Accuracies are per token: for "
             "the byte arms they are shares of bytes, not of samples. Order-0 entropy is that of the histogram of the "
             "samples themselves: where hardly any code occurs twice, as at 24 bits, it is the logarithm of their "
             "number and not the rate of any code."]
@@ -172,40 +209,55 @@ def _output_sentences(rows):
 BIT_DEPTH = Ablation(
     name="bit_depth",
     question="How many bits, and by which output?",
-    arms={arm: _output_changes(bits, head) for arm, (bits, head) in _OUTPUTS.items()},
-    sentences=_output_sentences,
+    arms={arm: {"bits": bits, "head": head} for arm, (bits, head) in _OUTPUTS.items()},
+    answer=_output_answer,
+    notes=_output_notes,
     prepare=_linear_with_fewer_windows,
     bundled_audio={"music": "data/music", "speech": "data/digits"},
     prepare_bundled=_resampled_with_fewer_test_files,
-    max_seeds=1,
-    same_codes=False,
-    drawn=("8 bit categorical", "16 bit dml", "24 bit bytes"))
+    one_run=("24 bit bytes",),
+    same_codes=False)
 
 # %% ../../nbs/studies/02_ablations.ipynb #42272d0a
 _DEPTHS = {"8 bit": {"bits": 8, "head": "categorical"}, "16 bit": {"bits": 16, "head": "dml"}}
 
 
 def _added(rows):
+    "Arm without prediction, its row, and the row with prediction, where prediction alone was measured."
+    end = {row["arm"]: row for row in rows}
+    return [(arm, row, end[f"{arm}{PREDICTION}"]) for arm, row in end.items()
+            if f"{arm}{PREDICTION}" in end and np.isfinite(row["adaptive"])]
+
+
+def _added_answer(rows):
+    "What the model takes off the bits of prediction alone, for every material and depth."
+    found = {arm: (difference(by_seed(both), row["adaptive"]), row["adaptive"]) for arm, row, both in _added(rows)}
+    if not found: return "Not measured: adaptive prediction is missing."
+    if not any(d.judged for d, _ in found.values()):
+        return f"Not decided: {n_runs(min(d.n for d, _ in found.values()))} of an arm."
+    saved = [f"{abs(d.mean):.3f} ± {d.spread} bits per sample {'fewer' if d.mean > 0 else 'more'} "
+             f"({100*abs(d.mean)/alone:.1f}%) at {arm}".replace(": ", ", ")
+             for arm, (d, alone) in found.items() if d.separated]
+    open_ = [arm.replace(": ", ", ") for arm, (d, _) in found.items() if not d.separated]
+    parts = [*saved, f"not separated from prediction alone at {listed(open_)}"] if open_ else saved
+    return f"Beside prediction: {'; '.join(parts)}."
+
+
+def _added_notes(rows):
     "Predictor alone, model alone and both, for every material and depth."
-    end, lines = {row["arm"]: row for row in rows}, []
-    for arm, row in end.items():
-        both = end.get(f"{arm}{PREDICTION}")
-        if both is None or not np.isfinite(row["adaptive"]): continue
-        alone, model, together = row["adaptive"], np.mean(row["whole"]), np.mean(both["whole"])
-        lines.append(f"{arm[0].upper()}{arm[1:]}: prediction alone needs {alone:.3f} bits per sample, the model alone "
-                     f"{model:.3f}, both {together:.3f}: {100*(1 - together/alone):.1f}% fewer than prediction alone.")
-    return lines
+    return [f"{arm[0].upper()}{arm[1:]}: prediction alone needs {row['adaptive']:.3f} bits per sample, the model alone "
+            f"{np.mean(row['whole']):.3f}, both {np.mean(both['whole']):.3f}." for arm, row, both in _added(rows)]
 
 
 ADDED_TO_PREDICTION = Ablation(
     name="added_to_prediction",
     question="What does a model add to prediction?",
     arms=_beside_prediction(_DEPTHS),
-    sentences=_added,
+    answer=_added_answer,
+    notes=_added_notes,
     prepare=_linear_with_fewer_windows,
     bundled_audio={"music": "data/music", "speech": "data/digits"},
     prepare_bundled=_resampled_with_fewer_test_files,
-    max_seeds=1,
     same_codes=False)
 
 ABLATIONS = {a.name: a for a in (QUANTIZED_VS_RAW, MONO_VS_STEREO, BIT_DEPTH, ADDED_TO_PREDICTION)}
@@ -243,10 +295,9 @@ class AblationParameters:
 
 
 def ablation_parameters(
-    after:dict, # the notebook's variables after the parameters were injected
-    before:set, # the names that existed before
+    variables:dict, # of the notebook of an ablation: globals()
 )->AblationParameters:
     """Read and check the parameters of an ablation's notebook.
 
     Raises: ValueError for an unknown name, with the known ones; for a value of the wrong kind."""
-    return AblationParameters(**read_values(given_parameters(after, before), field_types(AblationParameters)))
+    return AblationParameters(**read_values(given_parameters(variables), field_types(AblationParameters)))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GRACE_S', 'Job', 'notebook_path', 'papermill_words', 'near', 'shell_command', 'check_utf8', 'notebook_processes',
            'prepare', 'NotebookKilled', 'run_notebook', 'train_parameters', 'train_command', 'cost', 'run_all',
-           'ablation_records', 'ablation_jobs', 'run_notebooks']
+           'ablation_records', 'notebook_records', 'ablation_jobs', 'run_notebooks']
 
 # %% ../../nbs/studies/04_batch.ipynb #267dd209
 import json
@@ -26,8 +26,8 @@ from ..core.processes import FORKS, ForkServer, end_tree
 from ..core.system import (audio_folder, bundled, check_int, import_torchaudio, in_clone, log, runs_folder,
                                     to_json, write_atomic)
 from ..models.heads import HEADS
-from .ablations import Ablation
-from .experiment import Experiment
+from .ablations import Ablation, ablation_parameters, get_ablation
+from .experiment import Experiment, experiment
 from ..core.locks import holding
 from .run import Run, code_fingerprint, execute
 from ..synthesis.engine import load_compiled
@@ -248,6 +248,18 @@ def ablation_records(
     arms = ablation_jobs(ablation, base, n_seeds, audio)
     done = run_all([job for jobs in arms.values() for job in jobs], audio, runs, workers, progress, here=here)
     return {arm: [done[job].record | {"folder": str(done[job].folder)} for job in jobs] for arm, jobs in arms.items()}
+
+
+def notebook_records(
+    name:str,       # of the ablation
+    variables:dict, # of its notebook: globals(), with the parameters and nothing computed yet
+)->tuple[Ablation, dict[str, list[dict]]]: # the ablation, and the records of its arms
+    """Carry out the ablation of a notebook; the smoke runs of its defaults in the notebook's own process.
+
+    Raises: ValueError for an unknown parameter, with the known ones; for a value of the wrong kind."""
+    p, ablation = ablation_parameters(variables), get_ablation(name)
+    base = experiment(p.preset, {"predictor": p.predictor})
+    return ablation, ablation_records(ablation, base, p.n_seeds, p.audio, p.runs, p.workers, here=p.preset == "smoke")
 
 
 def ablation_jobs(

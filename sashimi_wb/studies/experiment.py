@@ -192,24 +192,25 @@ def _read(values):
     return read_values(values, field_types(Experiment), "Experiment.")
 
 # %% ../../nbs/studies/01_experiment.ipynb #1f13060e
+_PLAIN = (str, int, float, bool, list, tuple, dict, type(None))     # what papermill can pass
+
+
 def given_parameters(
-    after:dict, # the notebook's variables after the parameters were injected
-    before:set, # the names that existed before
-)->dict:        # name -> value
-    """Variables of a notebook that were added between two moments, apart from those of IPython."""
-    own = {*before, "before", "In", "Out"}
-    return {k: v for k, v in after.items() if k not in own and not k.startswith("_")}
+    variables:dict, # of a notebook after its parameters were injected and before it computes anything: globals()
+)->dict:            # name -> value
+    """The parameters among the variables of a notebook: plain values, apart from IPython's own; no imports."""
+    return {k: v for k, v in variables.items()
+            if isinstance(v, _PLAIN) and k not in ("In", "Out") and not k.startswith("_")}
 
 
 def arm_parameters(
-    after:dict, # the notebook's variables after the parameters were injected
-    before:set, # the names that existed before
+    variables:dict, # of the notebook of one run: globals()
 )->tuple[Experiment, str, str]: # the experiment, the folder of its audio and the folder of all runs
     """Read and check the parameters of the notebook of one run; None leaves the value of the preset.
 
     Raises: ValueError for an unknown name, with the known ones; for a value of the wrong kind."""
     own_types = {"preset": str, "audio": str, "runs": str, "changes": dict}
-    given = given_parameters(after, before)
+    given = given_parameters(variables)
     check_names(given, {**own_types, **field_types(Experiment)}, "parameter ")
     own = read_values({name: given.pop(name) for name in own_types}, own_types)
     changes = own["changes"] | {k: v for k, v in given.items() if v is not None}

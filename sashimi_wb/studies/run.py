@@ -31,8 +31,8 @@ from ..training.baselines import all_baselines, flac_bits_per_sample
 from ..training.checkpoints import load_tree, save_tree, save_weights
 from ..core.sources import code_sources
 from ..core.system import (audio_folder, check_plain, check_value, from_json, in_clone, log, package_folder,
-                                    pick_device, read_json, reading, runs_folder, seed_everything, to_json,
-                                    write_atomic)
+                                    pick_device, processor_name, read_json, reading, runs_folder, seed_everything,
+                                    to_json, write_atomic)
 from ..audio.index import cache_path
 from ..audio.loaders import AudioData
 from ..audio.own_files import AudioParts
@@ -411,6 +411,7 @@ def provenance()->dict: # plain JSON values
     """Versions, revision and machine."""
     return {"package": __version__, **revision(),
             "python": platform.python_version(), "torch": torch.__version__, "machine": platform.machine(),
+            "processor": processor_name(),
             "system": platform.system(), "cpus": os.cpu_count(), "threads": torch.get_num_threads(),
             "instructions": torch.backends.cpu.get_cpu_capability(),      # decide the last bits, as threads do
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",

@@ -163,8 +163,8 @@ def test_unreadable_values_are_refused_by_name(name, given):
 def test_every_parameter_of_the_notebooks():
     arm = dict.fromkeys(["preset", *field_types(Experiment)]) | {
         "preset": "smoke", "audio": "", "runs": "", "changes": ""}
-    assert arm_parameters(arm, set()) == (experiment("smoke"), "", "")
-    def read(**given): return arm_parameters(arm | given, set())[0]
+    assert arm_parameters(arm) == (experiment("smoke"), "", "")
+    def read(**given): return arm_parameters(arm | given)[0]
     assert read(changes='{"bits": "6", "lr": null}', pool="[2]") == experiment("smoke", {"bits": 6, "pool": (2,)})
     assert read(changes={"bits": 6}, bits=7).bits == 7                       # a named parameter takes precedence
     for e in (experiment("small", {"train_chunk_size": "None"}), *map(experiment, PRESETS)):   # a whole experiment
@@ -180,10 +180,10 @@ def test_every_parameter_of_the_notebooks():
                            ({"bitz": 8}, "unknown parameter bitz; known: preset")):
         with pytest.raises(ValueError, match=message): read(**wrong)
     given = dict(preset="small", n_seeds="2", audio="a", runs="r", workers=3.0)
-    assert ablation_parameters(given, set()) == AblationParameters("small", 2, "a", "r", 3)
+    assert ablation_parameters(given) == AblationParameters("small", 2, "a", "r", 3)
     for name, wrong in (("n_seeds", 0), ("n_seeds", 10**9), ("n_seeds", 1.5), ("workers", -1), ("workers", "many"),
                         ("workers", True), ("preset", "")):
-        with pytest.raises(ValueError, match=name): ablation_parameters({name: wrong}, set())
+        with pytest.raises(ValueError, match=name): ablation_parameters({name: wrong})
 
 
 def test_arguments_of_functions():

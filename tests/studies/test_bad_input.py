@@ -70,7 +70,7 @@ def test_notebook_parameters():
     message = ("unknown parameter n_seed; known: preset, n_seeds, audio, runs, workers, predictor; "
                "did you mean 'n_seeds'")
     with pytest.raises(ValueError, match=message):
-        ablation_parameters({"preset": "smoke", "n_seed": 2, "_i1": "", "In": []}, {"In"})
+        ablation_parameters({"preset": "smoke", "n_seed": 2, "_i1": "", "In": []})
 
 
 def test_the_notebook_of_a_run_takes_every_parameter():
@@ -80,8 +80,8 @@ def test_the_notebook_of_a_run_takes_every_parameter():
     assert names == ["preset", "audio", "runs", "changes"]                 # papermill passes all others as well
     given = {name: None for name in Experiment.__dataclass_fields__}
     defaults = {"preset": "smoke", "audio": "", "runs": "", "changes": {}}
-    assert arm_parameters(defaults | given, set()) == (SMOKE, "", "")
-    assert arm_parameters(defaults | {"seed": "3"}, set())[0].seed == 3
+    assert arm_parameters(defaults | given) == (SMOKE, "", "")
+    assert arm_parameters(defaults | {"seed": "3"})[0].seed == 3
 
 
 def test_missing_and_mono_audio(tmp_path):
