@@ -38,6 +38,11 @@ from ..show.figures import arm_colors, figure_png, plot_clips
 DRAWN = {k: BASELINES[k] for k in ("adaptive", "flac8", "order0")}   # the baselines in figures
 
 
+def _colors(records):
+    "Arm -> its color, the same in all figures and players of these records."
+    return arm_colors(row["arm"] for row in final_rows(result_rows(records)))
+
+
 def arm_bits_figure(
     records:dict[str, list[dict]], # arm -> records
     relative:bool=False,           # show the ratio to adaptive prediction, which compares depths, instead of bits
@@ -76,7 +81,7 @@ def curves_figure(ablation, records):
     if not ablation.same_codes: return None
     curves = {arm: [training_curve(r) for r in seeds] for arm, seeds in records.items()}
     return plot_curves({arm: [(c.steps, c.bits_per_token) for c in some] for arm, some in curves.items()},
-                       y="training bits per token", x="step")
+                       y="training bits per token", x="step", colors=_colors(records))
 
 
 KINDS = ("original", "quantized", "continuation")
@@ -130,11 +135,12 @@ def synced_clips(
     kinds:tuple[str, ...]=KINDS,      # which clips
     missing:list[str]|None=None,      # collects a line for every clip that is gone; None: such a clip is an error
     label:str="clips of the arms",    # name for screen readers
+    arms_in:dict[str, str]|None=None, # arm -> color; None: of these arms alone
 )->str:                               # HTML
     """The clips of the arms in synchronized players, equal ones once.
 
     Raises: FileNotFoundError if a run's audio is gone."""
-    clips, rates, colors = {}, {}, {}
+    clips, rates, colors, arms_in = {}, {}, {}, arms_in or _colors(records)
     for kind in kinds:
         sounds = _sounds(records, kind, missing)
         for wave, rate, arms in sounds:
@@ -142,7 +148,7 @@ def synced_clips(
             title = kind if common else f"{_shared_name(records, arms)}: {kind}"
             if title in clips: title = f"{listed(arms)}: {kind}"
             clips[title], rates[title] = wave, rate
-            if len(arms) == 1 and not common: colors[title] = arm_colors(records)[arms[0]]
+            if len(arms) == 1 and not common: colors[title] = arms_in[arms[0]]
     return players_in_step(clips, rates, colors, label).data if clips else ""
 
 
@@ -164,7 +170,8 @@ def players(ablation, records):
     for arm, seeds in _heard(ablation, records).items(): corpora.setdefault(seeds[0]["data"], {})[arm] = seeds
     silent = {arm: why for arm, seeds in records.items() if (why := seeds[0].get("no_continuation"))}
     notes = "".join(markup("<p>{} has no continuation: {}</p>", arm, why).data for arm, why in silent.items())
-    return HTML("".join(synced_clips(some) for some in corpora.values()) + notes)
+    clips = [synced_clips(some, arms_in=_colors(records)) for some in corpora.values()]
+    return HTML("".join([*clips, notes]))
 
 
 def _heard(ablation, records):
