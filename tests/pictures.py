@@ -25,7 +25,7 @@ def wait_training(page):
 def choose_runs(page):
     """Select the arms of the first ablation."""
     box = page.get_by_role("textbox", name="Filter")
-    box.fill("bits=8 channels=mono quantization=mu_law steps=240 seed=0")
+    box.fill("bits=8 channels=mono quantization=mu_law predictor=none seed=0")
     box.press("Enter")
     page.wait_for_timeout(2000)
     page.get_by_label("Compare", exact=True).and_(page.locator("select")).focus()

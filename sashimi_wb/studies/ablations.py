@@ -155,12 +155,13 @@ def _layout_notes(rows):
 MONO_VS_STEREO = Ablation(
     name="mono_vs_stereo",
     question="How should two channels be laid out for one sequence model?",
-    arms=_beside_prediction({name: {"channels": name} for name in ("left", "right")} | {"mid": {"channels": "mono"}}
-                            | {layout: {"channels": "stereo", "interleaving_strategy": layout}
-                               for layout in ("temporal", "blocking-16", "blocking-128")}),
+    arms={name: {"channels": name} for name in ("left", "right")} | {"mid": {"channels": "mono"}}
+         | {layout: {"channels": "stereo", "interleaving_strategy": layout} for layout in _BOTH[1:]}
+         | {f"temporal{PREDICTION}": {"channels": "stereo", "interleaving_strategy": "temporal",
+                                      "predictor": "adaptive"}},
     answer=_layout_answer,
     notes=_layout_notes,
-    one_run=tuple(f"{name}{PREDICTION}" for name in ("left", "right", "mid", *_BOTH[1:])),
+    one_run=(f"temporal{PREDICTION}",),
     needs_stereo=True,
     drawn=("left", *_BOTH[1:], f"temporal{PREDICTION}"))
 

@@ -185,7 +185,7 @@ def clips_figure(ablation, records, narrow=False):
     clips = clips_of({arm: seeds for arm, seeds in _heard(ablation, records).items()
                       if seeds[0]["data"] == first["data"]})
     continuations = {arm: c["continuation"] for arm, c in clips.items() if "continuation" in c}
-    shown = {"original": next(iter(clips.values()))["original"]} | continuations
+    shown = {"original": max((c["original"] for c in clips.values()), key=np.ndim)} | continuations
     seconds = min(len(wave) for wave in shown.values())/first["sample_rate"]
     prompt = min(first["parameters"]["prompt_s"], seconds)
     return plot_clips(shown, first["sample_rate"], dict.fromkeys(continuations, prompt), 1 if narrow else 3)
@@ -275,7 +275,7 @@ summary{cursor:pointer;font-weight:600}
 footer{margin-top:3rem}
 .swb-scroll .swb-table td:first-child{white-space:normal}
 @media(max-width:600px){.swb-scroll .swb-table :is(th,td){padding:4px 6px 4px 2px}
-.swb-scroll .swb-table thead th{min-width:0;overflow-wrap:anywhere;hyphens:auto}.swb-scroll .swb-table{font-size:13px}}
+.swb-scroll .swb-table thead th{min-width:0}.swb-scroll .swb-table{font-size:13px}}
 code{overflow-wrap:anywhere}
 </style>""")
 _PAGE = ('<!doctype html><html lang="en"><head><meta charset="utf-8">'

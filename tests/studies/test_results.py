@@ -84,8 +84,7 @@ def test_answer_of_depths(tmp_path):
 def test_columns_and_figures_without_a_baseline(records):
     main, folded = (re.findall(r"<th [^>]*>(.*?)</th>", part)
                     for part in result_table(QUANTIZED_VS_RAW, records).data.split("<details>"))
-    assert main == ["arm", "bits per sample, whole files", "times adaptive prediction", "times FLAC 8",
-                    "runs"]
+    assert main == ["arm", "bits per sample, whole files", "× prediction", "× FLAC", "runs"]
     assert folded.index("adaptive prediction") < folded.index("FLAC level 8") < folded.index("WavPack")
     earlier = {arm: [lacking(seeds[0], "adaptive", "tta")] for arm, seeds in records.items()}
     shown = result_table(QUANTIZED_VS_RAW, earlier).data
