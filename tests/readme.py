@@ -1,6 +1,7 @@
 """Make README.md and its pictures from the saved outputs of nbs/index.ipynb, without running it: `make readme`.
 
 A code host plays no audio and ignores styles, so a player becomes a link to the notebook and a table loses its style.
+New results: copy runs/results.json to nbs/, run nbs/index.ipynb, save it, and make the README.
 Cells marked `#| hide` are left out, `#| echo: false` keeps only the output, and relative links are adapted to the
 other folder.
 """

@@ -156,12 +156,12 @@ _CHANNELS = {"mono": "mid", "left": "left", "right": "right", "stereo": "left an
 
 
 def _shared_name(records, arms):
-    "The arms that share a clip; where they are more than two, the channels or the depth that sets them apart."
+    "The channels or the depth that only the arms of a shared clip have in common; else their names."
     own = {arm: (_CHANNELS[p["channels"]], f"{p['bits']} bit")
            for arm, seeds in records.items() if (p := seeds[0]["parameters"])}
     alike = [names.pop() for i in (0, 1) if len(names := {own[arm][i] for arm in arms}) == 1
              and len({facts[i] for facts in own.values()}) > 1]
-    return ", ".join(alike) if len(arms) > 2 and alike else listed(arms)
+    return ", ".join(alike) if len(arms) > 1 and alike else listed(arms)
 
 
 def players(ablation, records):

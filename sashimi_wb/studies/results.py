@@ -116,7 +116,7 @@ COLUMNS = {"arm": "arm", "matched": "matched by", "whole": METRICS["whole"],
 MAIN = ("arm", "whole", "of_adaptive", "of_flac", "seeds")    # the columns that answer the question
 
 
-CAPTION = "Bits per sample over whole files, and as multiples of what adaptive prediction and FLAC need: fewer is better"
+CAPTION = "Bits per sample over whole files, and as multiples of what adaptive prediction and FLAC need"
 
 
 def _uninformative(rows, columns):

@@ -1,4 +1,5 @@
 """Tables, figures and sentences compare with adaptive prediction first, and read records that lack it."""
+import html
 import json
 import math
 import re
@@ -6,11 +7,12 @@ import re
 import pytest
 from made_runs import SHARES, make_run
 
-from sashimi_wb.core.system import read_json, write_atomic
+from sashimi_wb.cli import _summary
+from sashimi_wb.core.system import bundled, read_json, write_atomic
 from sashimi_wb.pages.run_views import bits_of, differences, results_of
-from sashimi_wb.studies.ablations import BIT_DEPTH, MONO_VS_STEREO, QUANTIZED_VS_RAW
-from sashimi_wb.studies.report import arm_bits_figure
-from sashimi_wb.studies.results import final_rows, result_rows, result_table, sentences
+from sashimi_wb.studies.ablations import ABLATIONS, BIT_DEPTH, MONO_VS_STEREO, QUANTIZED_VS_RAW
+from sashimi_wb.studies.report import arm_bits_figure, report_html
+from sashimi_wb.studies.results import MAIN, final_rows, result_rows, result_table, rows_table, sentences
 from sashimi_wb.studies.run_table import FIGURES, filter_runs, read_runs, runs_table, sort_runs
 
 
@@ -109,3 +111,30 @@ def test_runs_of_earlier_versions_are_listed(tmp_path):
     assert FIGURES["of_adaptive"] in runs_table(found).data and FIGURES["of_adaptive"] in differences(found)
     assert "–" in runs_table(found).data and "FLAC level 8" in results_of(found)
     assert bits_of(found) is not None
+
+
+def cells(text):
+    """The texts of all cells of the tables in HTML."""
+    return [html.unescape(cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", text)]
+
+
+def test_readme_says_what_the_records_say():
+    """Answers and figures of README are those that the saved rows allow, by the rule of today."""
+    readme, saved = (bundled() / "README.md").read_text(encoding="utf-8"), read_json(bundled("nbs/results.json"), "")
+    assert saved["machine"] in readme
+    for name, ablation in ABLATIONS.items():
+        rows = final_rows(saved[name]["rows"])
+        assert saved[name]["question"] == ablation.question and saved[name]["answer"] == ablation.answer(rows)
+        part = readme.split(f"<b>{html.escape(ablation.question)}</b><br>")[1].split("</table>")[0]
+        assert html.unescape(part.split("</p>")[0]) == saved[name]["answer"]
+        assert cells(part) == cells(rows_table(rows, [], MAIN).data)
+
+
+def test_report_says_what_the_summary_says(tmp_path):
+    """The page and the file from which README is made come from the same records."""
+    found = {"quantized_vs_raw": {"codes": seeds(tmp_path, .6), "raw": seeds(tmp_path, .5, **RAW)}}
+    page, saved = report_html(found), _summary(found)
+    assert saved["quantized_vs_raw"]["answer"].startswith("Yes: ")
+    for text in (saved["machine"], *(saved["quantized_vs_raw"][key] for key in ("question", "answer"))):
+        assert html.escape(text) in page
+    assert set(cells(rows_table(final_rows(saved["quantized_vs_raw"]["rows"]), [], MAIN).data)) <= set(cells(page))
