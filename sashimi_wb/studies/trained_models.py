@@ -227,7 +227,7 @@ class TrainedModel:
         q, rate = self.quantizer, self.sample_rate
         adaptive = adaptive_bits(codes, q.bits, q.quantization) if _compiles() else None
         less = reductions(files, q.bits, rate, self.channels, q.quantization, q.scaling)
-        return FileBits(figures["bits_per_sample"], file=Path(path).name, seconds=len(codes)/rate, codes=_codes_text(q),
+        return FileBits(figures["bits_per_sample"], file=Path(path).name, seconds=len(codes)/rate, codes=q.name,
                         flac=flac_bits_per_sample(codes, q.bits, rate), adaptive=adaptive, alone=figures.get("alone"),
                         reductions=tuple(less))
 
@@ -247,7 +247,7 @@ class TrainedModel:
         b, n = c.backbone, sum(p.numel() for p in self.model.parameters())
         widths = [b.d_model*b.expand**i for i in range(len(b.pool) + 1)]
         several = f", {self.layout}" if self.n_channels > 1 else ""
-        found = {"codes": _codes_text(self.quantizer),
+        found = {"codes": self.quantizer.name,
                  "audio": f"{self.channels}{several}, {self.sample_rate:,} Hz",
                  "input and output": f"{self.data.input} into {c.encoder}, {c.head} out",
                  "backbone": f"SaShiMi, widths {', '.join(map(str, widths))}, pooled by {', '.join(map(str, b.pool))}; "
@@ -271,14 +271,7 @@ class TrainedModel:
         return table(rows, {"what": "", "is": ""}, caption=f"Trained model: {self.name}").data
 
 
-_LAWS = {"linear": "linear", "mu_law": "mu-law"}                       # names of quantizations in text
 _BESIDE = {"flac8": "FLAC", "adaptive": "adaptive prediction"}         # what stands beside the bits of a model
-
-
-def _codes_text(quantizer):
-    "The codes in words: depth and law, and scaling if it is that of every clip."
-    clip = ", scaled per clip" if quantizer.scaling == "clip_minmax" else ""
-    return f"{quantizer.bits} bit {_LAWS[quantizer.quantization]}{clip}"
 
 
 def _compiles():
@@ -396,7 +389,8 @@ def describe(
     head = "" if e.head == "categorical" else f", {e.head}"
     seen = "" if e.input == "codes" else f", {e.input} input"
     layout = f" {e.interleaving_strategy}" if e.channels == "stereo" else ""
-    return f"{e.bits} bit {_LAWS[e.quantization]}{head}{seen}, {e.channels}{layout}, {sample_rate/1000:g} kHz"
+    codes = Quantizer(e.quantization, e.bits, e.scaling).name
+    return f"{codes}{head}{seen}, {e.channels}{layout}, {sample_rate/1000:g} kHz"
 
 
 def find_models(

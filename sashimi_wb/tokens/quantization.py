@@ -226,6 +226,12 @@ class Quantizer:
         return self.quantization == "linear" and self.scaling == "full_scale"
 
     @property
+    def name(self)->str:
+        """Depth and law in words, "8 bit mu-law": a depth alone does not say what a code stands for."""
+        clip = ", scaled per clip" if self.scaling == "clip_minmax" else ""
+        return f"{self.bits} bit {self.quantization.replace('_', '-')}{clip}"
+
+    @property
     def label(self)->str:
         """A short description for tables and figures, marked where PCM is not decoded exactly."""
         clip = ", per clip" if self.scaling == "clip_minmax" else ""
