@@ -245,6 +245,9 @@ def repeat_result(
 )->str: # a sentence
     """Tell whether the command repeats the same run, with the audio and the package as they are now."""
     audio, then = audio_of(run), run.record
+    if own := then.get("own_files"):
+        return ("No command names its files: repeat it by `wb.fit(wb.load_audio(...), ...)` on "
+                f"{', '.join(name for part in own.values() for name in part)}.")
     if audio is None:
         return (f"Put the folder of its audio in place of AUDIO: the one with {', '.join(then['test_files'][:3])} "
                 f"(fingerprint {then['data'][:12]}).")

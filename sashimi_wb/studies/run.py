@@ -67,8 +67,9 @@ class Run:
         runs: str | Path = "",    # folder of all runs; empty: the usual one
     ):
         self.experiment = experiment
-        parts = audio if isinstance(audio, AudioParts) else None
-        self.data = AudioData(experiment.data_config("own files" if parts else audio_folder(audio)), parts=parts)
+        self.parts = audio if isinstance(audio, AudioParts) else None
+        folder = "own files" if self.parts else audio_folder(audio)
+        self.data = AudioData(experiment.data_config(folder), parts=self.parts)
         check_value("target_sr, or the files' own rate", self.data.sample_rate, PlayableRate)
         self.identity = {"parameters": to_json(experiment), "code": code_fingerprint(), "data": self.data.fingerprint()}
         self.hash = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
@@ -116,7 +117,7 @@ RECORD = {                  # the content of a record; "?" marks keys that recor
     "results": [{"steps": int, "matched?": str, "tokens": int, "audio_s": float, "test": {str: (float, list)}}],
     "baselines": {str: float}, "stages": [dict], "curve": {"steps": [int], "bits": [float]},
     "validation": [{"step": int, "val?": {str: (float, list)}}], "sample_rate": int, "n_channels?": int,
-    "reductions?": [str], "remarks?": [str],
+    "reductions?": [str], "remarks?": [str], "own_files?": {str: [str]},
     "test_files": [str], "parameter_count": int, "seconds": {"training": float, "all": float}, "peak_bytes?": int,
     "provenance": {"finished": str}, "no_continuation?": str}
 REMEDY = "it is made again when the run is carried out; or delete it"
@@ -374,10 +375,15 @@ def _carry_out(run, progress, events, callbacks):
         "test_files": [f.name for f in run.data.test.files],
         "parameter_count": sum(p.numel() for p in model.parameters()),
         "seconds": {"training": history.seconds, "all": time.time() - started}, "peak_bytes": peak_bytes(),
-        "provenance": provenance(), **problem,
+        "provenance": provenance(), **problem, **_own_files(run.parts),
     }
     write_atomic(run.result_path, json.dumps(record, indent=1))
     return record
+
+
+def _own_files(parts):
+    "For a run on files that were given one by one, the names of every part."
+    return {"own_files": {part: [f.name for f in files] for part, files in parts._asdict().items()}} if parts else {}
 
 
 def _origin(run):

@@ -45,7 +45,7 @@ def bundled_folder(
     record:dict,
 )->str: # "music" or "digits", the folder of `data` that a run was made on; empty for other audio
     """Which bundled folder the scored files of a run come from."""
-    names = set(record["test_files"])
+    names = set() if record.get("own_files") else set(record["test_files"])
     for folder in ("music", "digits"):
         if names and names <= _bundled_names(bundled(f"data/{folder}")): return folder
     return ""
@@ -80,7 +80,7 @@ def as_run_record(
     """A run of this or an earlier version. Raises: ValueError for unknown parameters, KeyError if much is missing."""
     e, full = from_json(Experiment, record["parameters"]), _completed(record) | {"folder": str(folder)}
     test, adaptive, flac = full["results"][-1]["test"], full["baselines"]["adaptive"], full["baselines"]["flac8"]
-    name = bundled_folder(full)
+    name = Path(full["test_files"][0]).stem if full.get("own_files") else bundled_folder(full)
     facts = {"run": full["hash"][:6], "audio": {"digits": "speech"}.get(name, name) or f"audio {full['data'][:6]}"}
     facts |= {k: getattr(e, k) for k in PARAMETERS}
     facts |= {k: test[k] for k in ("bits_per_sample", "realisable", "whole")}

@@ -251,15 +251,14 @@ class TrainedModel:
                  "audio": f"{self.channels}{several}, {self.sample_rate:,} Hz",
                  "input and output": f"{self.data.input} into {c.encoder}, {c.head} out",
                  "backbone": f"SaShiMi, widths {', '.join(map(str, widths))}, pooled by {', '.join(map(str, b.pool))}; "
-                             f"{b.n_layers} layers a stage, {b.kernel.form} kernels of state {b.kernel.d_state}",
+                             f"layers of a stage: {b.n_layers}, {b.kernel.form} kernels of state {b.kernel.d_state}",
                  "parameters": f"{n:,}", "predictor": self.predictor}
         if record:
             last = record["results"][-1]
             test, beside = last["test"], record["baselines"]
             coders = [f"{name} {beside[k]:.3f}" for k, name in _BESIDE.items() if k in beside]
             found["trained"] = f"{last['steps']:,} steps, {last['audio_s']:,.0f} s of audio"
-            found["bits per sample"] = f"{test['whole']:.3f} on {len(record['test_files'])} test file(s); " \
-                                       f"{', '.join(coders)}"
+            found["bits per sample"] = f"{test['whole']:.3f} over whole test files; {', '.join(coders)}"
         return found | {k: str(v) for k, v in self.provenance.items() if k in ("run", "package", "finished", "file")}
 
     def __repr__(self):
@@ -268,7 +267,7 @@ class TrainedModel:
 
     def _repr_html_(self):
         rows = [{"what": k, "is": v} for k, v in self.facts().items()]
-        return table(rows, {"what": "", "is": ""}, caption=f"Trained model: {self.name}").data
+        return table(rows, {"what": "trained model", "is": self.name}).data
 
 
 _BESIDE = {"flac8": "FLAC", "adaptive": "adaptive prediction"}         # what stands beside the bits of a model
@@ -279,8 +278,8 @@ def _compiles():
     return compiles()
 
 # %% ../../nbs/studies/07_trained_models.ipynb #5a5938ad
-# what a run's model.safetensors holds besides weights and configuration
-EXTRA = {"experiment": dict, "sample_rate": int, "data?": dict, "origin?": dict}
+# what a model.safetensors holds besides weights and configuration; one of experiment and data
+EXTRA = {"experiment?": dict, "data?": dict, "sample_rate": int, "origin?": dict}
 MODEL_FILES = "model.safetensors", "best.safetensors"  # of a run, and of a folder in which `trainer.fit` has trained
 
 
@@ -297,8 +296,7 @@ def load_model(
     if not {"experiment", "data"} & set(weights.extra):
         raise ValueError(f"{path}: expected a run's model.safetensors, got a file without its experiment")
     with reading(path, "a run's model.safetensors"):
-        shape = EXTRA if "experiment" in weights.extra else EXTRA | {"experiment?": dict, "data": dict}
-        experiment, data, rate, origin = _extra(weights.extra, shape)
+        experiment, data, rate, origin = _extra(weights.extra)
         config = from_json(ModelConfig, weights.config)
         if "scaling" not in weights.config:                   # an earlier version, in which the experiment alone knew
             config = replace(config, quantization=data.quantization, scaling=data.scaling)
@@ -321,9 +319,9 @@ def _check_sizes(config, state):
     return config
 
 
-def _extra(extra, shape):
+def _extra(extra):
     "Experiment, configuration of the data, sample rate and origin from the metadata of a file."
-    rate = check_plain(extra, {k: v for k, v in shape.items() if k != "experiment?"})["sample_rate"]
+    rate = check_plain(extra, EXTRA)["sample_rate"]
     if rate < 1: raise ValueError(f"sample_rate: expected at least 1 Hz, got {rate}")
     experiment = from_json(Experiment, extra["experiment"]) if "experiment" in extra else None
     if experiment: data = experiment.data_config("own files")
@@ -376,7 +374,8 @@ def _header(path):
     try:
         texts = read_texts(path)
         with reading(path, "a run's model.safetensors"):
-            e, _, rate, _ = _extra(json.loads(texts.get("extra", "{}")), EXTRA)
+            e, _, rate, _ = _extra(json.loads(texts.get("extra", "{}")))
+            if e is None: raise ValueError("it belongs to no experiment")
             return ModelFile(describe(e, rate), path, e, rate)
     except (OSError, ValueError) as error: log.info("not listed: %s", error)
 
