@@ -208,7 +208,7 @@ def main(
 
 def _carry_out(args):
     "Carry out a command and print its result."
-    if args.command == "presets": lines = [f"{k}: {v}" for k, v in PRESETS.items()]
+    if args.command == "presets": lines = [f"{k} ({experiment(k).quantizer.name}): {v}" for k, v in PRESETS.items()]
     elif args.command == "where": lines = where(args.name)
     elif args.command == "ablations":
         report = run_ablations(args.audio, args.preset, args.seeds, args.runs, args.workers, args.predictor)

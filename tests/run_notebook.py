@@ -3,6 +3,7 @@ import atexit
 import multiprocessing
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 
@@ -12,6 +13,8 @@ def run(path: Path, root: Path, flags: list[str], output: Path) -> None:
     with open(output, "wb") as out:
         for stream in (1, 2): os.dup2(out.fileno(), stream)
     os.chdir(root / "nbs")
+    runs = tempfile.TemporaryDirectory()                 # a notebook leaves no run in the clone
+    os.environ["SASHIMI_WB_RUNS"] = runs.name
     multiprocessing.set_start_method(None, force=True)   # the default again, for workers that the notebook starts
     passed, _ = test_nb(path, skip_flags=flags, basepath=root)
     # a forked process would end without these functions, which remove temporary folders
