@@ -116,12 +116,12 @@ def width_layout(
 
 
 def control_style(
-    em:int=26,        # largest width of the control in letters, label included; above 26 it takes a row of a grid
+    em:int=26,        # largest width in letters, label included; above 26 it takes two columns of a grid, from 60 a row
     label:str="8em",  # width of the label
 )->dict: # the arguments `style` and `layout` of a widget
     """Style and layout of one control."""
     layout = width_layout(em)
-    if em > 26: layout.grid_area = "auto / 1 / auto / -1"
+    if em > 26: layout.grid_area = "auto / span 2" if em < 60 else "auto / 1 / auto / -1"
     return {"style": {"description_width": label}, "layout": layout}
 
 
@@ -221,7 +221,7 @@ class LivePage:
     """A page that recomputes its parts when a control changes; shown when a cell ends in it."""
     def __init__(self,
         controls:list[Widget],                        # a change of any of them starts an answer
-        box:Widget,                                   # the controls in their arrangement
+        box:Box,                                      # the controls in their arrangement; the status line joins them
         work:Callable[[], Iterator[tuple[str, str]]], # yields name and HTML of parts; a part may be yielded again
         names:tuple[str, ...],                        # all parts from top to bottom; CSS class "swb-NAME" each
         latest:LatestOnly|None=None,                  # shared by pages whose work cancels each other's
@@ -229,8 +229,9 @@ class LivePage:
         self.work, self.latest = work, latest or LatestOnly()
         self.static, self.copy_timer, self.seconds = StaticCopy(), None, 0.0
         self.parts = {name: Html().add_class(f"swb-{name}") for name in names}
-        self.status, self.error = Html(layout=Layout(min_height="1.6em")).add_class("swb-status"), Html()
-        self.box = VBox([box, self.status, self.error, *self.parts.values()])
+        self.status, self.error = Html(layout=Layout(min_height="28px")).add_class("swb-status"), Html()
+        box.children = (*box.children, self.status)
+        self.box = VBox([box, self.error, *self.parts.values()])
         on_change(controls, self.begin)
 
     def begin(self)->None:
@@ -247,6 +248,7 @@ class LivePage:
                 self._show_error("")
                 self.parts[name].value = html
                 if not token.going: return
+            if not token.going: return
             self.seconds = time.perf_counter() - started
             self.status.value = "answered" + f" in {self.seconds:.1f} s"*(self.seconds >= 0.1)
         except Exception as e:

@@ -100,7 +100,7 @@ class QuantizationPage(LivePage):
         own = (self.bits, self.law, self.scaling, self.channel, self.place, self.zoom_ms)
         super().__init__([*picker.all, *own], Box([*picker.all, *own], layout=GRID), self.answer,
                          ("zoom", "whole", "sound", "numbers", "noise", "codes"))
-        top = self.box.children[:3] # controls, status and error
+        top = self.box.children[:2] # controls and error
         side_by_side = Layout(flex_flow="row", align_items="flex-start", overflow="visible")
         figures = Box([self.parts["whole"], self.parts["zoom"]], layout=side_by_side)
         rest = [self.parts[name] for name in ("sound", "numbers", "noise", "codes")]

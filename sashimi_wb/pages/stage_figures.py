@@ -13,7 +13,7 @@ from IPython.display import HTML
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-from ..show.charts import plot_unet
+from ..show.charts import bytes_text, place_stages, plot_unet
 from ..show.html import figure_html, markup, table
 from ..show.players import level_matched, player
 from ..show.figures import CHANNEL_NAMES, INK, MARK, Picture, arm_color, envelope, tidy
@@ -112,27 +112,6 @@ def plot_stage(
     return fig
 
 # %% ../../nbs/pages/09_stage_figures.ipynb #ccbcbd57
-def _number(x):
-    "A number with one decimal place below 10, else with none."
-    return f"{x:,.1f}" if x < 10 else f"{x:,.0f}"
-
-
-def _label(row):
-    "Label of a stage: shape, parameters, memory and time."
-    shape = " × ".join(f"{n:,}" for n in row["shape"][1:])
-    memory = f"{_number(row['bytes']/1e6)} MB" if row["bytes"] >= 1e5 else f"{row['bytes']/1e3:,.0f} kB"
-    return f"{shape}\n{row['params']:,} par.\n{memory}, {_number(row['ms'])} ms"
-
-
-def _frame(i, box, to_share):
-    "HTML of the hidden frame around the box of stage i; `to_share` maps data coordinates to shares of the figure."
-    x, y = box.get_x() + box.get_width()/2, box.get_y() + box.get_height()/2
-    (left, bottom), (right, top) = to_share.transform([(x - 0.61, y - 1.2), (x + 0.61, y + 0.74)])
-    return (f'<div class="swb-at swb-at-{i}" style="display:none;position:absolute;box-sizing:border-box;'
-            f'left:{left:.2%};top:{1 - top:.2%};width:{right - left:.2%};height:{top - bottom:.2%};'
-            f'border:2.5px solid {MARK};border-radius:6px"></div>')
-
-
 def _with_time_axis(row):
     "A stage without a time axis, as a row with one step."
     if len(row["shape"]) > 2: return row
@@ -142,21 +121,21 @@ def _with_time_axis(row):
 def unet_html(
     rows:list[dict], # stages, from `stage_report`
     title:str="",    # heading
-    dpi:float=110,   # pixels per inch
+    dpi:float=144,   # pixels per inch
 )->str:
     """Draw all stages as a U, each with a hidden frame that `mark_html` shows."""
     drawn = [_with_time_axis(row) for row in rows]
-    fig = plot_unet(drawn, title)
-    ax, width = fig.axes[0], round(fig.get_figwidth()*96)
-    labels = (text for text in ax.texts if " × " in text.get_text())
-    for row, label in zip(rows, labels): label.set(text=_label(row), fontsize=10.5)
-    to_share = ax.transData + fig.transFigure.inverted()
-    boxes = [p for p in ax.patches if hasattr(p, "get_width")][:len(rows)]
-    frames = "".join(_frame(i, box, to_share) for i, box in enumerate(boxes))
+    fig, at = plot_unet(drawn, title), place_stages(drawn)
+    (left, right), (bottom, top) = fig.axes[0].get_xlim(), fig.axes[0].get_ylim()
+    width, height = right - left, top - bottom        # inches
+    frames = [markup('<div class="swb-at swb-at-{}" style="display:none;position:absolute;box-sizing:border-box;'
+                     'left:{:.2%};top:{:.2%};width:{:.2%};height:{:.2%};border:2px solid {};border-radius:6px"></div>',
+                     i, (x - at.slot/2 - left)/width, (top - y - at.above)/height, at.slot/width,
+                     (at.above + at.below + 0.04)/height, MARK) for i, (x, y) in enumerate(at.centers)]
     shapes = "; ".join(f"{row['name']} {' x '.join(map(str, row['shape']))}" for row in drawn)
     before, image = figure_html(fig, f"The stages of the model as a U: {shapes}", dpi).data.split("<img", 1)
-    return (f'{before}<div style="position:relative;max-width:{width}px;min-width:{width*2//3}px">'
-            f'<img{image.removesuffix("</div>")}{frames}</div></div>')
+    return (f'{before}<div style="position:relative;max-width:{96*width:.0f}px;min-width:{64*width:.0f}px">'
+            f'<img{image.removesuffix("</div>")}{"".join(frame.data for frame in frames)}</div></div>')
 
 
 def mark_html(
@@ -202,19 +181,17 @@ def sounds_html(
     return first + player(wave, wave_rate, f"{name}, {level}").data
 
 # %% ../../nbs/pages/09_stage_figures.ipynb #18c72ca0
-_COLUMNS = {"name": "stage", "shape": "l × h", "params": "parameters", "output_bytes": "output (MB)",
-            "bytes": "saved (MB)", "ms": "time (ms)", "gates": "gates saturated", "range": "RMS, range"}
+_COLUMNS = {"name": "stage", "shape": "l × h", "params": "parameters", "bytes": "saved", "ms": "ms",
+            "gates": "gates saturated", "rms": "RMS"}
 
 
 def stages_table(
     rows:list[dict], # stages, from `activations.run_pass`
 )->HTML:
-    """Table of the measurements of every stage and the range of its output."""
-    def columns(row):
-        value_range = f"{row['rms']:.3g}, {row['low']:.3g} to {row['high']:.3g}".replace("-", "−")
-        return row | {"shape": " × ".join(f"{n:,}" for n in row["shape"][1:]), "range": value_range,
-                      "output_bytes": row["output_bytes"]/1e6, "bytes": row["bytes"]/1e6}
-    formats = {"output_bytes": ",.1f", "bytes": ",.1f", "ms": ",.1f",
-               "gates": lambda share: "–" if math.isnan(share) else f"{share:.1%}"}
-    return table([columns(row) for row in rows], _COLUMNS, formats, caption="Measured on the running model, one window",
-                 note="Saved: what the stage keeps for a backward pass. Saturated: within 1 % of closed or open.")
+    """Table of the measurements of every stage, with the totals that the U names."""
+    total = {"name": "all", "shape": ""} | {key: sum(row[key] for row in rows) for key in ("params", "bytes", "ms")}
+    rows = [row | {"shape": " × ".join(f"{n:,}" for n in row["shape"][1:])} for row in rows]
+    def share(value): return "–" if value is None or math.isnan(value) else f"{value:.1%}"
+    formats = {"bytes": bytes_text, "ms": ",.1f", "gates": share, "rms": ".3g"}
+    return table([*rows, total], _COLUMNS, formats, caption="Measured on the running model, one window",
+                 note="Saved: what the stage saves for a backward pass. Saturated: within 1 % of closed or open.")
