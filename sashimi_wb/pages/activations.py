@@ -230,7 +230,7 @@ def summary(
 @dataclass(frozen=True, eq=False)
 class ForwardPass:
     """The measurements and outputs of one forward pass."""
-    # one row per stage: `stage_report` with rate, output_bytes, rms, low, high, constant and gates
+    # one row per stage: `stage_report` with rate, rms, low, high, constant and gates
     rows: list[dict]
     outputs: dict[str, np.ndarray]    # name of the stage -> (l, h)
     tokens: Tokens
@@ -239,11 +239,6 @@ class ForwardPass:
     bits: float                       # mean bits per token of this sound; NaN if the decoder leaves out steps
     seconds: float                    # duration of everything
     views: dict[str, View] = field(default_factory=dict)
-
-    @property
-    def kept_bytes(self) -> int:
-        """Bytes of memory that the outputs take."""
-        return sum(x.nbytes for x in self.outputs.values())
 
     def view(self, name: str) -> View:
         """The view of a stage, computed on first use."""
@@ -322,7 +317,7 @@ def run_pass(
     arrays = {name: x.flatten(0, -2).numpy() for name, x in outputs.items()}
     for row in rows:
         name, factor = row["name"], int(np.prod(e.pool[:row["depth"]]))
-        row |= {"rate": tokens.rate/factor, "output_bytes": arrays[name].nbytes} | summary(arrays[name])
+        row |= {"rate": tokens.rate/factor} | summary(arrays[name])
     every_step = params.shape[:2] == tokens.y.shape[:2] and settings.mode not in ("pool", "sum")
     bits = _bits_per_token(model.head, params, tokens.y) if every_step else float("nan")
     logits = model.head.has_logits

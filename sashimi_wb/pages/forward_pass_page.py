@@ -70,7 +70,11 @@ class PassControls(HasTraits):
         self._fill()
 
     def _hide_unused(self):
-        "Hide the layout of one channel, and the number of steps of a decoder that outputs all."
+        "Hide what the weights of a trained model decide, the layout of one channel, and steps of a decoder of all."
+        settings = self.model.value
+        for widget in (self.bits, self.quantization, self.encoder, self.head): show_only(widget, not settings.path)
+        # the rows of a predictor stand beside single tokens
+        show_only(self.mode, settings.experiment().predictor == "none")
         show_only(self.strategy, self.channels.value == "stereo")
         show_only(self.l_output, self.mode.value != "full")
 
@@ -82,8 +86,6 @@ class PassControls(HasTraits):
         self.l_output.value = -1 if settings.l_output is None else settings.l_output
         fits = settings.encoder == fitting_encoder(settings.input)
         self.encoder.value = "" if fits and not settings.path else settings.encoder
-        for widget in (self.bits, self.quantization, self.encoder, self.head): widget.disabled = bool(settings.path)
-        self.mode.disabled = settings.experiment().predictor != "none"   # its rows stand beside single tokens
         self.filling = False
         self._hide_unused()
         self._update()
@@ -157,11 +159,8 @@ def pass_note(
     length = f"{seconds:.3g} s"
     if seconds < 0.98*requested_s:
         length += f" of the {requested_s:.3g} s (with these settings a pass has at most {n_tokens:,} tokens)"
-    n_params, stages_s = sum(row["params"] for row in p.rows), sum(row["ms"] for row in p.rows)/1e3
-    bits = "" if math.isnan(p.bits) else f" This sound takes {p.bits:.2f} bits per token."
-    return (f"{length}: {n_tokens:,} tokens at {tokens.rate:,} per second through {n_params:,} parameters: "
-            f"{stages_s:.2f} s in the stages, {p.seconds:.2f} s in total. "
-            f"The {p.kept_bytes/1e6:.1f} MB of activations are kept until the next pass.{bits}")
+    bits = "" if math.isnan(p.bits) else f" They take {p.bits:.2f} bits per token."
+    return f"{length}: {n_tokens:,} tokens at {tokens.rate:,} per second.{bits}"
 
 # %% ../../nbs/pages/10_forward_pass_page.ipynb #e91b2846
 def stage_note(
@@ -186,12 +185,11 @@ class ForwardPassPage(LivePage):
         super().__init__([self.controls, self.chooser], self.controls.box, self._answer,
                          ("pass", "unet", "mark", "stage", "about", "sound", "stages"))
         note, unet, mark, *rest = self.parts.values()
-        self.box.children = (self.controls.box, self.status, self.error, note, unet, mark, self.chooser.box, *rest)
+        self.box.children = (self.controls.box, self.error, unet, mark, note, self.chooser.box, *rest)
 
     def _answer(self) -> Iterator[tuple[str, str]]:
         now = self.controls.value
         if self.ran != now:
-            yield "pass", note_html("running the model …")
             try: self._run(now)
             except Superseded: return
         if self.drawn != now or not self.parts["unet"].value:
@@ -213,7 +211,7 @@ class ForwardPassPage(LivePage):
         begun = time.perf_counter()
         def on_stage(i, n, name):
             if self.controls.value != now: raise Superseded
-            if time.perf_counter() - begun > 0.3: self.parts["pass"].value = note_html(f"stage {i + 1} of {n}: {name}")
+            if time.perf_counter() - begun > 0.3: self.status.value = f"stage {i + 1} of {n}: {name}"
         self.passed = run_pass(self.controls.picker.sound(), self.controls.settings(), on_stage)
         self.ran = now
 

@@ -35,8 +35,8 @@ ONE_CHANNEL = ("This file has one channel, so there is nothing to interleave: ev
 @lru_cache(maxsize=8)
 def _trip_html(sound:Sound, strategy:str, mono:bool, bits:int)->str:
     wave = sound.clipped.mean(1, keepdims=True) if mono else sound.clipped
-    headings = {"what": "the whole segment as", "shape": "(batch, samples, channels)",
-                "laid_out": "laid out: (batch, tokens, 1)", "back": "and back", "equal": "equal values"}
+    headings = {"what": "segment as", "shape": "(batch, samples, channels)",
+                "laid_out": "laid out: (batch, tokens, 1)", "equal": "and back: equal values"}
     return table(round_trip(wave, strategy, bits), headings,
                  caption=f"Round trip: {'mono' if wave.shape[1] == 1 else strategy}").data
 

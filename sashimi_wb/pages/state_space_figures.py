@@ -191,7 +191,7 @@ def _draw_rule(ax, hz, steps, certain, rate, disc, color):
         _plain_decades(axis)
 
 # %% ../../nbs/pages/06_state_space_figures.ipynb #89ff80e6
-BASIS_COLORS = ("#000000", "#0072B2", "#E69F00", "#009E73", "#CC79A7")
+BASIS_COLORS = ("#000000", "#56B4E9", "#E69F00", "#009E73", "#CC79A7") # none is the color of a form
 
 
 def plot_memory(
@@ -265,18 +265,19 @@ def plot_ways(
     return fig
 
 
-ERROR_STYLES = {"as the layer does": ("#0072B2", "-"), "Cauchy sum": ("#009E73", "-"),
-                "Vandermonde sum": ("#009E73", "-"), "stepping": ("#E69F00", "-"), "all of it": ("#D55E00", "--")}
+ERROR_STYLES = {"Cauchy sum": ("#009E73", "-"), "Vandermonde sum": ("#009E73", "-"), "stepping": ("#E69F00", "-"),
+                "all of it": ("#CC79A7", "--")}
 
 
 def plot_float32(
     errors:dict[str, np.ndarray], # name -> error (l,) relative to the kernel's peak
     rate:int,                     # sample rate in Hz
+    form:str="dplr",              # form of the state matrix, for the color of the layer
 )->Figure:                        # over the lag in ms, both axes logarithmic
     """Errors of kernels computed partly in float32; the largest error in each bin of lags."""
     fig, ax = _panels(9.6, 2.6, 1, 1, dict(left=0.085, right=0.73, bottom=0.19, top=0.9))
     for name, error in errors.items():
-        color, line = ERROR_STYLES[name]
+        color, line = ERROR_STYLES.get(name, (FORM_COLORS[form], "-"))
         k, _, largest = bins_of(np.where(error > 1e-12, error, np.nan), 160)
         ax.loglog(1e3*(k + 1)/rate, largest, line, color=color, linewidth=1.4, label=f"{name}: {error.max():.0e}")
     ax.axhline(2.**-24, color=GRAY, linestyle=":", linewidth=1.2, label="half a unit of float32: 6e-08")

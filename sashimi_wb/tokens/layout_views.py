@@ -268,7 +268,7 @@ def round_trip(
     wave:np.ndarray, # samples (t, c) in [-1, 1]
     strategy:str,
     bits:int,        # of the codes
-)->list[dict]:       # a row for the floats and one for the codes: what, shape, laid_out, back, equal
+)->list[dict]:       # a row for the floats and one for the codes: what, shape, laid_out, equal
     """Interleave, deinterleave, and compare every value.
 
     Raises: ValueError for an unknown layout or samples outside [-1, 1]."""
@@ -280,6 +280,5 @@ def round_trip(
         back = deinterleave(tokens, strategy, values.shape[2])
         same = int((back == values).sum()) if back.shape == values.shape else 0
         rows.append({"what": what, "shape": str(tuple(values.shape)), "laid_out": str(tuple(tokens.shape)),
-                     "back": str(tuple(back.shape)),
                      "equal": f"{same:,} of {values.numel():,}: {'all' if torch.equal(back, values) else 'NOT ALL'}"})
     return rows
