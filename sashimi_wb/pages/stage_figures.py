@@ -134,7 +134,7 @@ def unet_html(
                      (at.above + at.below + 0.04)/height, MARK) for i, (x, y) in enumerate(at.centers)]
     shapes = "; ".join(f"{row['name']} {' x '.join(map(str, row['shape']))}" for row in drawn)
     before, image = figure_html(fig, f"The stages of the model as a U: {shapes}", dpi).data.split("<img", 1)
-    return (f'{before}<div style="position:relative;max-width:{96*width:.0f}px;min-width:{64*width:.0f}px">'
+    return (f'{before}<div style="position:relative;max-width:{96*width:.0f}px;min-width:{96*width*3//5:.0f}px">'
             f'<img{image.removesuffix("</div>")}{"".join(frame.data for frame in frames)}</div></div>')
 
 
@@ -181,7 +181,7 @@ def sounds_html(
     return first + player(wave, wave_rate, f"{name}, {level}").data
 
 # %% ../../nbs/pages/09_stage_figures.ipynb #18c72ca0
-_COLUMNS = {"name": "stage", "shape": "l × h", "params": "parameters", "bytes": "saved", "ms": "ms",
+_COLUMNS = {"name": "stage", "shape": "l × h", "params": "par.", "bytes": "saved", "ms": "ms",
             "gates": "gates saturated", "rms": "RMS"}
 
 
@@ -194,4 +194,5 @@ def stages_table(
     def share(value): return "–" if value is None or math.isnan(value) else f"{value:.1%}"
     formats = {"bytes": bytes_text, "ms": ",.1f", "gates": share, "rms": ".3g"}
     return table([*rows, total], _COLUMNS, formats, caption="Measured on the running model, one window",
-                 note="Saved: what the stage saves for a backward pass. Saturated: within 1 % of closed or open.")
+                 note="Par.: parameters. Saved: what the stage saves for a backward pass. "
+                      "Saturated: within 1 % of closed or open.")

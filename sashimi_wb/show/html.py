@@ -32,8 +32,8 @@ def markup(
 
 # %% ../../nbs/show/03_html.ipynb #25eb2ee2
 STYLE = HTML("""<style>
-.swb-player{display:inline-block;box-sizing:border-box;width:320px;max-width:100%;margin:4px 12px 8px 0;
- vertical-align:top;font:14px/1.35 system-ui,sans-serif}
+.swb-player{display:inline-block;box-sizing:border-box;width:clamp(240px,47%,320px);max-width:100%;
+ margin:4px 12px 8px 0;vertical-align:top;font:14px/1.35 system-ui,sans-serif}
 .swb-player figcaption{margin:0 0 3px}
 .swb-player small{display:block;opacity:.75;font-size:12px}
 .swb-player audio{display:block;width:100%;height:40px}
@@ -41,11 +41,11 @@ STYLE = HTML("""<style>
 .swb-scroll{overflow-x:auto;max-width:100%;margin:6px 0 12px}
 .swb-scroll .swb-table{border-collapse:collapse;font:14px/1.4 system-ui,sans-serif;color:inherit;margin:0;border:0}
 .swb-scroll .swb-table caption{caption-side:top;text-align:left;font-weight:600;padding:0 0 6px;color:inherit}
-.swb-scroll .swb-table :is(th,td){padding:5px 12px 5px 6px;border:0;border-bottom:1px solid rgba(128,128,128,.35);
+.swb-scroll .swb-table :is(th,td){padding:5px 9px 5px 4px;border:0;border-bottom:1px solid rgba(128,128,128,.35);
  text-align:left;white-space:nowrap;vertical-align:top}
 .swb-scroll .swb-table tr{background:transparent}
 .swb-scroll .swb-table thead th{border-bottom:2px solid rgba(128,128,128,.7);font-weight:600;white-space:normal;
- vertical-align:bottom;min-width:5.5em}
+ vertical-align:bottom;min-width:3em}
 .swb-scroll .swb-table .n{text-align:right;font-variant-numeric:tabular-nums}
 .swb-scroll .swb-table .best{font-weight:700;background:rgba(0,158,115,.2)}
 .swb-note{font:13px/1.45 system-ui,sans-serif;max-width:46em;margin:0 0 10px}
@@ -187,4 +187,4 @@ def figure_html(
     width, height = (round(float(inches) * 96) for inches in fig.get_size_inches())
     return markup('{}<div class="swb-scroll swb-figure" tabindex="0"><img alt="{}" '
                   'style="max-width:{}px;min-width:{}px;aspect-ratio:{}/{}" src="data:image/png;base64,{}"></div>',
-                  STYLE, alt, width, width * 2 // 3, width, height, base64.b64encode(buffer.getvalue()).decode())
+                  STYLE, alt, width, width * 3 // 5, width, height, base64.b64encode(buffer.getvalue()).decode())

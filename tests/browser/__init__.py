@@ -259,6 +259,39 @@ def press(page, name: str) -> None:
         .filter(button => button.innerText.trim() === 'Stop').every(button => button.disabled)""")
 
 
+SEEN = """() => {
+    const page = document.querySelector('.swb-page'), place = e => e.getBoundingClientRect()
+    const shown = [...page.querySelectorAll('img[src^="data:image"]')].filter(e => place(e).height)
+    const inputs = [...page.querySelectorAll('select, input, .widget-slider, .widget-button')]
+        .filter(e => place(e).width)
+    const cut = inputs.filter(e => place(e).right > place(page).right + 1).map(e => e.ariaLabel || e.innerText)
+    const wide = [...page.querySelectorAll('.swb-scroll')].filter(e => e.scrollWidth > e.clientWidth + 1)
+    const panel = place(page.closest('.jp-WindowedPanel-outer, .jp-Notebook'))
+    return {top: shown.length ? place(shown[0]).top : null, end: panel.bottom, scrolled: place(page).top < panel.top,
+            overflow: page.scrollWidth - page.clientWidth, cut,
+            wide: wide.map(e => (e.innerText || e.querySelector('img').alt).slice(0, 40)
+                + ` ${e.scrollWidth} > ${e.clientWidth}`)}}"""
+
+
+def check_first_screen(notebook: Notebook, room: int = 150, may_scroll: bool = False, height: int = 2400) -> None:
+    """Check that controls and picture are on the first screen, alone and beside the file browser, and nothing is cut.
+
+    The first `room` pixels of the first picture must be visible without scrolling; `may_scroll` allows tables and
+    figures that scroll sideways. The window then has a width of 1,280 and a height of `height` pixels."""
+    for width, browser in ((1280, False), (1000, True)):
+        notebook.page.set_viewport_size({"width": width, "height": 900})
+        if notebook.page.locator("#jp-left-stack").is_visible() != browser:
+            notebook.command("application:toggle-left-area")
+        notebook.page.wait_for_timeout(500)   # until JupyterLab has laid the window out
+        seen = notebook.page.evaluate(SEEN)
+        notebook.screenshot(f"{Path(notebook.name).stem}-{width}")
+        assert not seen["scrolled"] and seen["top"] + room <= seen["end"], f"{notebook.name} at {width}: {seen}"
+        assert seen["overflow"] <= 1 and not seen["cut"], f"{notebook.name} at {width}: {seen}"
+        assert may_scroll or not seen["wide"], f"{notebook.name} at {width}: {seen}"
+    notebook.command("application:toggle-left-area")
+    notebook.page.set_viewport_size({"width": 1280, "height": height})
+
+
 def check_export(notebook: Notebook) -> None:
     """Check that the HTML export shows an image and a player of some size without network or kernel."""
     page = notebook.exported()

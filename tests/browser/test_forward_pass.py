@@ -1,5 +1,13 @@
 """The page of the forward pass: stages, settings, an error, a pass that the next change cancels, decoder modes."""
-from browser import check_export, slide, sources, wait_for_new_data, wait_for_text, wait_until_gone
+from browser import (
+    check_export,
+    check_first_screen,
+    slide,
+    sources,
+    wait_for_new_data,
+    wait_for_text,
+    wait_until_gone,
+)
 
 UNET, STAGE, AUDIO = ".swb-unet img", ".swb-stage img", ".swb-sound audio"
 ALERT = ".jupyter-widgets [role=alert]"
@@ -15,6 +23,9 @@ def wait_for_first_pass(notebook):
     wait_for_text(page, "about", "encoder: RMS")
     wait_for_text(page, "status", "answered")
     assert [len(sources(page, part)) for part in (UNET, STAGE, AUDIO)] == [1, 1, 2]
+    check_first_screen(notebook, room=200, height=3150)
+    head = page.locator(UNET).bounding_box()
+    assert head["width"] > 700, "the U is not cut, so its head is seen"
     check_export(notebook)
 
 
@@ -44,20 +55,20 @@ def feed_stereo(page):
 
 def show_an_error_and_recover(notebook):
     page = notebook.page
-    choose(page, "Input", "raw")
-    page.locator(ALERT, has_text="embedding takes codes").wait_for()
+    choose(page, "Input", "codes")
+    page.locator(ALERT, has_text="linear_projection takes").wait_for()
     page.locator(".swb-unet.swb-old").wait_for()
     notebook.screenshot("forward-pass-error")
-    choose(page, "Input", "codes")
-    page.locator(AUDIO).nth(1).wait_for()
+    choose(page, "Input", "dequantized")
     wait_until_gone(page, ALERT)
+    wait_until_gone(page, ".swb-old")
 
 
 def cancel_a_full_size_pass(page):
     choose(page, "Model", "preset, fresh weights: sashimi-musdb18stereo")
-    wait_for_text(page, "pass", "of 10:")
+    wait_for_text(page, "status", "of 10:")
     choose(page, "Model", "preset, fresh weights: small")
-    wait_for_text(page, "pass", "through 230,304 parameters")
+    wait_for_text(page, "stages", "230,304")
 
 
 def change_depth_and_decoder_mode(notebook):
@@ -78,7 +89,7 @@ def change_depth_and_decoder_mode(notebook):
 
 
 def test_forward_pass(lab):
-    with lab.open("forward_pass.ipynb", height=3150) as notebook:
+    with lab.open("forward_pass.ipynb") as notebook:
         wait_for_first_pass(notebook)
         step_through_stages(notebook)
         feed_stereo(notebook.page)

@@ -1,6 +1,7 @@
 """The layouts page: token, layout, sound and theme change its figures, text and players; errors appear and go."""
 from browser import (
     check_export,
+    check_first_screen,
     enter_wrong_path,
     slide,
     sources,
@@ -11,9 +12,10 @@ from browser import (
 
 
 def test_layouts(lab):
-    with lab.open("layouts.ipynb", height=2100) as notebook:
+    with lab.open("layouts.ipynb") as notebook:
         notebook.run_all()
         check_first_answer(notebook)
+        check_first_screen(notebook, room=290)
         check_export(notebook)
         step_to_next_token(notebook.page)
         change_layout_and_bits(notebook.page)
@@ -29,7 +31,6 @@ def check_first_answer(notebook):
     wait_for_text(notebook.page, "words", "Token 25 of 64 comes next: sample 12 of the right channel")
     wait_for_text(notebook.page, "status", "answered")
     assert len(sources(notebook.page, ".swb-sound audio")) == 4
-    notebook.screenshot("layouts")
 
 
 def step_to_next_token(page):
@@ -44,7 +45,7 @@ def change_layout_and_bits(page):
     wait_for_text(page, "words", "sample 10 of the right channel")
     wait_for_text(page, "trip", "blocking-16")
     assert page.locator(".swb-trip td", has_text=": all").count() == 2
-    slide(page, "Bits of the codes", "Home")
+    slide(page, "Bits", "Home")
     wait_for_text(page, "trip", "codes, 1 bit")
 
 

@@ -1,6 +1,7 @@
 """The quantization page: bits, law and zoom change its figures and players; errors appear and go."""
 from browser import (
     check_export,
+    check_first_screen,
     enter_wrong_path,
     slide,
     sources,
@@ -13,9 +14,10 @@ PARTS = ("whole", "zoom", "sound", "noise", "codes")
 
 
 def test_quantization(lab):
-    with lab.open("quantization.ipynb", height=2100) as notebook:
+    with lab.open("quantization.ipynb") as notebook:
         notebook.run_all()
         check_first_answer(notebook)
+        check_first_screen(notebook, room=230)
         check_export(notebook)
         raise_bits(notebook.page)
         choose_mu_law(notebook.page)
@@ -34,7 +36,6 @@ def shown(page, *parts):
 def check_first_answer(notebook):
     wait_for_text(notebook.page, "status", "answered")
     assert len(shown(notebook.page, *PARTS)) == 6 and notebook.page.locator(".swb-sound audio").count() == 3
-    notebook.screenshot("quantization")
 
 
 def raise_bits(page):
