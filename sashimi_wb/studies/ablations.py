@@ -117,6 +117,8 @@ def _input_notes(rows):
     return [f"In bits, dequantized minus codes, the representation alone, since both see the same numbers: "
             f"{difference(codes, dequantized)}. Raw minus dequantized, the precision: "
             f"{difference(dequantized, raw)}.",
+            f"On test windows, which begin without a past, raw minus codes: "
+            f"{difference(by_seed(end['codes'], 'realisable'), by_seed(end['raw'], 'realisable'))}.",
             "The raw arm sees more of the past than its targets carry, and a decoder has only what it decoded: on "
             f"windows, dequantized input changes its bits by {unseen}."]
 
@@ -231,17 +233,23 @@ def _added(rows):
 
 
 def _added_answer(rows):
-    "What the model takes off the bits of prediction alone, for every material and depth."
-    found = {arm: (difference(by_seed(both), row["adaptive"]), row["adaptive"]) for arm, row, both in _added(rows)}
+    "What share the model takes off the bits of prediction alone, for every material and depth."
+    found = {arm: difference({seed: 100*bits/row["adaptive"] for seed, bits in by_seed(both).items()}, 100.0)
+             for arm, row, both in _added(rows)}
     if not found: return "Not measured: adaptive prediction is missing."
-    if not any(d.judged for d, _ in found.values()):
-        return f"Not decided: {n_runs(min(d.n for d, _ in found.values()))} of an arm."
-    saved = [f"{abs(d.mean):.3f} ± {d.spread} bits per sample {'fewer' if d.mean > 0 else 'more'} "
-             f"({100*abs(d.mean)/alone:.1f}%) at {arm}".replace(": ", ", ")
-             for arm, (d, alone) in found.items() if d.separated]
-    open_ = [arm.replace(": ", ", ") for arm, (d, _) in found.items() if not d.separated]
-    parts = [*saved, f"not separated from prediction alone at {listed(open_)}"] if open_ else saved
-    return f"Beside prediction: {'; '.join(parts)}."
+    if not any(d.judged for d in found.values()):
+        return f"Not decided: {n_runs(min(d.n for d in found.values()))} of an arm."
+    saved = [f"{d.mean:.2f} ± {d.spread}% at {_depth(arm)}" for arm, d in found.items() if d.separated]
+    open_ = [_depth(arm) for arm, d in found.items() if not d.separated]
+    took = f"the model takes off {', '.join(saved)}" if saved else ""
+    left = f"not separated from prediction alone at {listed(open_)}" if open_ else ""
+    return f"Of the bits of prediction alone: {'; '.join(filter(None, [took, left]))}."
+
+
+def _depth(arm):
+    "\"music: 8 bit\" as \"8-bit music\"."
+    material, _, depth = arm.rpartition(": ")
+    return f"{depth.replace(' ', '-')} {material}".strip()
 
 
 def _added_notes(rows):

@@ -274,8 +274,8 @@ summary{cursor:pointer;font-weight:600}
 .machine,footer{font-size:13px;opacity:.8}
 footer{margin-top:3rem}
 .swb-scroll .swb-table td:first-child{white-space:normal}
-@media(max-width:600px){.swb-scroll .swb-table :is(th,td){padding:4px 6px 4px 2px}
-.swb-scroll .swb-table thead th{min-width:0}.swb-scroll .swb-table{font-size:13px}}
+@media(max-width:600px){body .swb-scroll .swb-table :is(th,td){padding:4px 7px 4px 0}
+body .swb-scroll .swb-table thead th{min-width:0}body .swb-scroll .swb-table{font-size:12.5px}}
 code{overflow-wrap:anywhere}
 </style>""")
 _PAGE = ('<!doctype html><html lang="en"><head><meta charset="utf-8">'

@@ -12,14 +12,14 @@ import numpy as np
 
 # %% ../../nbs/training/09_verdicts.ipynb #0e28d7da
 N_RUNS = 3      # runs of each arm that a verdict needs
-STUDENT = (9.925, 5.841, 4.604, 4.032, 3.707, 3.499, 3.355, 3.250)   # two-sided 99% for 3, 4, ... runs
+STUDENT = (4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)   # two-sided 95% for 3, 4, ... runs
 
 
 @dataclass(frozen=True)
 class Difference:
     """The mean difference of two arms over their common seeds, and how far chance may have moved it."""
     mean: float    # bits
-    margin: float  # half the width of the 99% interval in bits; infinite below N_RUNS runs
+    margin: float  # half the width of the 95% interval in bits; infinite below N_RUNS runs
     n: int         # seeds
 
     @property
