@@ -3424,6 +3424,8 @@ d = { 'settings': { 'branch': 'main',
                                                                                        'sashimi_wb/training/verdicts.py'),
                                               'sashimi_wb.training.verdicts.n_runs': ( 'training/verdicts.html#n_runs',
                                                                                        'sashimi_wb/training/verdicts.py'),
+                                              'sashimi_wb.training.verdicts.too_few': ( 'training/verdicts.html#too_few',
+                                                                                        'sashimi_wb/training/verdicts.py'),
                                               'sashimi_wb.training.verdicts.verdict': ( 'training/verdicts.html#verdict',
                                                                                         'sashimi_wb/training/verdicts.py')},
             'sashimi_wb.workbench': {}}}

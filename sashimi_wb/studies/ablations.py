@@ -18,7 +18,7 @@ from ..core.checks import OneOf, Range, field_types, read_values
 from ..core.system import bundled, check_fields, check_int, choose
 from .experiment import PRESETS, Experiment, given_parameters
 from ..tokens.streams import PREDICTORS
-from ..training.verdicts import difference, listed, n_runs, verdict
+from ..training.verdicts import difference, listed, too_few, verdict
 
 # %% ../../nbs/studies/02_ablations.ipynb #765b6638
 def _unchanged(base): return base
@@ -86,7 +86,7 @@ def ranking(
 )->str:               # a sentence
     """Which of several arms needs the fewest bits, if their runs separate it from the others."""
     said = verdict({row["arm"]: by_seed(row, key) for row in rows})
-    return f"{said[0].upper()}{said[1:]}." if said.startswith("not") else f"{said}."
+    return f"{said.capitalize()}." if said.startswith("not decided") else f"{said}."
 
 # %% ../../nbs/studies/02_ablations.ipynb #7054d132
 PREDICTION = " + prediction"      # ends the name of an arm whose model has the adaptive predictor inside
@@ -102,7 +102,7 @@ def _input_answer(rows):
     end = {row["arm"]: row for row in rows}
     if not {"codes", "raw"} <= set(end): return ranking(rows)
     d = difference(by_seed(end["codes"]), by_seed(end["raw"]))
-    if not d.judged: return f"Not decided: {n_runs(d.n)} of an arm."
+    if not d.judged: return f"{too_few(d.n).capitalize()}."
     if not d.separated: return f"Not separated: raw input changes the bits by {d.mean:+.3f} ± {d.spread} per sample."
     said, more = ("No", "more") if d.mean > 0 else ("Yes", "fewer")
     return f"{said}: with raw input the model needs {abs(d.mean):.3f} ± {d.spread} bits per sample {more}."
@@ -195,7 +195,7 @@ def _output_answer(rows):
     for (bits, material), by_head in sorted(groups.items()):
         if len(by_head) > 1: said.setdefault(verdict(by_head), []).append(f"{bits}-bit {material}".strip())
     if not said: return "Nothing to compare: one output at every depth."
-    if len(said) == 1 and "not ranked" in next(iter(said)): return f"{next(iter(said)).capitalize()}."
+    if len(said) == 1 and "not decided" in next(iter(said)): return f"{next(iter(said)).capitalize()}."
     text = "; ".join(f"{listed(where)}: {text}" for text, where in said.items())
     return f"{text[0].upper()}{text[1:]}."
 
@@ -238,7 +238,7 @@ def _added_answer(rows):
              for arm, row, both in _added(rows)}
     if not found: return "Not measured: adaptive prediction is missing."
     if not any(d.judged for d in found.values()):
-        return f"Not decided: {n_runs(min(d.n for d in found.values()))} of an arm."
+        return f"{too_few(min(d.n for d in found.values())).capitalize()}."
     saved = [f"{d.mean:.2f} ± {d.spread}% at {_depth(arm)}" for arm, d in found.items() if d.separated]
     open_ = [_depth(arm) for arm, d in found.items() if not d.separated]
     took = f"the model takes off {', '.join(saved)}" if saved else ""

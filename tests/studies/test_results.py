@@ -44,7 +44,7 @@ RANKING = ("fewest", "fewer", "more:", "Yes", "No:", "best", "saves")
 def test_one_run_names_no_winner(records):
     """Whatever the figures of a smoke run are, no sentence says that one arm is better than another."""
     lines = sentences(QUANTIZED_VS_RAW, records)
-    assert lines[0] == "Not decided: 1 run of an arm."
+    assert lines[0] == "Not decided: 1 run of an arm, and a verdict needs 3."
     assert not [line for line in lines for word in RANKING if word in line]
     assert "Adaptive prediction, which is not trained, needs 4.160 bits per sample." in lines
     assert "best" not in re.sub("<style>.*?</style>", "", result_table(QUANTIZED_VS_RAW, records).data, flags=re.S)
@@ -57,7 +57,7 @@ def test_three_seeds_allow_a_verdict(tmp_path):
     assert ("Adaptive prediction, which is not trained, needs 4.160 bits per sample; fewer than it: raw; more: codes."
             in lines)
     assert sentences(QUANTIZED_VS_RAW, {arm: some[:2] for arm, some in found.items()})[0] == (
-        "Not decided: 2 runs of an arm.")
+        "Not decided: 2 runs of an arm, and a verdict needs 3.")
     found["raw"][0]["results"][-1]["test"]["whole"] += 3           # one seed of the other sign
     assert sentences(QUANTIZED_VS_RAW, found)[0].startswith("Not separated: raw input changes the bits by +0.224 ± ")
 
@@ -80,7 +80,7 @@ def test_answer_of_depths(tmp_path):
     answer = sentences(BIT_DEPTH, found)[0]
     assert answer.startswith("8-bit music: dml needs 0.776 ± 0") and answer.endswith(" bits fewer than categorical.")
     one = {arm: some[:1] for arm, some in found.items()}
-    assert sentences(BIT_DEPTH, one)[0] == "Not ranked (1 run of an arm)."
+    assert sentences(BIT_DEPTH, one)[0] == "Not decided: 1 run of an arm, and a verdict needs 3."
 
 
 def test_columns_and_figures_without_a_baseline(records):
