@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['N_PARTS', 'ROW', 'SHARE', 'BLOCK', 'BYTE_ROW', 'MOST_DISTANCE', 'START_WEIGHT', 'N_FEATURES', 'Row', 'read_rows',
-           'row_mixture', 'with_share', 'cdf_with_share', 'interval_masses', 'code_log_masses', 'log_masses',
-           'byte_log_masses', 'scale_range', 'relative_mixture', 'start_relative', 'row_features', 'RowEncoder']
+           'row_mixture', 'with_share', 'cdf_with_share', 'interval_masses', 'compiled_masses', 'torch_masses',
+           'code_log_masses', 'log_masses', 'byte_log_masses', 'scale_range', 'relative_mixture', 'start_relative',
+           'row_features', 'RowEncoder']
 
 # %% ../../nbs/models/06_predicted.ipynb #71570028
 import math
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -84,7 +86,26 @@ def interval_masses(
     rows:Float[Tensor, "t r"],
     edges:Float[Tensor, "t e"],  # ascending, in the linear domain; (1, e) for the same ones everywhere
 )->Float[Tensor, "t e-1"]:
-    """Mass of the mixture between neighboring edges, without the shares."""
+    """Mass of the mixture between neighboring edges, without the shares; compiled where it can be."""
+    on_cpu = read_rows(rows).scales.device.type == edges.device.type == "cpu"
+    if not on_cpu or torch.jit.is_tracing() or not compiled_masses(): return torch_masses(rows, edges)
+    return torch.from_numpy(compiled_masses()(rows.detach().numpy(), edges.numpy()))
+
+
+@cache
+def compiled_masses():
+    "`prediction.row_masses.row_masses`; None where nothing is compiled."
+    from sashimi_wb.core.compiled import compiles      # numba takes half a second to import
+    if not compiles(): return None
+    from sashimi_wb.prediction.row_masses import row_masses
+    return row_masses
+
+
+def torch_masses(
+    rows:Float[Tensor, "t r"],
+    edges:Float[Tensor, "t e"],
+)->Float[Tensor, "t e-1"]:
+    """`interval_masses` with torch, on any device."""
     row, size = read_rows(rows), max(1, BLOCK//(N_PARTS*edges.shape[-1]))
     parts = [part.split(size) for part in (row.centers, row.scales, row.weights, edges.expand(len(rows), -1))]
     return torch.cat([_masses(*block) for block in zip(*parts)])

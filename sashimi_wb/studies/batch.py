@@ -30,7 +30,7 @@ from .ablations import Ablation, ablation_parameters, get_ablation
 from .experiment import Experiment, experiment
 from ..core.locks import holding
 from .run import Run, code_fingerprint, execute
-from ..synthesis.engine import load_compiled
+from ..synthesis.engine import load_beside
 from ..synthesis.packing import Unsupported
 from ..training.baselines import adaptive_bits
 
@@ -104,7 +104,7 @@ def prepare()->None:
                  "sashimi_wb.training.trainer", "sashimi_wb.studies.report"): import_module(name)
     import_torchaudio()
     with suppress(Unsupported):
-        load_compiled()
+        load_beside()
         adaptive_bits(np.zeros(1, np.int64), 8)
     code_fingerprint()
 

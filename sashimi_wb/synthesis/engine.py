@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core.system import choose, log
-from ..models.predicted import BYTE_ROW, N_PARTS, scale_range
+from ..models.predicted import BYTE_ROW, scale_range
 from ..models.wave_model import WaveModel
 from .packing import COLUMNS, StepConfig, Unsupported, aligned_zeros, pack_model, pack_state
 from .stepping import GraphStepper, Sampling, Stepper, TracedStepper, batch_predictor, not_finite
@@ -31,11 +31,7 @@ def load_compiled():
     try:
         from sashimi_wb.core.compiled import compiles
         from sashimi_wb.synthesis import compiled_step
-        compiled_step.run(
-            plan=np.zeros((1, len(COLUMNS)), np.int64), config=StepConfig(*[0]*len(StepConfig._fields)),
-            w=aligned_zeros(1), table=aligned_zeros(1), state=aligned_zeros(1), ids=np.zeros(1, np.int64), count=0,
-            tokens=np.zeros((1, 0), np.int64), known=True, uniforms=np.zeros((1, 0, 2)), temperature=1.0, top_k=0,
-            top_p=1.0, out=np.zeros((1, 0, 0), np.float32), memory=aligned_zeros(1))
+        compiled_step.run(**_no_tokens())
     except Exception as e:  # any error of a library that is missing, broken or of another version
         first_line = next(iter(str(e).splitlines()), "")
         raise Unsupported(f"numba does not work here ({type(e).__name__}: {first_line})") from e
@@ -43,12 +39,31 @@ def load_compiled():
     return compiled_step
 
 
+def _no_tokens():
+    "Arguments of `run` with which it has nothing to do."
+    return dict(
+        plan=np.zeros((1, len(COLUMNS)), np.int64), config=StepConfig(*[0]*len(StepConfig._fields)),
+        w=aligned_zeros(1), table=aligned_zeros(1), state=aligned_zeros(1), ids=np.zeros(1, np.int64), count=0,
+        tokens=np.zeros((1, 0), np.int64), known=True, uniforms=np.zeros((1, 0, 2)), temperature=1.0, top_k=0,
+        top_p=1.0, out=np.zeros((1, 0, 0), np.float32), memory=aligned_zeros(1))
+
+
 @cache
 def load_beside():
-    """The module of compiled functions for models beside a predictor. Raises: Unsupported."""
+    """As `load_compiled`, for models beside a predictor. Raises: Unsupported."""
     load_compiled()
+    from sashimi_wb.prediction.token_predictor import TokenPredictor
     from sashimi_wb.synthesis import compiled_predicted
+    p = TokenPredictor(Quantizer(bits=8))
+    beside = compiled_predicted.Beside(p.predictor.state, p.levels, p.predictor.block, *_beside_memory(np.zeros(3), 1))
+    compiled_predicted.run_beside(**_no_tokens(), beside=beside, sample=p.known, adapt=True)
     return compiled_predicted
+
+
+def _beside_memory(line, n_params):
+    "What `Beside` holds for a row of a batch, after its predictor."
+    from sashimi_wb.prediction.row_masses import WORK
+    return line, np.zeros(BYTE_ROW), np.zeros(n_params), aligned_zeros(16), np.zeros(WORK)
 
 
 ROWS = 8   # rows of a group, at most: their states must fit into the last-level cache
@@ -89,8 +104,7 @@ class CompiledStepper:
         self.compiled, bins = load_beside(), model.config.bins
         line = np.array([bins.full_scale, *scale_range(bins)])
         self.predictors = [p.copy() for p in predictors.of]
-        return [(line, np.zeros(BYTE_ROW), np.zeros(model.head.n_params), aligned_zeros(16), np.zeros(N_PARTS))
-                for _ in range(batch)]
+        return [_beside_memory(line, model.head.n_params) for _ in range(batch)]
 
     def feed(self, tokens: Int[Tensor, "b l"]) -> None:
         """Read known tokens: by convolution at the beginning, otherwise step by step."""

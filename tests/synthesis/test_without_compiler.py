@@ -61,6 +61,7 @@ class Plain:
 def test_the_traced_engine_draws_the_same_and_the_log_has_the_reason(found, anew, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "sashimi_wb.synthesis.compiled_step", found)
     monkeypatch.delattr("sashimi_wb.synthesis.compiled_step", raising=False)
+    if isinstance(found, Plain): monkeypatch.setattr("numba.config.DISABLE_JIT", 1)
     stepper = engine_of("auto")
     assert type(stepper) is TracedStepper
     assert torch.equal(stepper.draw(12), engine_of("plain").draw(12))
