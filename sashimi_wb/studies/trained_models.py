@@ -337,15 +337,14 @@ def find_model(
     given, path = str(path), Path(path).expanduser()
     if path.is_file() or path.suffix == ".safetensors": return path
     if path.is_dir(): return _file_of(path)
-    shipped = bundled("data/checkpoints")/f"{given}.safetensors"
-    if path.name == given and shipped.is_file(): return shipped
+    checkpoints = {p.stem: p for p in sorted(bundled("data/checkpoints").glob("*.safetensors"))}
+    if given in checkpoints: return checkpoints[given]
     root = runs_folder(runs) if path.name == given else path.parent
     there = sorted(p for p in root.iterdir() if p.is_dir() and p.name[:1] != ".") if root.is_dir() else []
     found = [p for p in there if path.name and p.name.startswith(path.name)]
     if len(found) == 1: return _file_of(found[0])
     def listed(folders): return ", ".join(p.name for p in folders[:8]) + (", ..." if len(folders) > 8 else "")
     if found: raise ValueError(f"{given} stands for {len(found)} runs in {root}: {listed(found)}; give more letters")
-    checkpoints = sorted(p.stem for p in shipped.parent.glob("*.safetensors"))
     raise FileNotFoundError(f"no model {given}: expected a file, the folder of a run, the beginning of its hash, or "
                             f"a checkpoint ({', '.join(checkpoints)}); runs in {root}: {listed(there) or 'none'}")
 
