@@ -113,7 +113,8 @@ class StageChooser(HasTraits):
         self.previous = Button(description="◂ Previous", tooltip="The previous stage", layout={"width": "8em"})
         self.next = Button(description="Next ▸", tooltip="The next stage", layout={"width": "8em"})
         self.rank = IntSlider(1, 1, 64, description="Feature, by strength", continuous_update=True,
-                              tooltip="1: the feature with the largest standard deviation", **control_style(30))
+                              tooltip="1: the feature with the largest standard deviation",
+                              **control_style(30, "11em"))
         self.previous.on_click(lambda _: self._step(-1))
         self.next.on_click(lambda _: self._step(1))
         on_change((self.stage, self.rank), self._count_change)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from ipywidgets import Dropdown, FloatSlider, FloatText, Text
+from ipywidgets import BoundedFloatText, Dropdown, FloatText, Text
 
 from ..core.checks import Range
 from ..core.system import as_array, bundled, check_value, printable
@@ -142,7 +142,7 @@ class SoundPicker:
         rate:int|None=None,         # their sample rate in Hz
         audio:str|Path|None=None,   # the user's own file, or a folder of files
         seconds:float=5.0,          # length of the segment at first
-        longest_s:float=30.0,       # greatest length on the slider
+        longest_s:float=30.0,       # greatest length
         start:str="music",          # the bundled file chosen at first: the beginning of its name
     ):
         self.given = None if wave is None else as_sound(wave, rate, GIVEN)
@@ -156,9 +156,9 @@ class SoundPicker:
                         **control_style())
         self.start_s = FloatText(0.0, step=0.1, description="From (s)", tooltip="Start of the segment",
                                  **control_style())
-        self.length_s = FloatSlider(seconds, min=min(0.05, seconds), max=max(longest_s, seconds), step=0.05,
-                                    description="Length (s)", tooltip="Length of the segment", readout_format=".2f",
-                                    **control_style())
+        # no slider: it would round the length to its own grid when it is shown, and so start a second answer
+        self.length_s = BoundedFloatText(seconds, min=min(0.05, seconds), max=max(longest_s, seconds), step=0.5,
+                                         description="Length (s)", tooltip="Length of the segment", **control_style())
         self.all = (self.file, self.own, self.start_s, self.length_s)
         on_change([self.file], self._show_own)
         self._show_own()

@@ -181,6 +181,11 @@ def sounds_html(
     return first + player(wave, wave_rate, f"{name}, {level}").data
 
 # %% ../../nbs/pages/09_stage_figures.ipynb #18c72ca0
+def _number(x):
+    "Three digits, all digits before the point; a dash where there is none."
+    return "–" if x is None else f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
+
+
 _COLUMNS = {"name": "stage", "shape": "l × h", "params": "par.", "bytes": "saved", "ms": "ms",
             "gates": "gates saturated", "rms": "RMS"}
 
@@ -192,7 +197,7 @@ def stages_table(
     total = {"name": "all", "shape": ""} | {key: sum(row[key] for row in rows) for key in ("params", "bytes", "ms")}
     rows = [row | {"shape": " × ".join(f"{n:,}" for n in row["shape"][1:])} for row in rows]
     def share(value): return "–" if value is None or math.isnan(value) else f"{value:.1%}"
-    formats = {"bytes": bytes_text, "ms": ",.1f", "gates": share, "rms": ".3g"}
+    formats = {"bytes": bytes_text, "ms": ",.1f", "gates": share, "rms": _number}
     return table([*rows, total], _COLUMNS, formats, caption="Measured on the running model, one window",
                  note="Par.: parameters. Saved: what the stage saves for a backward pass. "
                       "Saturated: within 1 % of closed or open.")

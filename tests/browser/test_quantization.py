@@ -62,8 +62,9 @@ def move_zoom(page):
 
 
 def choose_another_sound(page):
+    before = shown(page, "codes")
     page.get_by_label("Sound", exact=True).select_option(index=3)
-    page.locator(".swb-codes img").wait_for()
+    wait_for_new_data(page, ".swb-codes img", before)
     wait_until_gone(page, "[role=alert]")
 
 
