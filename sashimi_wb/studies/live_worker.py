@@ -16,16 +16,17 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from importlib import import_module
 
 import torch
 from lightning.pytorch import Callback
 
 from ..core.processes import end_with_parent
-from ..core.system import from_json, log, pick_device, write_atomic
+from ..core.system import from_json, import_torchaudio, log, pick_device, write_atomic
 from .experiment import Experiment
 from ..show.players import sound_bytes
 from .live_run import clip_path
-from .run import Run, RunEvents, baselines, execute, make_clips
+from .run import Run, RunEvents, baselines, code_fingerprint, execute, make_clips
 from ..training.run_checkpoints import checkpoints_of
 
 # %% ../../nbs/studies/09_live_worker.ipynb #82242a6e
@@ -42,8 +43,10 @@ class RunReporter(Callback):
     def on_train_start(self, trainer, module):
         self.checkpoints = checkpoints_of(trainer)
         self.tokens_before = self.checkpoints.history.tokens
-        self.report(total=module.total, epoch_steps=self.checkpoints.n_batches,
-                    epochs=self.checkpoints.history.epochs)
+        history = self.checkpoints.history         # of earlier processes; what it holds replaces what was shown of it
+        self.n_reported = history.steps
+        self.report(history=[*history.train_nats], total=module.total, epoch_steps=self.checkpoints.n_batches,
+                    epochs=history.epochs)
 
     def report(self, **more):
         """Report the losses since the last report, and `more`."""
@@ -98,6 +101,7 @@ def carry_out(
 
     Raises: as `execute`; ValueError if another process is carrying out the run."""
     if run.done: return
+    send(doing="counting how often each code occurs in the training audio")
 
     def on_stages(stages):
         send(parameters=sum(stage["params"] or 0 for stage in stages), device=_device_name())
@@ -129,8 +133,13 @@ def main()->None:
     end_with_parent(os.getppid(), 10.0)                          # the end of the input requests a stop first
     # restore it where it is ignored, as for a background job of a shell
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # what a training imports on its way is imported before there is a request
+    import_torchaudio()
+    import_module("sashimi_wb.training.trainer")
+    code_fingerprint()
     try:
-        request = json.loads(sys.stdin.readline())
+        if not (line := sys.stdin.readline()): os._exit(0)       # a process in reserve that was not needed
+        request = json.loads(line)
         threading.Thread(target=stop_at_end_of_input, daemon=True).start()
         run = Run(from_json(Experiment, request["experiment"]), request["audio"], request["runs"])
         carry_out(run, request["every"], send)
