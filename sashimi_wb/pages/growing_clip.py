@@ -19,7 +19,7 @@ from ..show.players import player
 from ..studies.trained_models import TrainedModel
 from ..synthesis.stepping import Sampling
 from ..show.figures import (CHANNEL_NAMES, INK, MARK, Picture, arm_color, as_channels, draw_mel, draw_wave,
-                                     mel_power, new_figure, plot_clips, plot_wave, tidy)
+                                     mel_power, new_figure, plot_wave, tidy)
 
 # %% ../../nbs/pages/13_growing_clip.ipynb #7f832095
 @dataclass(frozen=True)
@@ -130,16 +130,24 @@ def clip_figure(
 )->Picture: # waveform above mel spectrogram, or the waveform alone if it is too short for a spectrogram
     """Draw a clip that is complete or was stopped."""
     if clip.n_filled < MIN_SAMPLES: return growing_figure(clip)
-    return plot_clips({"": clip.wave}, clip.rate, {"": clip.prompt_s} if clip.n_prompt else None)
+    return card_figure(clip, *_scales([clip]), 7.5, 3.2)
+
+
+def _scales(clips):
+    "Amplitude at the edge of the waveforms' axes and mel power at 0 dB that fit all clips."
+    peak = 1.05*max(1e-6, *(float(np.abs(clip.wave).max()) for clip in clips))
+    return peak, max(mel_power(clip.wave, clip.rate).max() for clip in clips)
 
 
 def card_figure(
     clip:GrowingClip,
-    peak:float,    # amplitude at the edge of the waveform's axis
-    loudest:float, # mel power at 0 dB
-)->Picture:        # waveform above mel spectrogram
+    peak:float,       # amplitude at the edge of the waveform's axis
+    loudest:float,    # mel power at 0 dB
+    width:float=3.9,  # inches
+    height:float=3.4, # inches
+)->Picture:           # waveform above mel spectrogram
     """Draw one of several clips, on their common scales."""
-    fig, x, seconds = new_figure(3.9, 3.4), as_channels(clip.wave), clip.duration_s
+    fig, x, seconds = new_figure(width, height), as_channels(clip.wave), clip.duration_s
     top, low = fig.subplots(2, 1, sharex=True, height_ratios=(1, 1.5))
     for c in range(x.shape[1]):
         color = INK if x.shape[1] == 1 else arm_color(CHANNEL_NAMES[c])
@@ -159,11 +167,9 @@ def clips_html(
     """Clips side by side, on common scales of amplitude and dB; clips shorter than 64 samples are left out."""
     clips = {title: clip for title, clip in clips.items() if clip.n_filled >= MIN_SAMPLES}
     if not clips: return ""
-    peak = 1.05*max(1e-6, *(float(np.abs(clip.wave).max()) for clip in clips.values()))
-    loudest = max(mel_power(clip.wave, clip.rate).max() for clip in clips.values())
-    cards = []
+    scales, cards = _scales(clips.values()), []
     for title, clip in clips.items():
-        figure = figure_html(card_figure(clip, peak, loudest), f"Waveform and mel spectrogram: {title}", 144)
+        figure = figure_html(card_figure(clip, *scales), f"Waveform and mel spectrogram: {title}", 144)
         cards.append(markup("<div>{}{}</div>", player(clip.wave, clip.rate, title), figure))
     return markup('<div style="display:flex;flex-flow:row wrap;gap:4px 20px">{}</div><small>Dashed: end of the prompt. '
                   "Colors: from the loudest point of all clips (yellow) to 80 dB below it (black).</small>",

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FLOW', 'GRID', 'COPY_DELAY_S', 'CancelToken', 'LatestOnly', 'RedrawLimiter', 'note_html', 'error_html',
-           'width_layout', 'control_style', 'show_only', 'on_change', 'Runner', 'StaticCopy', 'LivePage']
+           'width_layout', 'control_style', 'show_only', 'on_change', 'message', 'Runner', 'StaticCopy', 'LivePage']
 
 # %% ../../nbs/pages/01_page.ipynb #b2e15957
 import secrets
@@ -103,9 +103,10 @@ def error_html(
     return note_html(text, "#D55E00", "alert")
 
 # %% ../../nbs/pages/01_page.ipynb #1f854722
-FLOW = Layout(flex_flow="row wrap", align_items="center", grid_gap="4px 8px", overflow="visible") # a row that wraps
-GRID = Layout(display="grid", grid_template_columns="repeat(auto-fill, minmax(min(17em, 100%), 1fr))", # equal columns
-              grid_gap="0 10px", align_items="center", overflow="visible")
+# arguments of layouts, not layouts: a widget made by an import, before there is a page, is unknown to the browser
+FLOW = dict(flex_flow="row wrap", align_items="center", grid_gap="4px 8px", overflow="visible") # a row that wraps
+GRID = dict(display="grid", grid_template_columns="repeat(auto-fill, minmax(min(17em, 100%), 1fr))", # equal columns
+            grid_gap="0 10px", align_items="center", overflow="visible")
 
 
 def width_layout(
@@ -140,6 +141,13 @@ def on_change(
     """Call `call()` after every change of the value of a widget."""
     for widget in widgets: widget.observe(lambda _: call(), "value")
 
+
+def message()->Html:
+    """A place for a message, as HTML in its `value`; it takes no room while it is empty."""
+    place = Html(layout=Layout(display="none"))
+    on_change([place], lambda: show_only(place, bool(place.value)))
+    return place
+
 # %% ../../nbs/pages/01_page.ipynb #6855d208
 class Runner:
     """Buttons that start and stop work, a progress bar, a status line and an error message, all in `box`."""
@@ -154,7 +162,7 @@ class Runner:
         self.start_button = Button(description=label, button_style="primary", tooltip=tip or label)
         self.stop_button = Button(description="Stop", disabled=True, tooltip="Stop, and keep the result so far")
         self.bar = FloatProgress(max=1.0, layout=Layout(width="12em"), tooltip="Progress")
-        self.status, self.error = Html(layout=Layout(min_height="2em")), Html()
+        self.status, self.error = Html(layout=Layout(min_height="2em")), message()
         controls = Box([self.start_button, self.stop_button, self.bar], layout=FLOW)
         self.box = VBox([controls, self.status, self.error])
         self.start_button.on_click(lambda _: self.begin())
@@ -229,7 +237,7 @@ class LivePage:
         self.work, self.latest = work, latest or LatestOnly()
         self.static, self.copy_timer, self.seconds = StaticCopy(), None, 0.0
         self.parts = {name: Html().add_class(f"swb-{name}") for name in names}
-        self.status, self.error = Html(layout=Layout(min_height="28px")).add_class("swb-status"), Html()
+        self.status, self.error = Html(layout=Layout(min_height="28px")).add_class("swb-status"), message()
         box.children = (*box.children, self.status)
         self.box = VBox([box, self.error, *self.parts.values()])
         on_change(controls, self.begin)

@@ -6,40 +6,41 @@
 __all__ = ['PARTS', 'MAX_RUNS', 'RunControls', 'RunsPage', 'explore_runs']
 
 # %% ../../nbs/pages/16_runs_page.ipynb #7e902113
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
 from IPython.display import HTML
-from ipywidgets import Box, Button, Dropdown, SelectMultiple, Text, VBox
+from ipywidgets import Box, Button, Dropdown, Layout, SelectMultiple, Text, VBox
 
-from .page import FLOW, LivePage, control_style, note_html, on_change, width_layout
+from .page import GRID, LivePage, control_style, note_html, on_change, width_layout
 from ..show.html import figure_html, markup
 from ..studies.run_table import (FIGURES, RunRecord, arms, differing, filter_runs, read_runs, runs_table,
-                                          sort_runs)
-from .run_views import (CLIPS, CURVES, bits_of, commands, curves_of, differences, provenances,
-                                        results_of, sounds_of)
+                                          singly, sort_runs)
+from .run_views import (CLIPS, bits_of, commands, curves_of, differences, provenances, results_of,
+                                        sounds_of)
 
 # %% ../../nbs/pages/16_runs_page.ipynb #3014b899
 class RunControls:
     """Widgets for the runs, their order and what to show of them; they stand in `box`."""
     def __init__(self, runs: str | Path = ""):
-        wide = lambda em=26: control_style(em, "6em")
         self.runs, self.filling = runs, False
         self.filter = Text(placeholder="bits=16 head=dml, lr>=0.01, or any word; then Enter", description="Filter",
                            continuous_update=False,
-                           tooltip="Terms that must all hold: NAME=VALUE, !=, <, <=, >, >=, or a word", **wide(53))
-        self.sort = Dropdown(options=self._columns(), value="finished", description="Sort by", **wide())
+                           tooltip="Terms that must all hold: NAME=VALUE, !=, <, <=, >, >=, or a word", **_style(53))
+        self.sort = Dropdown(options=self._columns(), value="finished", description="Sort by", **_style())
         self.order = Dropdown(options=[("falling: newest, largest first", True),
-                                       ("rising: oldest, smallest first", False)], description="Order", **wide())
-        self.chosen = SelectMultiple(options=[], description="Compare", rows=8,
-                                     tooltip="Runs to compare: Ctrl or Shift for several", **wide(80))
-        self.curves = Dropdown(options=CURVES, description="Curves", **wide())
-        self.clips = Dropdown(options=list(CLIPS), description="Clips", **wide())
+                                       ("rising: oldest, smallest first", False)], description="Order", **_style())
+        self.chosen = SelectMultiple(options=[], description="Compare", rows=9,
+                                     tooltip="Runs to compare: Ctrl or Shift for several", **_style(53))
+        self.group = Dropdown(options=[("seeds together, as arms", True), ("every run by itself", False)],
+                              description="Group", tooltip="Runs that differ only in their seed are one arm",
+                              **_style())
+        self.clips = Dropdown(options=list(CLIPS), description="Clips", **_style())
         self.reload = Button(description="Read again", tooltip="Look for new runs", layout=width_layout(9))
-        self.all = (self.filter, self.sort, self.order, self.curves, self.clips)
-        rows = (self.filter, self.reload), (self.sort, self.order), (self.curves, self.clips)
-        search, order, views = (Box(row, layout=FLOW) for row in rows)
-        self.box = VBox([search, order, self.chosen, views])
+        self.all = (self.filter, self.sort, self.order, self.group, self.clips)
+        self.box = Box([self.filter, self.sort, self.order, self.chosen, self.group, self.clips, self.reload],
+                       layout=GRID)
         self.selected = {r.folder for r in read_runs(runs)[0][:2]}
         self.fill()
         on_change((self.filter, self.sort, self.order), self.fill)
@@ -64,11 +65,15 @@ class RunControls:
         """Fill the list of runs; an invalid filter leaves it unchanged."""
         try: shown = self.shown()[0]
         except (ValueError, OSError): return
-        named = {r.folder: name for name, group in arms(shown).items() for r in group} if shown else {}
+        named = {r.folder: name for name, group in singly(shown).items() for r in group} if shown else {}
         self.filling = True
-        self.chosen.options = [(f"{r.name}  {named[r.folder]}", r.folder) for r in shown]
+        self.chosen.options = [(f"{_bits_text(r)}  {named[r.folder]}  ({r.name})", r.folder) for r in shown]
         self.chosen.value = [r.folder for r in shown if r.folder in self.selected]
         self.filling = False
+
+    def groups(self, runs: list[RunRecord]) -> dict[str, list[RunRecord]]:
+        """The runs as arms of several seeds, or every run by itself."""
+        return (arms if self.group.value else singly)(runs) if runs else {}
 
     def _remember(self):
         "Update the folders selected; those of hidden runs stay."
@@ -76,8 +81,16 @@ class RunControls:
         shown = {folder for _, folder in self.chosen.options}
         self.selected = self.selected - shown | set(self.chosen.value)
 
+
+def _style(em=26): return control_style(em, "5.5em")
+
+
+def _bits_text(run):
+    "The bits of a run over whole files, for the list."
+    return f"{run.facts['whole']:.3f}" if math.isfinite(run.facts["whole"]) else "–"
+
 # %% ../../nbs/pages/16_runs_page.ipynb #0334e555
-PARTS = ("runs", "curves", "bits", "sounds", "results", "differ", "provenance", "commands")
+PARTS = ("curves", "count", "bits", "sounds", "runs", "differ", "results", "provenance", "commands")
 MAX_RUNS = 12 # runs shown side by side
 
 
@@ -86,19 +99,32 @@ def _section(heading, html):
     return markup('<h3 style="margin:18px 0 4px">{}</h3>', heading).data + html if html else ""
 
 
+def _folded(heading, html):
+    "HTML that a click on its heading unfolds; empty without HTML."
+    return markup('<details><summary style="font-weight:600;margin:10px 0 4px">{}</summary>', heading).data + (
+        html + "</details>") if html else ""
+
+
 def _figure(fig, alt): return figure_html(fig, alt, 96).data if fig else ""
 
 
-def _sounds(runs, what): return _section("Listen", sounds_of(runs, what))
+def _sounds(groups, what): return _section("Listen", sounds_of(groups, what))
 
 
-def _results(runs): return _section("Results", results_of(runs))
+def _results(groups): return _folded("All figures of the chosen runs", results_of(groups))
 
 
-def _curves(runs, what): return _section("Curves", _figure(curves_of(runs, what), f"{what} curves of the chosen runs"))
+def _curves(groups): return _figure(curves_of(groups), "Validation and training curves of the chosen runs")
 
 
-def _bits(runs): return _figure(bits_of(runs), "Bits per sample of the chosen runs beside adaptive prediction and FLAC")
+def _bits(groups):
+    return _figure(bits_of(groups), "Bits per sample of the chosen runs beside adaptive prediction and FLAC")
+
+
+def _tables(shown, groups):
+    "The table of all runs with few columns, and folded the one with all."
+    return (_section("All runs", runs_table(shown, groups).data)
+            + _folded("All runs, with every parameter that differs", runs_table(shown, groups, everything=True).data))
 
 
 def _count_message(n_shown, total, n_chosen):
@@ -112,10 +138,15 @@ def _count_message(n_shown, total, n_chosen):
 
 
 class RunsPage(LivePage):
-    """The page: a table of runs, and the chosen ones side by side. It is displayed when a cell ends in it."""
+    """The page: a list of runs, and the chosen ones side by side. It is displayed when a cell ends in it."""
     def __init__(self, runs: str | Path = ""):
         self.controls, self.cache = RunControls(runs), {}
         super().__init__(list(self.controls.all), self.controls.box, self._work, PARTS)
+        curves, count, *below = self.parts.values()
+        controls = VBox([self.controls.box], layout=Layout(flex="1 1 36em", min_width="0"))
+        curves.layout = Layout(flex="100 1 36em", min_width="0")       # takes the width that the controls do not need
+        first = Box([controls, curves], layout=Layout(flex_flow="row wrap", grid_gap="0 12px"))
+        self.box = VBox([first, self.error, count, *below])
         on_change([self.controls.chosen], self._begin_unless_filling)
         self.controls.reload.on_click(self._on_reload)
 
@@ -126,11 +157,11 @@ class RunsPage(LivePage):
         self.controls.read()
         self.begin()
 
-    def _cached(self, name, runs, make, *options):
+    def _cached(self, name, groups, make, *options):
         "A part and its HTML, computed again only if the runs or the options have changed."
-        key = [(run.folder, run.record["provenance"]["finished"]) for run in runs] + [*options]
-        if name not in self.cache or self.cache[name][0] != key:
-            self.cache[name] = key, make(runs, *options) if runs else ""
+        key = [(arm, run.folder, run.record["provenance"]["finished"]) for arm, runs in groups.items() for run in runs]
+        if name not in self.cache or self.cache[name][0] != (key, options):
+            self.cache[name] = (key, options), make(groups, *options) if groups else ""
         return name, self.cache[name][1]
 
     def _work(self) -> Iterator[tuple[str, str]]:
@@ -139,16 +170,16 @@ class RunsPage(LivePage):
         chosen = [run for run in shown if run.folder in set(c.chosen.value)]
         # the order of the runs side by side does not depend on the order of the table
         runs = sorted(chosen[:MAX_RUNS], key=lambda run: (run.record["provenance"]["finished"], run.folder))
-        message = _count_message(len(shown), total, len(chosen))
-        warnings = "".join(note_html(note, "#7A7A7A") for note in notes)
-        yield "runs", note_html(message) + runs_table(shown, runs).data + warnings
-        yield "differ", differences(runs)
-        yield "provenance", provenances(runs) if runs else ""
-        yield "commands", _section("Repeat", commands(runs)) if runs else ""
-        yield self._cached("sounds", runs, _sounds, c.clips.value)
-        yield self._cached("results", runs, _results)
-        yield self._cached("curves", runs, _curves, c.curves.value)
-        yield self._cached("bits", runs, _bits)
+        groups = c.groups(runs)
+        yield "count", note_html(_count_message(len(shown), total, len(chosen)))
+        yield self._cached("curves", groups, _curves)
+        yield "runs", _tables(shown, groups) + "".join(note_html(note, "#7A7A7A") for note in notes)
+        yield "differ", _section("What differs", differences(groups)) if runs else ""
+        yield "provenance", _folded("Provenance", provenances(runs)) if runs else ""
+        yield "commands", _folded("The commands that repeat the chosen runs", commands(groups)) if runs else ""
+        yield self._cached("bits", groups, _bits)
+        yield self._cached("sounds", groups, _sounds, c.clips.value)
+        yield self._cached("results", groups, _results)
 
 
 def explore_runs(

@@ -125,7 +125,7 @@ class Progress:
     """How far a run has come, and its curves so far."""
     run: Run
     total: int = 0                   # steps of the whole run
-    epoch_steps: int = 1             # steps of an epoch
+    epoch_steps: int = 0             # steps of an epoch; 0: not known yet
     nats: list = field(default_factory=list)      # mean per token, one for every step
     epochs: list = field(default_factory=list)    # records of validations
     baselines: dict = field(default_factory=dict) # bits per sample on the test files
@@ -196,8 +196,9 @@ class Progress:
         "Steps and epochs done, in words; empty before the total is known."
         if not self.total: return ""
         if self.step >= self.total: return f"all {self.total:,} steps done"
-        epoch, epochs = self.step//self.epoch_steps + 1, -(-self.total//self.epoch_steps)
-        return f"step {self.step:,} of {self.total:,}, epoch {epoch:,} of {epochs:,}"
+        place = f"step {self.step:,} of {self.total:,}"
+        if not self.epoch_steps: return place
+        return f"{place}, epoch {self.step//self.epoch_steps + 1:,} of {-(-self.total//self.epoch_steps):,}"
 
     def _time_left(self):
         "Minutes and seconds until the last step; empty where they are not known."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARAMETERS', 'FIGURES', 'bundled_folder', 'RunRecord', 'as_run_record', 'as_text', 'differing', 'read_runs',
-           'filter_runs', 'sort_runs', 'arms', 'marks', 'runs_table']
+           'filter_runs', 'sort_runs', 'arms', 'singly', 'marks', 'runs_table']
 
 # %% ../../nbs/studies/10_run_table.ipynb #0314cdc0
 import math
@@ -240,18 +240,37 @@ def arms(
     return {name or describe(group[0].experiment, group[0].record["sample_rate"]): group
             for name, group in split.items()}
 
+
+def singly(
+    runs:list[RunRecord],
+)->dict[str, list[RunRecord]]: # name -> one run
+    """Every run by itself, named as its arm and, where the arm has several runs, by what differs within it."""
+    named = {}
+    for name, group in arms(runs).items():
+        within = _distinguishing(group, ("seed", "continuation_s"))
+        for r in group:
+            own = ", ".join([name, *(f"{k} {as_text(r.facts[k])}" for k in within)])
+            named.setdefault(own, []).append(r)
+    # a run that was repeated in another folder differs in nothing else
+    return {name if len(group) == 1 else f"{name}, in {r.folder.parent.name}/{r.folder.name}": [r]
+            for name, group in named.items() for r in group}
+
 # %% ../../nbs/studies/10_run_table.ipynb #f5ce7c09
 def marks(
-    runs:list[RunRecord], # the selected ones
-)->dict[Path, tuple[str, str]]: # folder of a run -> arm, color
-    """Arm and color of every selected run."""
-    groups = arms(runs) if runs else {}
+    groups:dict[str, list[RunRecord]], # the selected runs, from `arms` or `singly`
+)->dict[Path, tuple[str, str]]:        # folder of a run -> name, color
+    """Name and color of every selected run."""
     colors = arm_colors(groups)
     return {r.folder: (name, colors[name]) for name, group in groups.items() for r in group}
 
 
-def _columns(runs):
-    "Headings of the table: results, parameters that differ, size and time."
+_FEW = ("whole", "of_adaptive", "of_flac", "finished")
+
+
+def _columns(runs, everything):
+    "Headings of the table: what differs, bits and time; or all results, parameters that differ, size and time."
+    if not everything:
+        return {"run": "run", "name": "what differs"} | {k: FIGURES[k] for k in _FEW}
     facts = [run.facts for run in runs]
     results = ["bits_per_sample", "realisable", "whole", "adaptive", "of_adaptive", "flac8", "of_flac"]
     if all(as_text(f["realisable"]) == as_text(f["bits_per_sample"]) for f in facts): results.remove("realisable")
@@ -271,18 +290,22 @@ def _notes(runs, most):
 
 
 def runs_table(
-    runs:list[RunRecord],       # in the order of the rows
-    selected:list[RunRecord]=(),# these are marked
-    most:int=200,               # at most so many rows are shown
+    runs:list[RunRecord],   # in the order of the rows
+    selected:dict[str, list[RunRecord]]|None=None, # these are marked; from `arms` or `singly`
+    most:int=200,           # at most so many rows are shown
+    everything:bool=False,  # a column for every parameter that differs and for every figure, instead of few
 )->HTML:
-    """Runs with their results and the parameters in which they differ."""
+    """Runs with what distinguishes them and their results."""
     if not runs: return HTML("")
-    marked, columns, rows = marks(selected), _columns(runs), []
+    marked, columns, rows = marks(selected or {}), _columns(runs, everything), []
+    names = {r.folder: name for name, group in singly(runs).items() for r in group}
     for run in runs[:most]:
         name, color = marked.get(run.folder, ("", ""))
-        mark = markup(' <span style="color:{}" title="{}">●</span> {}', color, name, name) if name else ""
+        mark = markup(' <span style="color:{}" title="{}">●</span>', color, name) if name else ""
         row = {k: as_text(v) if isinstance(v, (tuple, bool, type(None))) else v for k, v in run.facts.items()}
-        rows.append(row | {"run": markup("<code>{}</code>{}", run.name, mark)})
+        if not everything: row["finished"] = row["finished"][5:]          # without the year
+        rows.append(row | {"run": markup("<code>{}</code>{}", run.name, mark),
+                           "name": markup('<span style="white-space:normal">{}</span>', names[run.folder])})
     bits = ("bits_per_sample", "realisable", "whole", "adaptive", "of_adaptive", "flac8", "of_flac")
     formats = dict.fromkeys(bits, ".3f") | {"minutes": ".1f"}
     made = table(rows, columns, {k: v for k, v in formats.items() if k in columns}, note=" ".join(_notes(runs, most)))

@@ -265,7 +265,8 @@ SEEN = """() => {
     const inputs = [...page.querySelectorAll('select, input, .widget-slider, .widget-button')]
         .filter(e => place(e).width)
     const cut = inputs.filter(e => place(e).right > place(page).right + 1).map(e => e.ariaLabel || e.innerText)
-    const wide = [...page.querySelectorAll('.swb-scroll')].filter(e => e.scrollWidth > e.clientWidth + 1)
+    const unfolded = [...page.querySelectorAll('.swb-scroll')].filter(e => !e.closest('details:not([open])'))
+    const wide = unfolded.filter(e => e.scrollWidth > e.clientWidth + 1)
     const panel = place(page.closest('.jp-WindowedPanel-outer, .jp-Notebook'))
     return {top: shown.length ? place(shown[0]).top : null, end: panel.bottom, scrolled: place(page).top < panel.top,
             overflow: page.scrollWidth - page.clientWidth, cut,

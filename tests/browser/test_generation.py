@@ -1,7 +1,7 @@
 """The generation page: a clip grows, is stopped, and is compared with others."""
 import re
 
-from browser import check_export, enter, press, slide, wait_until_gone
+from browser import check_export, check_first_screen, enter, press, slide, wait_until_gone
 
 DURATION = """audio => new Promise(resolve => {
     if (audio.readyState) resolve(audio.duration)
@@ -24,6 +24,7 @@ def show_a_first_clip(notebook):
     page = notebook.page
     notebook.run_all()
     page.locator(".swb-one audio").wait_for()
+    check_first_screen(notebook, room=130)
     copy = page.locator("div[class^=swb-static]")
     assert copy.is_hidden(), "the copy is for exports"
     assert (copy.locator("img").count(), copy.locator("audio").count()) == (1, 1)
@@ -34,7 +35,11 @@ def generate_with_other_settings(notebook):
     before = shown(page)
     slide(page, "Temperature", *["ArrowLeft"] * 6)
     slide(page, "New audio", "ArrowLeft", "ArrowLeft")
+    page.get_by_text("made with other settings").wait_for()
+    assert page.locator(".swb-one .swb-old img").count() == 1, "the clip of the old settings is marked"
+    notebook.screenshot("generation-old")
     press(page, "Generate")
+    assert page.locator(".swb-old").count() == 0
     after = shown(page)
     assert after[0] != before[0] and after[1] != before[1]
     assert "temperature 0.7" in page.locator(".swb-one figcaption").inner_text()
@@ -62,7 +67,9 @@ def show_an_error_and_recover(notebook):
     page.get_by_label("Prompt", exact=True).select_option(label="own file, by its path")
     enter(page, "Own file", "nowhere.wav")
     press(page, "Generate")
-    assert "no audio file nowhere.wav" in page.locator(".swb-one [role=alert]").inner_text()
+    message = page.locator(".swb-one [role=alert]").inner_text()
+    assert f"no audio file nowhere.wav (looked for {notebook.lab.folder}" in message
+    assert page.locator(".swb-one .swb-old audio").count() == 1, "the last clip stays, marked"
     notebook.screenshot("generation-error")
     page.get_by_label("Prompt", exact=True).select_option(index=2)
     press(page, "Generate")
@@ -78,13 +85,14 @@ def compare(notebook):
     page.get_by_label("Compare", exact=True).and_(page.locator("select")).select_option(label="models")
     press(page, "Compare")
     assert page.locator(".swb-many audio").count() == 2
+    assert "temperature 0.7" in page.locator(".swb-many .swb-note").first.inner_text()
     notebook.theme(dark=False)
     notebook.screenshot("generation-models")
     assert re.search("bit.* kHz", page.locator(".swb-many figcaption").first.inner_text())
 
 
 def test_generation(lab):
-    with lab.open("generation.ipynb", height=1500) as notebook:
+    with lab.open("generation.ipynb") as notebook:
         show_a_first_clip(notebook)
         generate_with_other_settings(notebook)
         stop_a_long_clip(notebook)

@@ -1,13 +1,13 @@
 """The runs page: runs are filtered, sorted, chosen and compared; synchronized players switch between clips."""
 from made_runs import make_run
 
-from browser import ROOT, check_export, copy_notebook
+from browser import ROOT, check_export, check_first_screen, copy_notebook
 
 PLAYERS = """form => [...form.querySelectorAll('audio')].map(audio => ({
     at: audio.currentTime, silent: audio.paused || audio.muted, shown: !audio.parentNode.hidden,
     volume: audio.volume}))"""
 SOURCES = "[...document.querySelectorAll('.swb-sounds audio')].map(audio => audio.src).join()"
-N_MARKED = "document.querySelectorAll('.swb-runs tbody span').length"      # chosen runs in the table
+N_MARKED = "document.querySelector('.swb-runs tbody').innerText.split('●').length - 1"   # chosen runs in the table
 FIGURE = ".swb-curves img"
 
 
@@ -26,7 +26,7 @@ def fill(folder):
 def wait_until(page, condition, argument=None):
     """Wait until a condition on the page holds and the page is up to date; `argument` is named so in the condition."""
     page.wait_for_function(f"argument => {condition}", arg=argument)
-    page.wait_for_function("() => document.querySelector('.swb-status').innerText.startsWith('answered')")
+    page.wait_for_function("() => !document.querySelector('.swb-status').innerText.startsWith('working')")
 
 
 def text_of(part): return f"document.querySelector('{part}').innerText"
@@ -45,9 +45,13 @@ def list_all_runs(notebook):
     page = notebook.page
     notebook.run_all()
     page.locator(FIGURE).wait_for()
-    text = page.locator(".swb-runs").inner_text()
+    check_first_screen(notebook)
+    page.locator(".swb-bits img").wait_for()
+    text = page.locator(".swb-count").inner_text() + page.locator(".swb-runs").inner_text()
     for part in ("4 runs.", "unfinished: not finished", "damaged: the record cannot be read", "holiday: not a run"):
         assert part in text
+    few_columns = page.locator(".swb-runs .swb-scroll").first
+    assert few_columns.evaluate("e => e.scrollWidth <= e.clientWidth"), "no column is hidden"
     notebook.screenshot("runs")
     check_export(notebook)
 
@@ -64,7 +68,7 @@ def choose_by_keyboard(page):
 
 def filter_and_compare(page):
     filter_runs(page, "bits=8 channels=mono")
-    wait_until(page, f"{text_of('.swb-runs')}.includes('2 of 4 runs shown, 2 hidden')")
+    wait_until(page, f"{text_of('.swb-count')}.includes('2 of 4 runs shown, 2 hidden')")
     select(page, "Compare").focus()
     page.keyboard.press("Control+a")
     counts = ("document.querySelectorAll('.swb-commands pre').length === 2 && "
@@ -72,6 +76,7 @@ def filter_and_compare(page):
     wait_until(page, f"{N_MARKED} === 2 && {counts}")
     titles = [text.split(maxsplit=1)[1] for text in page.locator(".swb-sounds .swb-picks label").all_inner_texts()]
     assert titles[0] == "original" and set(titles[1:]) == {"codes: continuation", "raw: continuation"}
+    page.locator(".swb-commands summary").click()
     assert "It repeats run" in page.locator(".swb-commands").inner_text()
 
 
@@ -100,10 +105,10 @@ def play_synchronized(page, form):
 
 
 def sort_without_touching_the_players(page, form):
-    page.get_by_label("Sort by").select_option(label="whole file")
+    page.get_by_label("Sort by").select_option(label="bits per sample, whole files")
     for index, first in ((1, "raw"), (0, "codes")):
         select(page, "Order").select_option(index=index)
-        wait_until(page, f"{text_of('.swb-runs tbody tr')}.includes(argument)", f" {first}")
+        wait_until(page, f"{text_of('.swb-runs tbody tr')}.includes(argument)", first)
     assert form.evaluate(PLAYERS)[0]["at"] > 0, "sorting leaves the players alone"
 
 
@@ -112,6 +117,7 @@ def show_an_error_and_recover(notebook):
     filter_runs(page, "depth=8")
     wait_until(page, "document.querySelector('[role=alert]')")
     assert "filter: unknown name 'depth'" in page.locator("[role=alert]").inner_text()
+    assert page.locator(f".swb-old {FIGURE.split()[-1]}").count() > 0, "the last answer stays, marked"
     notebook.screenshot("runs-error")
     filter_runs(page, "")
     wait_until(page, f"!document.querySelector('[role=alert]') && document.querySelector('{FIGURE}')")
@@ -131,7 +137,7 @@ def test_runs(lab):
     folder = lab.folder / "finished"
     fill(folder)
     copy_notebook(ROOT / "nbs/explore/runs.ipynb", lab.folder / "browse.ipynb", {"runs": str(folder)})
-    with lab.open("browse.ipynb", height=2600) as notebook:
+    with lab.open("browse.ipynb") as notebook:
         page = notebook.page
         list_all_runs(notebook)
         choose_by_keyboard(page)
