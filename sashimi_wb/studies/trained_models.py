@@ -383,12 +383,13 @@ def describe(
     e:Experiment,
     sample_rate:int, # Hz
 )->str:              # "8 bit mu-law, mono, 16 kHz"; linear codes are named too
-    """Describe a model in a few words: depth, head, input, channels and sample rate."""
+    """Describe a model in a few words: depth, head, input, predictor, channels and sample rate."""
     head = "" if e.head == "categorical" else f", {e.head}"
     seen = "" if e.input == "codes" else f", {e.input} input"
+    inside = "" if e.predictor == "none" else f", {e.predictor} predictor"
     layout = f" {e.interleaving_strategy}" if e.channels == "stereo" else ""
     codes = Quantizer(e.quantization, e.bits, e.scaling).name
-    return f"{codes}{head}{seen}, {e.channels}{layout}, {sample_rate/1000:g} kHz"
+    return f"{codes}{head}{seen}{inside}, {e.channels}{layout}, {sample_rate/1000:g} kHz"
 
 
 def find_models(
