@@ -69,6 +69,6 @@ GLOSSARY = {
 
 def glossary_html()->HTML: # closed until it is clicked
     """The glossary, folded."""
-    entries = [markup("<div><dt>{}</dt><dd>{}</dd></div>", term, GLOSSARY[term])
+    entries = [markup("<p><b>{}</b> {}</p>", term, GLOSSARY[term])
                for term in sorted(GLOSSARY, key=str.casefold)]
-    return markup('<details class="swb-glossary"><summary>Glossary</summary><dl>{}</dl></details>', entries)
+    return markup('<details class="swb-glossary"><summary>Glossary</summary><div>{}</div></details>', entries)

@@ -63,10 +63,8 @@ STYLE = HTML("""<style>
 
 .swb-glossary{margin:10px 0;max-width:64em;font:13.5px/1.45 system-ui,sans-serif}
 .swb-glossary summary{cursor:pointer}
-.swb-glossary dl{columns:26em;margin:8px 0}
-.swb-glossary div{break-inside:avoid;margin:0 0 6px}
-.swb-glossary dt{display:inline;font-weight:600}
-.swb-glossary dd{display:inline;margin:0 0 0 .4em}
+.swb-glossary div{columns:26em;margin:8px 0}
+.swb-glossary p{break-inside:avoid;margin:0 0 6px}
 
 .swb-steps{max-width:46rem;margin:6px 0 12px;padding:8px 10px;border:1px solid rgba(128,128,128,.45);
  border-radius:6px;font:14px/1.4 system-ui,sans-serif;color:var(--jp-ui-font-color1,inherit)}
