@@ -174,7 +174,7 @@ class RunsPage(LivePage):
         yield "count", note_html(_count_message(len(shown), total, len(chosen)))
         yield self._cached("curves", groups, _curves)
         yield "runs", _tables(shown, groups) + "".join(note_html(note, "#7A7A7A") for note in notes)
-        yield "differ", _section("What differs", differences(groups)) if runs else ""
+        yield "differ", differences(groups)
         yield "provenance", _folded("Provenance", provenances(runs)) if runs else ""
         yield "commands", _folded("The commands that repeat the chosen runs", commands(groups)) if runs else ""
         yield self._cached("bits", groups, _bits)
