@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from ..core.compiled import jit
+from ..core.compiled import compiles, jit
 from ..core.system import as_array, check_int
 from .bins import Bins
 from .blending import ERROR_DECAY, Stack, soft_blend, stack, stack_prediction, stack_update
@@ -139,7 +139,7 @@ class AdaptivePredictor:
     """Predicts one file, code by code, from what precedes each code in the token stream.
 
     Calls of `rows` and `frequencies` may divide a file anywhere at multiples of `block`; the results are the same bits.
-    Raises: ValueError for a number of channels or a block below 1."""
+    Raises: ValueError for a number of channels or a block below 1; RuntimeError where numba is switched off."""
 
     def __init__(
         self,
@@ -147,6 +147,9 @@ class AdaptivePredictor:
         n_channels:int=1,     # channels of the file
         block:int=1,          # 1: temporal layout; N: blocks of N samples of each channel
     ):
+        if not compiles():
+            raise RuntimeError("adaptive prediction is compiled, and numba is switched off here: expected "
+                               "NUMBA_DISABLE_JIT unset, got 1; unset it, or take a model without a predictor")
         self.quantizer, self.adapt = quantizer, True
         self.n_channels = check_int("n_channels", n_channels, 1, 64)
         self.block = check_int("block", block, 1, 2**31) if n_channels > 1 else 1

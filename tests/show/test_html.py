@@ -117,7 +117,7 @@ def pages(top, text):
         "runs": page.html, "notes": "".join(note_html(n) for n in notes),
         "report": report_html({"quantized_vs_raw": with_stages}, text),
         "depths": report_html({"bit_depth": {f"{text}: 8 bit categorical": next(iter(with_stages.values()))}}, text),
-        "clips": clips_html(live, players=2), "curves": curves_html(Progress.of_done(live)),
+        "clips": "".join(clips_html(live, players=2)), "curves": curves_html(Progress.saved(live)),
         "plan": plan_html(live, "smoke", {text: text}), "result": result_html(live), "cards": cards_html({text: clip}),
         "player": player(wave, 4000, text).data, "players": player_row({text: wave, "b": wave}, 4000).data,
         "steps": players_in_step({text: wave, "b": wave}, 4000, label=text).data,
