@@ -135,6 +135,8 @@ QUANTIZED_VS_RAW = Ablation(
 
 # %% ../../nbs/studies/02_ablations.ipynb #77a219af
 _BOTH = ("left + right", "temporal", "blocking-16", "blocking-128")    # code both channels
+_LAYOUTS = ({name: {"channels": name} for name in ("left", "right")} | {"mid": {"channels": "mono"}}
+            | {layout: {"channels": "stereo", "interleaving_strategy": layout} for layout in _BOTH[1:]})
 
 
 def _layout_answer(rows):
@@ -147,7 +149,10 @@ def _layout_notes(rows):
     "What is compared with what."
     both = [row for row in rows if row["arm"] in _BOTH]
     windows = [f"On test windows, which begin without a past: {ranking(both, 'realisable')}"] if len(both) > 1 else []
-    return [*windows,
+    inside = {row["arm"].removesuffix(PREDICTION): np.mean(row["whole"]) for row in rows
+              if row["arm"].endswith(PREDICTION)}
+    beside = [f"With prediction inside, in one run: {', '.join(f'{arm} {inside[arm]:.3f}' for arm in _BOTH)}."]
+    return [*windows, *(beside if set(_BOTH) <= set(inside) else []),
             "All figures are bits per sample of one channel: left + right and the layouts code the same two channels; "
             "mid codes only their mean and cannot restore them.",
             "A layout has seen half the seconds of a mono arm when matched by tokens, and twice its tokens when "
@@ -157,13 +162,10 @@ def _layout_notes(rows):
 MONO_VS_STEREO = Ablation(
     name="mono_vs_stereo",
     question="How should two channels be laid out for one sequence model?",
-    arms={name: {"channels": name} for name in ("left", "right")} | {"mid": {"channels": "mono"}}
-         | {layout: {"channels": "stereo", "interleaving_strategy": layout} for layout in _BOTH[1:]}
-         | {f"temporal{PREDICTION}": {"channels": "stereo", "interleaving_strategy": "temporal",
-                                      "predictor": "adaptive"}},
+    arms=_beside_prediction(_LAYOUTS),
     answer=_layout_answer,
     notes=_layout_notes,
-    one_run=(f"temporal{PREDICTION}",),
+    one_run=tuple(f"{name}{PREDICTION}" for name in _LAYOUTS),
     needs_stereo=True,
     drawn=("left", *_BOTH[1:], f"temporal{PREDICTION}"))
 

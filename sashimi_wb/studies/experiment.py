@@ -147,7 +147,7 @@ _SMALL = {"quantization": "mu_law", "target_sr": 16000, "train_percentage": 0.78
           "prompt_s": 0.4, "continuation_s": 1.0}
 # learns most in seconds: nbs/essays/small_models.ipynb; with this many steps all ablations take a quarter of an hour
 _FAST = {"lr": 0.016, "ssm_lr": 0.004, "beta2": 0.95, "scheduler": "linear", "dt_max": 1.0,
-         "steps": (200,), "train_chunk_size": 50, "val_chunk_size": 8}
+         "steps": (240,), "train_chunk_size": 60, "val_chunk_size": 8}
 _DEMO = _SMALL | {"target_sr": 8000, "train_percentage": 0.84, "train_chunk_size": None, "val_chunk_size": None,
                   "warmup_steps": 100, "scheduler": "cosine", "temperature": 0.7, "predictor": "adaptive"}
 _MUSDB = {"dataset": "musdb18hq"}

@@ -13,7 +13,7 @@ from IPython.display import HTML
 
 from ..core.system import from_json
 from ..show.html import markup, mean_spread, table
-from .ablations import Ablation, by_seed
+from .ablations import PREDICTION, Ablation, by_seed
 from .experiment import Experiment
 from ..training.metrics import bits_per_byte, compression_ratio
 from ..training.verdicts import difference, listed, n_runs
@@ -46,9 +46,11 @@ def result_rows(
         own = [_row(arm, seeds, i) for i in range(len(seeds[0]["results"]))]
         rows += own
         ends[arm] = own[-1]
-        if arm in ("left", "right") and {"left", "right"} <= set(ends):
-            row = _both_channels(ends["left"], ends["right"], seeds[0]["parameters"]["bits"])
-            rows.append(row | {"arm": "left + right"})
+        for ending in ("", PREDICTION):
+            pair = f"left{ending}", f"right{ending}"
+            if arm in pair and set(pair) <= set(ends):
+                row = _both_channels(*(ends[name] for name in pair), seeds[0]["parameters"]["bits"])
+                rows.append(row | {"arm": f"left + right{ending}"})
     return rows
 
 
