@@ -151,8 +151,8 @@ def _layout_notes(rows):
     windows = [f"On test windows, which begin without a past: {ranking(both, 'realisable')}"] if len(both) > 1 else []
     inside = {row["arm"].removesuffix(PREDICTION): np.mean(row["whole"]) for row in rows
               if row["arm"].endswith(PREDICTION)}
-    beside = [f"With prediction inside, in one run: {', '.join(f'{arm} {inside[arm]:.3f}' for arm in _BOTH)}."]
-    return [*windows, *(beside if set(_BOTH) <= set(inside) else []),
+    shown = ", ".join(f"{arm} {inside[arm]:.3f}" for arm in _BOTH if arm in inside)
+    return [*windows, *([f"With prediction inside, in one run: {shown}."] if shown else []),
             "All figures are bits per sample of one channel: left + right and the layouts code the same two channels; "
             "mid codes only their mean and cannot restore them.",
             "A layout has seen half the seconds of a mono arm when matched by tokens, and twice its tokens when "
