@@ -7,6 +7,7 @@ __all__ = ['common_rate', 'WindowDataset']
 
 # %% ../../nbs/audio/12_windows.ipynb #221dac7b
 from bisect import bisect_right
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -105,6 +106,11 @@ class WindowDataset(Dataset):
     def codes(self, i:int)->Int[np.ndarray, "t c"]:
         """The codes that window `i` scores, without context and padding."""
         return self.quantizer.encode(self._read(i), self.span(i)[0].name)[0, self.context(i):].numpy()
+
+    def codes_of_files(self)->Iterator[Int[np.ndarray, "t c"]]:
+        """Codes of one file after the other: every scored sample once, in the order of the windows."""
+        for first, end in zip([0, *self.ends], self.ends):
+            if first < end: yield np.concatenate([self.codes(i) for i in range(first, end)])
 
     def histogram(self,
         n_codes:int,          # number of values of a token

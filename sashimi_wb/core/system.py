@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log', 'seed_everything', 'pick_device', 'processor_name', 'as_tensor', 'as_floats', 'as_array', 'check_shape',
            'file_name', 'write_atomic', 'cannot_write', 'check_target', 'reading', 'check_plain', 'read_json',
-           'import_torchaudio', 'package_folder', 'in_clone', 'bundled', 'audio_folder', 'runs_folder',
+           'compiles', 'import_torchaudio', 'package_folder', 'in_clone', 'bundled', 'audio_folder', 'runs_folder',
            'check_class_bits', 'check_depth', 'check_fields', 'check_int', 'check_value', 'choose', 'from_json',
            'printable', 'to_json']
 
@@ -316,6 +316,12 @@ def read_json(
     with reading(path, what, remedy): return check_plain(json.loads(Path(path).read_text(encoding="utf-8")), shape)
 
 # %% ../../nbs/core/02_system.ipynb #95009e02
+def compiles()->bool:
+    """Whether numba compiles here; with NUMBA_DISABLE_JIT=1 its functions run as Python, hundreds of times slower."""
+    from numba import config      # takes half a second
+    return not config.DISABLE_JIT
+
+
 def import_torchaudio()->types.ModuleType: # torchaudio
     """Import torchaudio; use a stub for its compiled extension if that cannot be loaded.
 

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..core.system import compiles
 from .mixtures import LEAST_LOG2_SCALE, MOST_LOG2_SCALE, Mixture, mixture_cdf, squash
 from ..prediction.bins import Bins
 
@@ -95,9 +96,8 @@ def interval_masses(
 @cache
 def compiled_masses():
     "`prediction.row_masses.row_masses`; None where nothing is compiled."
-    from sashimi_wb.core.compiled import compiles      # numba takes half a second to import
     if not compiles(): return None
-    from sashimi_wb.prediction.row_masses import row_masses
+    from sashimi_wb.prediction.row_masses import row_masses   # compiled: slow to import
     return row_masses
 
 

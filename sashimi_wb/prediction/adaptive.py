@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from ..core.compiled import compiles, jit
-from ..core.system import as_array, check_int
+from ..core.compiled import jit
+from ..core.system import as_array, check_int, compiles
 from .bins import Bins
 from .blending import ERROR_DECAY, Stack, soft_blend, stack, stack_prediction, stack_update
 from .least_squares import WINDOW, LeastSquares, least_squares, linear_predictions, observe

@@ -92,9 +92,13 @@ def ranking(
 PREDICTION = " + prediction"      # ends the name of an arm whose model has the adaptive predictor inside
 
 
+def _names_beside(arms): return tuple(f"{name}{PREDICTION}" for name in arms)
+
+
 def _beside_prediction(arms):
     "The same arms, and each once more with the adaptive predictor inside."
-    return arms | {f"{name}{PREDICTION}": changes | {"predictor": "adaptive"} for name, changes in arms.items()}
+    return arms | {name: changes | {"predictor": "adaptive"}
+                   for name, changes in zip(_names_beside(arms), arms.values())}
 
 
 def _input_answer(rows):
@@ -130,7 +134,7 @@ QUANTIZED_VS_RAW = Ablation(
                              for name in ("codes", "dequantized", "raw")}),
     answer=_input_answer,
     notes=_input_notes,
-    one_run=tuple(f"{name}{PREDICTION}" for name in ("codes", "dequantized", "raw")),
+    one_run=_names_beside(("codes", "dequantized", "raw")),
     drawn=("codes", "dequantized", "raw", f"codes{PREDICTION}"))
 
 # %% ../../nbs/studies/02_ablations.ipynb #77a219af
@@ -165,7 +169,7 @@ MONO_VS_STEREO = Ablation(
     arms=_beside_prediction(_LAYOUTS),
     answer=_layout_answer,
     notes=_layout_notes,
-    one_run=tuple(f"{name}{PREDICTION}" for name in _LAYOUTS),
+    one_run=_names_beside(_LAYOUTS),
     needs_stereo=True,
     drawn=("left", *_BOTH[1:], f"temporal{PREDICTION}"))
 

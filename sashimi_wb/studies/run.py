@@ -30,9 +30,9 @@ from .. import __version__
 from ..training.baselines import all_baselines, flac_bits_per_sample
 from ..training.checkpoints import load_tree, save_tree, save_weights
 from ..core.sources import code_sources
-from ..core.system import (audio_folder, check_plain, check_value, from_json, in_clone, log, package_folder,
-                                    pick_device, processor_name, read_json, reading, runs_folder, seed_everything,
-                                    to_json, write_atomic)
+from ..core.system import (audio_folder, check_plain, check_value, compiles, from_json, in_clone, log,
+                                    package_folder, pick_device, processor_name, read_json, reading, runs_folder,
+                                    seed_everything, to_json, write_atomic)
 from ..audio.index import cache_path
 from ..audio.loaders import AudioData
 from ..audio.own_files import AudioParts
@@ -201,7 +201,6 @@ def baselines(
 
     Companding impairs the linear prediction of FLAC, so FLAC is also measured on linear codes of the same samples.
     The figures are kept beside the index of the audio, so that runs with equal test codes measure them once."""
-    from sashimi_wb.core.compiled import compiles      # numba takes half a second to import
     return _kept("baselines", data, [compiles(), code_sources("training.baselines", "audio.loaders")], {str: float},
                  lambda: _measured(data))
 

@@ -24,8 +24,8 @@ from ..training.baselines import adaptive_bits, flac_bits_per_sample
 from ..training.checkpoints import read_texts, read_weights, save_weights
 from ..training.evaluation import evaluate_whole
 from ..core.checks import Positive, Range
-from ..core.system import (as_tensor, bundled, check_plain, check_target, check_value, from_json, log,
-                                    read_json, reading, runs_folder, to_json)
+from ..core.system import (as_tensor, bundled, check_plain, check_target, check_value, compiles, from_json,
+                                    log, read_json, reading, runs_folder, to_json)
 from .experiment import Experiment
 from .run import read_record
 from ..audio.config import DataConfig
@@ -223,9 +223,9 @@ class TrainedModel:
                          context_len=0, pad_len=0)
         windows = WindowDataset(files, config, str(path))
         figures = evaluate_whole(self.model, windows, device, ks=(), progress=progress)
-        codes = np.concatenate([windows.codes(i) for i in range(len(windows))])
+        codes = np.concatenate(list(windows.codes_of_files()))
         q, rate = self.quantizer, self.sample_rate
-        adaptive = adaptive_bits(codes, q.bits, q.quantization) if _compiles() else None
+        adaptive = adaptive_bits(codes, q.bits, q.quantization) if compiles() else None
         less = reductions(files, q.bits, rate, self.channels, q.quantization, q.scaling)
         return FileBits(figures["bits_per_sample"], file=Path(path).name, seconds=len(codes)/rate, codes=q.name,
                         flac=flac_bits_per_sample(codes, q.bits, rate), adaptive=adaptive, alone=figures.get("alone"),
@@ -271,11 +271,6 @@ class TrainedModel:
 
 
 _BESIDE = {"flac8": "FLAC", "adaptive": "adaptive prediction"}         # what stands beside the bits of a model
-
-
-def _compiles():
-    from sashimi_wb.core.compiled import compiles   # numba takes half a second to import
-    return compiles()
 
 # %% ../../nbs/studies/07_trained_models.ipynb #5a5938ad
 # what a model.safetensors holds besides weights and configuration; one of experiment and data

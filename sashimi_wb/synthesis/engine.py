@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..core.system import choose, log
+from ..core.system import choose, compiles, log
 from ..models.predicted import BYTE_ROW, scale_range
 from ..models.wave_model import WaveModel
 from .packing import COLUMNS, StepConfig, Unsupported, aligned_zeros, pack_model, pack_state
@@ -29,7 +29,6 @@ def load_compiled():
     """The module of compiled functions. It is called here with no token, so that an engine that cannot be loaded or
     compiled fails now and not while it generates. Raises: Unsupported."""
     try:
-        from sashimi_wb.core.compiled import compiles
         from sashimi_wb.synthesis import compiled_step
         compiled_step.run(**_no_tokens())
     except Exception as e:  # any error of a library that is missing, broken or of another version

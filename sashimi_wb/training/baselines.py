@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..core.entropy import entropy_bits
 from ..audio.writing import SUBTYPES, codes_to_int32
-from ..core.system import as_array, check_depth, choose, log
+from ..core.system import as_array, check_depth, choose, compiles, log
 from ..prediction.linear import autocorrelation, levinson
 from ..tokens.quantization import Quantizer
 
@@ -294,7 +294,6 @@ def all_baselines(
     so is adaptive prediction where numba is switched off.
 
     Raises: ValueError for codes out of range, or no samples."""
-    from sashimi_wb.core.compiled import compiles
     total, n = {}, 0
     if compiles(): total["adaptive"] = 0.0
     else: log.warning("adaptive prediction is left out: numba is switched off (NUMBA_DISABLE_JIT)")
