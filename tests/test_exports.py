@@ -25,7 +25,8 @@ TRAINS = {"training.lightning_parts", "training.run_checkpoints", "training.trai
 COMPILED = {"core.compiled", "core.simd", "prediction.least_squares", "prediction.nlms", "prediction.blending",
             "prediction.parts", "prediction.row_masses", "prediction.adaptive", "prediction.mixing",
             "prediction.token_predictor",
-            "synthesis.compiled_draws", "synthesis.compiled_step", "synthesis.compiled_predicted"}
+            "synthesis.compiled_draws", "synthesis.compiled_step", "synthesis.compiled_predicted",
+            "coding.range_coder"}
 NOT_IN_EXPORTS = {"nbdev", "fastcore", "execnb"}  # development tools
 UNSAFE = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}  # loading a file may run code from it
 

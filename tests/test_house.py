@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "sashimi_wb"
 NOTEBOOKS = ROOT / "nbs"
 
-EVERYTHING = "core show tokens prediction audio ssm models training synthesis studies pages"
+EVERYTHING = "core show tokens prediction audio ssm models training synthesis coding studies pages"
 MAY_IMPORT = {                # folder -> the folders that it may import, besides itself
     "core": "",
     "show": "core",
@@ -20,8 +20,9 @@ MAY_IMPORT = {                # folder -> the folders that it may import, beside
     "models": "core tokens prediction ssm",
     "training": "core tokens prediction audio",
     "synthesis": "core tokens prediction models",
-    "studies": "core show tokens prediction audio ssm models training synthesis",
-    "pages": "core show tokens prediction audio ssm models training synthesis studies",
+    "coding": "core show tokens prediction audio models synthesis",
+    "studies": "core show tokens prediction audio ssm models training synthesis coding",
+    "pages": "core show tokens prediction audio ssm models training synthesis coding studies",
 }                             # modules at the top (the command line and the public names) may import everything
 
 
