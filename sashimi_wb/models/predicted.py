@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['N_PARTS', 'ROW', 'SHARE', 'BLOCK', 'BYTE_ROW', 'MOST_DISTANCE', 'START_WEIGHT', 'N_FEATURES', 'Row', 'read_rows',
            'row_mixture', 'with_share', 'cdf_with_share', 'interval_masses', 'compiled_masses', 'torch_masses',
-           'code_log_masses', 'log_masses', 'byte_log_masses', 'scale_range', 'relative_mixture', 'start_relative',
-           'row_features', 'RowEncoder']
+           'code_log_masses', 'log_masses', 'byte_log_masses', 'scale_limits', 'scale_range', 'relative_mixture',
+           'start_relative', 'row_features', 'RowEncoder']
 
 # %% ../../nbs/models/06_predicted.ipynb #71570028
 import math
@@ -168,12 +168,17 @@ MOST_DISTANCE = 100.0    # means up to this many scales from the center pass `sq
 START_WEIGHT = 0.95      # of the row, in a new head
 
 
-def scale_range(
+def scale_limits(
     bins:Bins,              # of the codes
 )->tuple[float, float]:
-    """Logarithms of the least and the largest scale that pass `squash` unchanged."""
+    """The least and the largest scale that pass `squash` unchanged."""
     narrowest = bins.widths.min().item() if bins.widths.numel() else bins.full_scale
-    return math.log(2**LEAST_LOG2_SCALE*narrowest), math.log(2**MOST_LOG2_SCALE*bins.full_scale)
+    return 2**LEAST_LOG2_SCALE*narrowest, 2**MOST_LOG2_SCALE*bins.full_scale
+
+
+def scale_range(bins:Bins)->tuple[float, float]:
+    """Logarithms of `scale_limits`."""
+    return tuple(map(math.log, scale_limits(bins)))
 
 
 def relative_mixture(

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['WIDTH', 'POOL', 'DOWN', 'UP', 'STAGE', 'GROUP', 'QUEUE', 'STATES', 'CHANNELS', 'FF', 'COLUMNS', 'LANES', 'StepConfig',
-           'PackedModel', 'Unsupported', 'tiles', 'aligned_zeros', 'unsupported_reason', 'pack_model', 'pack_state']
+           'PackedModel', 'Unsupported', 'tiles', 'aligned_zeros', 'step_matrices', 'unsupported_reason', 'pack_model',
+           'pack_state']
 
 # %% ../../nbs/synthesis/03_packing.ipynb #663ea43a
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import torch
 
 from ..models.sashimi import SaShiMiState
 from ..models.wave_model import WaveModel
+from ..tokens.portable import LOG2_E, cos_sin, exp2, log1p
 from ..tokens.quantization import Quantizer
 
 # %% ../../nbs/synthesis/03_packing.ipynb #b455fc9c
@@ -125,25 +127,69 @@ def _pack_norm(norm):
     n = len(norm.weight)
     return _pad(np.stack([np.ones(n), _real(norm.weight), _real(norm.bias)]), 3, _padded_size(n)).ravel()
 
-# %% ../../nbs/synthesis/03_packing.ipynb #3b2fb0f2
+# %% ../../nbs/synthesis/03_packing.ipynb #06af55e5
+def _exp(x): return exp2(x*LOG2_E)
+def _times(a, b): return a[0]*b[0] - a[1]*b[1], a[0]*b[1] + a[1]*b[0]
+def _conjugate(a): return a[0], -a[1]
+
+def _over(a, b):
+    size = b[0]*b[0] + b[1]*b[1]
+    return (a[0]*b[0] + a[1]*b[1])/size, (a[1]*b[0] - a[0]*b[1])/size
+
+def _total(x):
+    "Sum over the last axis, by halves."
+    while x.shape[-1] > 1:
+        if x.shape[-1] % 2: x = torch.nn.functional.pad(x, (0, 1))
+        x = x[..., ::2] + x[..., 1::2]
+    return x
+
+
 @torch.no_grad()
+def step_matrices(
+    kernel, # `SSMKernel` with a low-rank term of at most one vector
+):          # A - 1, B, C and with a low-rank term q and p: pairs of real and imaginary part (h, n), float64
+    """The sampled system of `kernel.discrete()`, with the same bits on every processor."""
+    def channels(x): return x.double().repeat(kernel.d_model//len(x), 1)
+    raw = kernel.inv_dt.double()
+    dt = raw.clamp(min=0) + log1p(_exp(-raw.abs().clamp(max=600)))
+    A = -_exp(channels(kernel.A_real).clamp(-30, 30)), -channels(kernel.A_imag)
+    B, C = [channels(x) for x in kernel.B[0].unbind(-1)], kernel.C[0].double().unbind(-1)
+    double_h = dt*A[0], dt*A[1]
+    if kernel.config.disc == "zoh":
+        size, (cos, sin) = _exp(double_h[0].clamp(min=-600)), cos_sin(double_h[1])
+        change = size*cos - 1, size*sin
+        return change, _over(_times(change, B), A), C
+    D = _over((1.0, 0.0), (1 - double_h[0]/2, -double_h[1]/2))
+    change, DB = _times(double_h, D), _times(D, B)
+    if kernel.config.form == "diag": return change, (dt*DB[0], dt*DB[1]), C
+    P = [channels(x) for x in kernel.P[0].unbind(-1)]
+    DP, p = _times(D, P), _times(_conjugate(D), P)
+    half_core = dt/(2 + dt*2*_total((P[0]*P[0] + P[1]*P[1])*D[0]))      # dt/2 (1 + dt g/2)^-1
+    s = 2*_total(p[0]*B[0] + p[1]*B[1])
+    half_q = DP[0]*half_core, DP[1]*half_core
+    dB = dt*(DB[0] - half_q[0]*s), dt*(DB[1] - half_q[1]*s)
+    return change, dB, C, (2*half_q[0], 2*half_q[1]), p
+
+# %% ../../nbs/synthesis/03_packing.ipynb #3b2fb0f2
 def _pack_state_space(s4):
     "The weights of an S4 layer; the scale of its state (h, n); the weights (h, n) that sum s from the state, or None."
-    ssm, C = s4.kernel.discrete()
-    dA, dB = _complex(ssm.dA), _complex(ssm.dB)
-    if not np.abs(dB).min() > 1e-30: raise Unsupported("a state without input")
-    if ssm.q is not None and len(ssm.q) > 1: raise Unsupported(f"a low-rank term of rank {len(ssm.q)}")
-    c = 2*_complex(C)[0]*dB
-    if ssm.q is None: s, columns = None, [dA - 1, c.conj()]
-    else:
-        q, s = -_complex(ssm.q)[0]/dB, 2*_complex(ssm.p)[0].conj()*dB
-        columns = [dA - 1, q, c.conj(), s.conj()]
-    numbers = np.stack([part for z in columns for part in (z.real, z.imag)], -1)  # (h n k)
-    H = _padded_size(len(dA))
+    rank = len(getattr(s4.kernel, "P", ()))
+    if rank > 1: raise Unsupported(f"a low-rank term of rank {rank}")
+    change, dB, C, *low_rank = step_matrices(s4.kernel)
+    if not (dB[0]*dB[0] + dB[1]*dB[1]).min() > 1e-60: raise Unsupported("a state without input")
+    def doubled(z): return 2*z[0], 2*z[1]
+    c, s, columns = doubled(_times(C, dB)), None, [change]
+    if low_rank:
+        q, p = low_rank
+        s = doubled(_times(_conjugate(p), dB))
+        columns.append(_over((-q[0], -q[1]), dB))
+    columns += [_conjugate(z) for z in (c, s) if z is not None]
+    numbers = torch.stack([part for z in columns for part in z], -1).numpy()  # (h n k)
+    H = _padded_size(len(numbers))
     numbers, D = _pad(numbers, H, *numbers.shape[1:]), _pad(_real(s4.D)[0], H)
     parts = []
     for h in range(0, H, LANES): parts += D[h:h + LANES], numbers[h:h + LANES].transpose(1, 2, 0).ravel()
-    return np.concatenate(parts), dB, s
+    return np.concatenate(parts), torch.complex(*dB).numpy(), None if s is None else torch.complex(*s).numpy()
 
 # %% ../../nbs/synthesis/03_packing.ipynb #c6bff2d6
 def unsupported_reason(model:WaveModel)->str: # empty if the model is supported
@@ -184,10 +230,18 @@ def _pack_encoder(weights, model, quantizer):
     return _pad(rows, len(rows), width).ravel(), stream.first_input
 
 
+@torch.no_grad()
+def _matrix(linear):
+    "`linear.matrix` of a pool, with the same bits on every processor."
+    if not linear.weight_norm: return linear.weight
+    v = linear.weight_v.double()
+    return linear.weight_g.double()*(v/_total(v*v).sqrt().clamp(min=1e-12))
+
+
 def _pack_pools(weights, down, up, h, pool):
     "The indices of the weights of a pool on the way down and on the way up, with the samples of a group outermost."
-    columns = down.matrix.unflatten(1, (h, pool)).mT.flatten(1)
-    rows = up.matrix.unflatten(0, (h, pool)).transpose(0, 1).flatten(0, 1)
+    columns = _matrix(down).unflatten(1, (h, pool)).mT.flatten(1)
+    rows = _matrix(up).unflatten(0, (h, pool)).transpose(0, 1).flatten(0, 1)
     bias = up.bias.unflatten(0, (h, pool)).T.flatten()
     return weights.add(_pack_linear(columns, down.bias, pool)), weights.add(_pack_linear(rows, bias, 1, pool))
 

@@ -1,4 +1,4 @@
-"""Portable logarithm and exponential: accuracy against decimal arithmetic, pinned bits, wrong input."""
+"""Portable logarithm, exponential, cosine and sine: accuracy against decimal arithmetic, pinned bits, wrong input."""
 import hashlib
 import math
 from decimal import Decimal, localcontext
@@ -6,7 +6,7 @@ from decimal import Decimal, localcontext
 import pytest
 import torch
 
-from sashimi_wb.tokens.portable import exp2, log1p
+from sashimi_wb.tokens.portable import cos_sin, exp2, log1p
 
 pytestmark = pytest.mark.portable   # also run as on other machines, by test_machines.py
 
@@ -58,3 +58,13 @@ def test_argument_is_unchanged_and_parts_equal_the_whole(name):
     assert torch.equal(function(x.expand(2, -1).t())[:, 1], whole)                     # any strides
     assert function(x.half()).dtype == torch.float16 and function(x[:0]).shape == (0,) and function(x[5]).ndim == 0
     with pytest.raises(ValueError, match="expected floats.*int64"): function(torch.arange(3))
+
+
+def test_cosine_and_sine():
+    x = torch.cat([torch.zeros(1).double(), K*2.0**-40, K/61, -K/7, K*999.9])
+    cos, sin = cos_sin(x)
+    for c, s, v in zip(cos.tolist(), sin.tolist(), x.tolist()):
+        assert abs(c - math.cos(v)) < 4e-16 and abs(s - math.sin(v)) < 4e-16, v
+    content = torch.cat([cos, sin]).numpy().astype("<f8").tobytes()
+    assert hashlib.sha256(content).hexdigest()[:16] == "3177391ff757ab02"
+    assert cos_sin(x.float())[0].dtype == torch.float32
