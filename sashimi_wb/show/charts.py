@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from ..core.digits import with_spread
 from ..core.entropy import entropy_bits
 from sashimi_wb.show.figures import (
     CHANNEL_NAMES, INK, MARK, Picture, arm_color, arm_colors, as_channels, label_text, new_figure, tidy,
@@ -239,7 +240,7 @@ def _draw_bits(ax, y, row, colors, narrow):
     color, text = colors[row["arm"]], f"{b.mean():.3f}"
     if len(b) > 1:
         sd = b.std(ddof=1)
-        text += f" ± {sd:.2g}"
+        text = with_spread(b.mean(), sd)
         ax.errorbar(b.mean(), y, xerr=sd, color=color, linewidth=1.6, capsize=4)
         ax.plot(b, np.full(len(b), y - 0.24), "o", color=color, markersize=3.5, alpha=0.7, markeredgewidth=0)
     ax.plot(b.mean(), y, "D", color=color, markersize=5.5)

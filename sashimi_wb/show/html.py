@@ -15,6 +15,7 @@ from IPython.display import HTML
 from markupsafe import Markup
 
 from ..core.checks import printable
+from ..core.digits import with_spread
 
 # %% ../../nbs/show/03_html.ipynb #fc3ae584
 def markup(
@@ -92,17 +93,16 @@ def mean_spread(
     values,              # numbers, one per seed; None and NaN count as not finite
     decimals:int=3,      # decimals where there is no spread to decide them (n = 1, or equal values)
 )->str:                  # for example "3.412 ± 0.021 (n = 3)"
-    """Mean ± sample standard deviation and the number of values, as plain text.
-
-    The standard deviation has two significant digits, at most 6 decimals."""
+    """Mean ± sample standard deviation, with the digits of `with_spread`, and the number of values, as plain text."""
     every = _as_floats(values)
     x = every[np.isfinite(every)]
     lost = f", {len(every) - len(x)} not finite" if len(x) < len(every) else ""
     if len(x) == 0: return f"– (n = 0{lost})"
     if len(x) == 1: return f"{x[0]:,.{decimals}f} (n = 1{lost})"
     sd = x.std(ddof=1)
-    if sd > 1e-12 * max(1.0, abs(x.mean())): decimals = min(max(1 - math.floor(math.log10(sd)), 0), 6)
-    return f"{x.mean():,.{decimals}f} ± {sd:,.{decimals}f} (n = {len(x)}{lost})"
+    equal = sd <= 1e-12 * max(1.0, abs(x.mean()))
+    text = with_spread(x.mean(), 0.0, most=decimals) if equal else with_spread(x.mean(), sd)
+    return f"{text} (n = {len(x)}{lost})"
 
 def _as_floats(values):
     "Numbers as a float array (n,), None as NaN."

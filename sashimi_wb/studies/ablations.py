@@ -15,6 +15,7 @@ from typing import Annotated
 import numpy as np
 
 from ..core.checks import OneOf, Range, field_types, read_values
+from ..core.digits import with_spread
 from ..core.system import bundled, check_fields, check_int, choose
 from .experiment import PRESETS, Experiment, given_parameters
 from ..tokens.streams import PREDICTORS
@@ -107,9 +108,9 @@ def _input_answer(rows):
     if not {"codes", "raw"} <= set(end): return ranking(rows)
     d = difference(by_seed(end["codes"]), by_seed(end["raw"]))
     if not d.judged: return f"{too_few(d.n).capitalize()}."
-    if not d.separated: return f"Not separated: raw input changes the bits by {d.mean:+.3f} ± {d.spread} per sample."
+    if not d.separated: return f"Not separated: raw input changes the bits by {d.change} per sample."
     said, more = ("No", "more") if d.mean > 0 else ("Yes", "fewer")
-    return f"{said}: with raw input the model needs {abs(d.mean):.3f} ± {d.spread} bits per sample {more}."
+    return f"{said}: with raw input the model needs {d.size} bits per sample {more}."
 
 
 def _input_notes(rows):
@@ -245,11 +246,12 @@ def _added_answer(rows):
     if not found: return "Not measured: adaptive prediction is missing."
     if not any(d.judged for d in found.values()):
         return f"{too_few(min(d.n for d in found.values())).capitalize()}."
-    saved = [f"{d.mean:.2f} ± {d.spread}% at {_depth(arm)}" for arm, d in found.items() if d.separated]
-    open_ = [_depth(arm) for arm, d in found.items() if not d.separated]
-    took = f"the model takes off {', '.join(saved)}" if saved else ""
-    left = f"not separated from prediction alone at {listed(open_)}" if open_ else ""
-    return f"Of the bits of prediction alone: {'; '.join(filter(None, [took, left]))}."
+    amounts = {arm: f"{with_spread(abs(d.mean), d.margin, 1)}% at {_depth(arm)}" for arm, d in found.items()}
+    groups = {"the model takes off": [amounts[arm] for arm, d in found.items() if d.separated and d.mean > 0],
+              "it adds": [amounts[arm] for arm, d in found.items() if d.separated and d.mean < 0],
+              "not separated from prediction alone at": [_depth(arm) for arm, d in found.items() if not d.separated]}
+    said = "; ".join(f"{what} {listed(names)}" for what, names in groups.items() if names)
+    return f"Of the bits of prediction alone: {said}."
 
 
 def _depth(arm):

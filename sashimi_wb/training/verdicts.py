@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..core.digits import with_spread
+
 # %% ../../nbs/training/09_verdicts.ipynb #0e28d7da
 N_RUNS = 3      # runs of each arm that a verdict needs
 STUDENT = (4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)   # two-sided 95% for 3, 4, ... runs
@@ -28,18 +30,24 @@ class Difference:
         return self.n >= N_RUNS
 
     @property
-    def spread(self) -> str:
-        """The margin with two digits."""
-        return np.format_float_positional(self.margin, 2, fractional=False, trim="-")
-
-    @property
     def separated(self) -> bool:
         """Whether the interval excludes zero."""
         return abs(self.mean) > self.margin
 
+    @property
+    def size(self) -> str:
+        """The amount of the difference and its margin; with a third digit where two would hide that they differ."""
+        two, three = (with_spread(abs(self.mean), self.margin, digits) for digits in (2, 3))
+        return three if self.separated and len(set(two.split(" ± "))) == 1 else two
+
+    @property
+    def change(self) -> str:
+        """The difference with its sign, and its margin."""
+        return f"{'-' if self.mean < 0 else '+'}{self.size}"
+
     def __str__(self):
         if not self.judged: return f"{self.mean:+.3f} ({n_runs(self.n)}, no verdict)"
-        return f"{self.mean:+.3f} ± {self.spread}{'' if self.separated else ', not separated'}"
+        return f"{self.change}{'' if self.separated else ', not separated'}"
 
 
 def n_runs(
@@ -91,4 +99,4 @@ def verdict(
         return f"{listed(sorted([best, *tied]))} are not separated{rest}"
     next_best, d = above[0], found[above[0]]
     others = f", the next of {len(arms)}" if len(arms) > 2 else ""
-    return f"{best} needs {d.mean:.3f} ± {d.spread} bits fewer than {next_best}{others}"
+    return f"{best} needs {d.size} bits fewer than {next_best}{others}"

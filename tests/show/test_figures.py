@@ -92,7 +92,7 @@ def test_flac_is_smaller_and_unknown_encodings_are_refused():
     ([np.nan], "– (n = 0, 1 not finite)"),
     ([None, 1.0], "1.000 (n = 1, 1 not finite)"),
     ([1000.0, 3000.0], "2,000 ± 1,414 (n = 2)"),
-    ([1.0, 1.0 + 1e-9], "1.000000 ± 0.000000 (n = 2)")])
+    ([1.0, 1.0 + 1e-9], "1.0000 ± <0.0001 (n = 2)")])
 def test_mean_spread(values, text): assert mean_spread(values) == text
 
 

@@ -53,13 +53,13 @@ def test_one_run_names_no_winner(records):
 def test_three_seeds_allow_a_verdict(tmp_path):
     found = {"codes": seeds(tmp_path, .6), "raw": seeds(tmp_path, .5, **RAW)}
     lines = sentences(QUANTIZED_VS_RAW, found)
-    assert lines[0].startswith("Yes: with raw input the model needs 0.776 ± 0") and lines[0].endswith("sample fewer.")
+    assert lines[0].startswith("Yes: with raw input the model needs 0.7760 ± ") and lines[0].endswith("sample fewer.")
     assert ("Adaptive prediction, which is not trained, needs 4.160 bits per sample; fewer than it: raw; more: codes."
             in lines)
     assert sentences(QUANTIZED_VS_RAW, {arm: some[:2] for arm, some in found.items()})[0] == (
         "Not decided: 2 runs of an arm, and a verdict needs 3.")
     found["raw"][0]["results"][-1]["test"]["whole"] += 3           # one seed of the other sign
-    assert sentences(QUANTIZED_VS_RAW, found)[0].startswith("Not separated: raw input changes the bits by +0.224 ± ")
+    assert sentences(QUANTIZED_VS_RAW, found)[0].startswith("Not separated: raw input changes the bits by +0.2")
 
 
 def test_prediction_of_several_signals_is_given_as_a_range(tmp_path):
@@ -78,7 +78,7 @@ def test_answer_of_depths(tmp_path):
             {"bits": 16, "head": "dml"}}
     found = {arm: seeds(tmp_path, .5 + .1*("cat" in arm), **changes) for arm, changes in arms.items()}
     answer = sentences(BIT_DEPTH, found)[0]
-    assert answer.startswith("8-bit music: dml needs 0.776 ± 0") and answer.endswith(" bits fewer than categorical.")
+    assert answer.startswith("8-bit music: dml needs 0.7760 ± ") and answer.endswith(" bits fewer than categorical.")
     one = {arm: some[:1] for arm, some in found.items()}
     assert sentences(BIT_DEPTH, one)[0] == "Not decided: 1 run of an arm, and a verdict needs 3."
 
