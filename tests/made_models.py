@@ -1,4 +1,4 @@
-"""Untrained models that tests save as a run leaves them."""
+"""Untrained models that tests save as a run leaves them, and models whose weights are the same on every machine."""
 import torch
 
 from sashimi_wb.core.system import to_json
@@ -13,3 +13,11 @@ def save_model(path, **changes):
     torch.manual_seed(1)
     return save_weights(path, WaveModel(e.model_config()), to_json(e.model_config()),
                         {"experiment": to_json(e), "sample_rate": e.target_sr})
+
+
+def fill_exactly(model, size=0.5):
+    """Give a model weights from exact arithmetic, since torch's random numbers differ between machines."""
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(((torch.arange(p.numel())*40_503 % 65_537/2**16 - 0.5)*size).reshape(p.shape))
+    return model.eval()
