@@ -3,8 +3,8 @@
 The public names are those of `FACE` and the modules listed in `__all__`; each module is a page of `nbs/api` with an
 example to copy. Modules are imported when they are first used, so that `import sashimi_wb` is fast."""
 __version__ = "0.1.0"
-__all__ = ["baselines", "compression", "decoders", "encoders", "explore", "generation", "interleave", "interop", "model",
-           "quantization", "s4", "sashimi", "trainer", "workbench"]
+__all__ = ["baselines", "compression", "decoders", "encoders", "explore", "generation", "interleave", "interop",
+           "model", "quantization", "s4", "sashimi", "trainer", "workbench"]
 # a name of the package itself -> its module
 FACE = {"load_audio": "workbench", "fit": "workbench", "frame": "workbench", "PRESETS": "workbench",
         "Experiment": "workbench", "bundled": "workbench", "load_model": "model", "ModelConfig": "model",
