@@ -157,12 +157,13 @@ class _Output:
         except OSError: pass                   # the disk is full, which has been said
         if self.temporary: Path(self.temporary).unlink(missing_ok=True)
 
-# %% ../../nbs/coding/08_compression.ipynb #549637fa
+# %% ../../nbs/coding/08_compression.ipynb #66fc0a44
 _OTHER_PIECE = 2**20      # bytes of a piece that is not samples
 
 
 def _coders(pcm, model):
     "What codes samples, best first."
+    if model is not None: raise ValueError("model: this version codes by the predictor alone: leave it out")
     return [PredictorCoder(pcm)] if pcm else []
 
 
