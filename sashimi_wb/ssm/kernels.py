@@ -49,6 +49,11 @@ class Discrete(NamedTuple):
         return self.advance(x) + self.dB*u[..., None]
 
 
+def _inverse(x):
+    "Inverse of matrices; that of numbers does not wait for a GPU to tell whether there is one."
+    return x.reciprocal() if x.shape[-1] == 1 else torch.linalg.inv(x)
+
+
 def discretize_dplr(
     A:Complex[Tensor, "h n"],   # diagonal, real part negative
     B:Complex[Tensor, "h n"],
@@ -61,7 +66,7 @@ def discretize_dplr(
     DP = D*P                                                               # (r h n)
     gram = 2*torch.einsum("rhn,shn->hrs", P.conj(), DP).real               # real: both halves of each pair
     eye = torch.eye(P.shape[0], dtype=gram.dtype, device=gram.device)
-    core = torch.linalg.inv(eye + dt[..., None]/2*gram).to(DP.dtype)       # (h r r)
+    core = _inverse(eye + dt[..., None]/2*gram).to(DP.dtype)               # (h r r)
     half_q = dt/2*torch.einsum("rhn,hrs->shn", DP, core)
     p = D.conj()*P
     dB = dt*(D*B - torch.einsum("shn,hs->hn", half_q, inner(p, B)))

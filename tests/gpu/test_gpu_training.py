@@ -106,3 +106,19 @@ def test_workers_and_pinned_memory(audio, device):
     for a, b in zip(plain, ahead, strict=True):
         assert all(torch.equal(a[k], b[k].to(device, non_blocking=True).cpu()) for k in a)
         assert b["x"].is_pinned() == torch.cuda.is_available()
+
+
+def test_a_batch_that_does_not_fit_is_an_error_that_names_one_that_does(audio, tmp_path, device):
+    if device.type == "cpu": pytest.skip("needs the memory of a GPU")
+    torch.cuda.empty_cache()
+    _, total = torch.cuda.mem_get_info()
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_allocated() + 2**28)/total)
+    try:
+        def run(batch_size, folder):
+            made = AudioData(DataConfig(path=audio, sample_len=512, batch_size=batch_size, context_len=511,
+                                        train_percentage=0.75, train_chunk_size=2, val_chunk_size=1))
+            return fit(small("diag"), made, config(device, max_epochs=1), tmp_path/folder, progress=False)
+        with pytest.raises(ValueError, match="batch_size=4096: .*; use batch_size=") as e: run(4096, "large")
+        fits = int(str(e.value).split("use batch_size=")[1].split(",")[0])
+        assert 1 < fits < 4096 and run(fits, "fits").steps == 2
+    finally: torch.cuda.set_per_process_memory_fraction(1.0)

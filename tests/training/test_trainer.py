@@ -530,3 +530,24 @@ def test_training_states_the_quantizer(audio, tmp_path):
     with pytest.raises(ValueError, match="expects codes of .*mu_law"): evaluate(model, linear.val_loader(), "cpu")
     with pytest.raises(ValueError, match="expects codes of .*mu_law"):
         fit(model, linear, replace(CPU, max_epochs=1), tmp_path/"other", progress=False)
+
+
+@pytest.mark.parametrize("most,remedy", [(3, "use batch_size=2, which"), (1, "use batch_size=1"), (0, "not even one")])
+def test_a_batch_that_does_not_fit_into_the_memory_of_a_gpu(data, tmp_path, monkeypatch, most, remedy):
+    """The memory of an imagined GPU: 100 bytes for every window, and room for two and a half at 95% of it."""
+    model, peak = small(), 0
+    loss = model.loss
+    def limited(x, *batch):
+        nonlocal peak
+        peak = 100*len(x)
+        if len(x) > most: raise torch.OutOfMemoryError("out of memory")
+        return loss(x, *batch)
+    model.loss = limited
+    weights = 2*sum(p.numel()*p.element_size() for p in model.parameters())
+    for name, value in {"reset_peak_memory_stats": None, "max_memory_allocated": 0, "memory_allocated": 0,
+                        "get_per_process_memory_fraction": 1.0, "get_device_name": "GPU",
+                        "mem_get_info": (250/0.95 + weights, 1e9)}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda *_: peak)
+    with pytest.raises(ValueError, match=f"batch_size=4: .* windows of 64 tokens .* memory of GPU.*{remedy}"):
+        run(data, tmp_path, model=model)
