@@ -48,7 +48,7 @@ class PassControls(HasTraits):
         trained_on_music = (settings for name, settings in choices if name.startswith("trained: music"))
         start = next(trained_on_music, dict(choices).get("preset, fresh weights: small"))
         self.model = Dropdown(options=choices, value=start, description="Model",
-                              tooltip="Sets all other controls", **control_style(58))
+                              tooltip="Sets all other controls", **control_style(60))
         self.bits = dropdown("Bits", DEPTHS, "Bits per sample; 24 only with the bytes head")
         self.quantization = dropdown("Quantization", tuple(QUANTIZATIONS))
         self.channels = dropdown("Channels", ("mono", "left", "right", "stereo"))

@@ -119,11 +119,11 @@ def width_layout(
 def control_style(
     em:int=26,        # largest width in letters, label included; above 26 it takes two columns of a grid, from 60 a row
     label:str="8em",  # width of the label
-)->dict: # the arguments `style` and `layout` of a widget
-    """Style and layout of one control."""
+)->dict: # the arguments `style` and `layout` of a widget, and a class for the style sheet
+    """Style and layout of one control; in a grid of one column it takes this one."""
     layout = width_layout(em)
     if em > 26: layout.grid_area = "auto / span 2" if em < 60 else "auto / 1 / auto / -1"
-    return {"style": {"description_width": label}, "layout": layout}
+    return {"style": {"description_width": label}, "layout": layout, "_dom_classes": ("swb-wide",)*(em > 26)}
 
 
 def show_only(

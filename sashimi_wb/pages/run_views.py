@@ -19,7 +19,7 @@ from .training_figures import smoothed
 from ..show.charts import mean_curve, plot_curves
 from ..core.system import bundled, read_json
 from ..studies.experiment import PRESETS, Experiment, experiment
-from ..show.html import markup, table
+from ..show.html import mark, markup, table
 from ..studies.ablations import ablation_of
 from ..studies.report import arm_bits_figure, synced_clips
 from ..studies.results import result_rows, rows_table, sentences
@@ -290,7 +290,7 @@ def repeat_result(
 
 
 _COMMAND = """<div style="max-width:60em">
-<p style="margin:10px 0 0"><span style="color:{}">●</span> {}, run <code>{}</code></p>
+<p style="margin:10px 0 0">{} {}, run <code>{}</code></p>
 <pre class="swb-command" tabindex="0" style="{}">{}</pre><p style="margin:0 0 6px;line-height:1.45">{}</p></div>"""
 _COMMAND_STYLE = ("margin:4px 0;padding:8px 10px;white-space:pre-wrap;word-break:normal;overflow-wrap:anywhere;"
                   "user-select:all;border-radius:4px;background:rgba(128,128,128,.15);color:inherit;"
@@ -302,7 +302,7 @@ def commands(
 )->str: # HTML
     """For every run, the command that repeats it and what the command will give."""
     marked = marks(groups)
-    parts = [markup(_COMMAND, marked[run.folder][1], marked[run.folder][0], run.name, _COMMAND_STYLE,
+    parts = [markup(_COMMAND, mark(marked[run.folder][1]), marked[run.folder][0], run.name, _COMMAND_STYLE,
                     repeat_command(run), repeat_result(run)) for run in _runs(groups)]
     return markup('<p class="swb-note">Run these in the folder of the clone if there is one, with the environment of '
                   "the package active; a click selects a whole command.</p>{}", parts).data

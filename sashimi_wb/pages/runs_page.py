@@ -29,11 +29,11 @@ class RunControls:
                            continuous_update=False,
                            tooltip="Terms that must all hold: NAME=VALUE, !=, <, <=, >, >=, or a word", **_style(53))
         self.sort = Dropdown(options=self._columns(), value="finished", description="Sort by", **_style())
-        self.order = Dropdown(options=[("falling: newest, largest first", True),
-                                       ("rising: oldest, smallest first", False)], description="Order", **_style())
+        self.order = Dropdown(options=[("falling", True), ("rising", False)], description="Order",
+                              tooltip="Falling: newest, largest first; rising: oldest, smallest first", **_style())
         self.chosen = SelectMultiple(options=[], description="Compare", rows=9,
                                      tooltip="Runs to compare: Ctrl or Shift for several", **_style(53))
-        self.group = Dropdown(options=[("seeds together, as arms", True), ("every run by itself", False)],
+        self.group = Dropdown(options=[("seeds as one arm", True), ("every run", False)],
                               description="Group", tooltip="Runs that differ only in their seed are one arm",
                               **_style())
         self.clips = Dropdown(options=list(CLIPS), description="Clips", **_style())
@@ -144,7 +144,7 @@ class RunsPage(LivePage):
         super().__init__(list(self.controls.all), self.controls.box, self._work, PARTS)
         curves, count, *below = self.parts.values()
         controls = VBox([self.controls.box], layout=Layout(flex="1 1 36em", min_width="0"))
-        curves.layout = Layout(flex="100 1 36em", min_width="0")       # takes the width that the controls do not need
+        curves.layout = Layout(flex="1 1 36em", min_width="0")
         first = Box([controls, curves], layout=Layout(flex_flow="row wrap", grid_gap="0 12px"))
         self.box = VBox([first, self.error, count, *below])
         on_change([self.controls.chosen], self._begin_unless_filling)

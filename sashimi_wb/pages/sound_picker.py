@@ -151,9 +151,9 @@ class SoundPicker:
         self.files = own_audio(audio) | bundled_audio()
         first = OWN_FILE if own else self._first_choice(start)
         names = [GIVEN]*(wave is not None) + [*self.files, OWN_FILE]
-        self.file = Dropdown(options=names, value=first, description="Sound", **control_style())
+        self.file = Dropdown(options=names, value=first, description="Sound", **control_style(53))
         self.own = Text(own, placeholder="path of an audio file", description="Own file", continuous_update=False,
-                        **control_style())
+                        **control_style(53))
         self.start_s = FloatText(0.0, step=0.1, description="From (s)", tooltip="Start of the segment",
                                  **control_style())
         # no slider: it would round the length to its own grid when it is shown, and so start a second answer

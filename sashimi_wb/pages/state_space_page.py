@@ -25,7 +25,7 @@ from .state_space_figures import plot_eigenvalues, plot_float32, plot_kernel, pl
 
 # %% ../../nbs/pages/07_state_space_page.ipynb #3b232150
 MATRICES = {f"{form}: {init}": (form, init) for form, (inits, _) in FORMS.items() for init in inits}
-RANDOM, ECHO = "random, as training begins", "an echo, fitted"
+RANDOM, ECHO = "random", "an echo, fitted"
 
 
 class StateSpaceControls:
@@ -41,7 +41,8 @@ class StateSpaceControls:
                                  tooltip="units of the system's time in one sample", **control_style())
         self.length = SelectionSlider(options=[2**k for k in range(6, 16)], value=1024, description="Window",
                                       tooltip="Samples that are drawn, read back and measured", **control_style())
-        self.readout = Dropdown(options=[RANDOM, ECHO], description="Readout C", **control_style())
+        self.readout = Dropdown(options=[RANDOM, ECHO], description="Readout C",
+                                tooltip="Random, as training begins, or fitted to an echo", **control_style())
         self.seed = BoundedIntText(0, min=0, max=2**31 - 1, description="Seed of C", **control_style())
         self.echo_ms = FloatText(5.0, step=1.0, description="Echo after (ms)", **control_style())
         self.unit = HTML(layout=width_layout(26))

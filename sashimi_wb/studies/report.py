@@ -8,7 +8,6 @@ __all__ = ['DRAWN', 'KINDS', 'Sections', 'SECTIONS', 'MORE', 'arm_bits_figure', 
            'unet_figure', 'layouts_figure', 'report_html', 'write_report']
 
 # %% ../../nbs/studies/06_report.ipynb #e5679bfb
-import base64
 import json
 import time
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from ..core.system import file_name, log, reading, write_atomic
 from ..show.synced_players import players_in_step
 from ..tokens.layouts import token_order
 from ..tokens.layout_views import stereo_figure
-from ..show.html import STYLE, figure_html, markup, table
+from ..show.html import STYLE, dark_style, figure_html, markup, table
 from ..tokens.quantization import Quantizer
 from ..tokens.quantization_views import Quantized, noise_figure, sweep
 from .ablations import get_ablation
@@ -32,7 +31,7 @@ from .results import (BASELINES, answer_html, details_html, final_rows, machine_
                                         result_rows, sentences)
 from .run import training_curve
 from ..training.verdicts import listed, n_runs
-from ..show.figures import arm_colors, figure_png, plot_clips
+from ..show.figures import arm_colors, plot_clips
 
 # %% ../../nbs/studies/06_report.ipynb #dd0ee59e
 DRAWN = {k: BASELINES[k] for k in ("adaptive", "flac8", "order0")}   # the baselines in figures
@@ -259,7 +258,7 @@ MORE: Sections = [                              # folded
 _STYLE = HTML("""<style>
 :root{color-scheme:light dark}
 body{font:16px/1.5 system-ui,sans-serif;max-width:62rem;margin:0 auto;padding:1rem;background:#fff;color:#26323f}
-@media(prefers-color-scheme:dark){body{background:#14181d;color:#dde3ea}a{color:#7cc4f5}}
+@media(prefers-color-scheme:dark){body{background:#14181d;color:#dde3ea}a{color:#7cc4f5}DARK}
 h1{font-size:1.7rem;line-height:1.2}
 h2{margin-top:2.4rem;border-top:2px solid #8886;padding-top:1.2rem;line-height:1.25}
 h3{margin:1.6rem 0 .4rem}
@@ -267,7 +266,8 @@ h4{margin:.8rem 0 .2rem}
 dt{margin-top:.7rem}
 dd{margin:.1rem 0 0;font-weight:600}
 img{background:#fff;border-radius:4px}
-picture img{display:block;max-width:100%;height:auto}
+.narrow{display:none}
+@media(max-width:720px){.wide{display:none}.narrow{display:block}}
 details{margin:.8rem 0;border:1px solid #8886;border-radius:6px;padding:.4rem .8rem}
 summary{cursor:pointer;font-weight:600}
 .lead{font-size:1.15rem;font-weight:600}
@@ -277,7 +277,7 @@ footer{margin-top:3rem}
 @media(max-width:600px){body .swb-scroll .swb-table :is(th,td){padding:4px 7px 4px 0}
 body .swb-scroll .swb-table thead th{min-width:0}body .swb-scroll .swb-table{font-size:12.5px}}
 code{overflow-wrap:anywhere}
-</style>""")
+</style>""".replace("DARK", dark_style(":root")))
 _PAGE = ('<!doctype html><html lang="en"><head><meta charset="utf-8">'
          '<meta name="viewport" content="width=device-width,initial-scale=1">'
          "<title>{}</title>{}{}</head><body><h1>{}</h1><dl>{}</dl><p class=\"machine\">{}</p>{}"
@@ -329,11 +329,9 @@ def _section(build, ablation, records, alt):
 
 
 def _picture(wide, narrow, alt):
-    "A figure, and its form for windows that are narrower than it."
-    def uri(fig): return f"data:image/png;base64,{base64.b64encode(figure_png(fig, 192)).decode()}"
-    width = round(wide.get_size_inches()[0]*96)
-    return markup('<picture><source media="(max-width:{}px)" srcset="{}"><img alt="{}" width="{}" src="{}"></picture>',
-                  width, uri(narrow), alt, width, uri(wide))
+    "A figure, and its form for narrow windows."
+    return markup('<div class="wide">{}</div><div class="narrow">{}</div>', figure_html(wide, alt),
+                  figure_html(narrow, alt))
 
 
 def _provenance(records):

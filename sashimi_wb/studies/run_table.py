@@ -21,7 +21,7 @@ from IPython.display import HTML
 from ..core.system import bundled, from_json, read_json, runs_folder
 from .experiment import Experiment
 from ..audio.files import audio_names
-from ..show.html import markup, table
+from ..show.html import mark, markup, table
 from .results import BASELINES, COLUMNS, METRICS, coded_signal
 from .run import check_record
 from .trained_models import describe
@@ -214,13 +214,19 @@ def _distinguishing(group, keys):
     return [k for k in keys if k in taken]
 
 
+def _in_words(name, value):
+    "A parameter in the name of a run; a few values need no name beside them."
+    if name == "predictor": return "alone" if value == "none" else "+ prediction"
+    return value if name == "quantization" else f"{name} {value}"
+
+
 def _split(groups, keys):
     "Split groups of one name by the parameters that differ within them, and add these to the name."
     out = {}
     for name, group in groups.items():
         taken = _distinguishing(group, keys)
         for r in group:
-            parts = [name, *(f"{k} {as_text(r.facts[k])}" for k in taken)]
+            parts = [name, *(_in_words(k, as_text(r.facts[k])) for k in taken)]
             out.setdefault(", ".join(filter(None, parts)), []).append(r)
     return out
 
@@ -301,10 +307,10 @@ def runs_table(
     names = {r.folder: name for name, group in singly(runs).items() for r in group}
     for run in runs[:most]:
         name, color = marked.get(run.folder, ("", ""))
-        mark = markup(' <span style="color:{}" title="{}">●</span>', color, name) if name else ""
+        dot = [" ", mark(color, name)] if name else []
         row = {k: as_text(v) if isinstance(v, (tuple, bool, type(None))) else v for k, v in run.facts.items()}
         if not everything: row["finished"] = row["finished"][5:]          # without the year
-        rows.append(row | {"run": markup("<code>{}</code>{}", run.name, mark),
+        rows.append(row | {"run": markup("<code>{}</code>{}", run.name, dot),
                            "name": markup('<span style="white-space:normal">{}</span>', names[run.folder])})
     bits = ("bits_per_sample", "realisable", "whole", "adaptive", "of_adaptive", "flac8", "of_flac")
     formats = dict.fromkeys(bits, ".3f") | {"minutes": ".1f"}
