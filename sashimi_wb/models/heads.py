@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST_PREDICTED_BITS', 'HEADS', 'drop_token_axis', 'valid_codes', 'Head', 'at_least_float32', 'sample_logits',
-           'table_to_tie', 'CategoricalHead', 'DMLHead', 'ByteHead', 'make_head']
+           'kept_probabilities', 'table_to_tie', 'CategoricalHead', 'DMLHead', 'ByteHead', 'make_head']
 
 # %% ../../nbs/models/07_heads.ipynb #1879ddc6
 import math
@@ -272,6 +272,17 @@ def sample_logits(
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p: expected a probability above 0, at most 1, got {top_p}")
     if temperature == 0: return logits.argmax(-1)
+    probs = kept_probabilities(logits, temperature, top_k, top_p)
+    return torch.multinomial(probs.reshape(-1, probs.shape[-1]), 1, generator=generator).reshape(logits.shape[:-1])
+
+
+def kept_probabilities(
+    logits:Float[Tensor, "... v"], # of all codes
+    temperature:float,             # above 0; divides the logits
+    top_k:int|None=None,           # keep the k likeliest codes
+    top_p:float|None=None,         # keep the likeliest codes of this total probability, 0 to 1
+)->Float[Tensor, "... v"]:         # 0 for codes that are not kept; their sum may be below 1
+    """Probabilities of the codes from which a sample is drawn."""
     probs = (at_least_float32(logits) / temperature).softmax(-1)
     if top_k is not None and top_k < probs.shape[-1]:
         probs = probs.masked_fill(probs < probs.topk(top_k).values[..., -1:], 0)
@@ -279,7 +290,7 @@ def sample_logits(
         ranked, order = (probs / probs.sum(-1, keepdim=True)).sort(descending=True, stable=True)
         ranked = ranked.masked_fill(ranked.cumsum(-1) - ranked >= top_p, 0)
         probs = torch.zeros_like(probs).scatter(-1, order, ranked)
-    return torch.multinomial(probs.reshape(-1, probs.shape[-1]), 1, generator=generator).reshape(logits.shape[:-1])
+    return probs
 
 
 def table_to_tie(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WIDTH', 'POOL', 'DOWN', 'UP', 'STAGE', 'GROUP', 'QUEUE', 'STATES', 'CHANNELS', 'FF', 'COLUMNS', 'LANES', 'StepConfig',
-           'PackedModel', 'Unsupported', 'tiles', 'aligned_zeros', 'step_matrices', 'unsupported_reason', 'pack_model',
-           'pack_state']
+           'PackedModel', 'Unsupported', 'tiles', 'aligned_zeros', 'step_matrices', 'scaled_system',
+           'unsupported_reason', 'unsupported_option', 'pack_model', 'pack_state']
 
 # %% ../../nbs/synthesis/03_packing.ipynb #663ea43a
 from dataclasses import dataclass
@@ -171,19 +171,28 @@ def step_matrices(
     return change, dB, C, (2*half_q[0], 2*half_q[1]), p
 
 # %% ../../nbs/synthesis/03_packing.ipynb #3b2fb0f2
-def _pack_state_space(s4):
-    "The weights of an S4 layer; the scale of its state (h, n); the weights (h, n) that sum s from the state, or None."
+@torch.no_grad()
+def scaled_system(
+    s4, # an `S4` layer
+):      # a, c, q, s and the scale: pairs of real and imaginary part (h, n), float64; q and s may be None
+    """A step `x += a x + q Re(s x) + u` and its output `Re(c x)`, for states in units of the scale.
+
+    Products with a state are summed over it. Without a low-rank term q and s are None. Raises: Unsupported."""
     rank = len(getattr(s4.kernel, "P", ()))
     if rank > 1: raise Unsupported(f"a low-rank term of rank {rank}")
     change, dB, C, *low_rank = step_matrices(s4.kernel)
     if not (dB[0]*dB[0] + dB[1]*dB[1]).min() > 1e-60: raise Unsupported("a state without input")
     def doubled(z): return 2*z[0], 2*z[1]
-    c, s, columns = doubled(_times(C, dB)), None, [change]
-    if low_rank:
-        q, p = low_rank
-        s = doubled(_times(_conjugate(p), dB))
-        columns.append(_over((-q[0], -q[1]), dB))
-    columns += [_conjugate(z) for z in (c, s) if z is not None]
+    c = doubled(_times(C, dB))
+    if not low_rank: return change, c, None, None, dB
+    q, p = low_rank
+    return change, c, _over((-q[0], -q[1]), dB), doubled(_times(_conjugate(p), dB)), dB
+
+
+def _pack_state_space(s4):
+    "The weights of an S4 layer; the scale of its state (h, n); the weights (h, n) that sum s from the state, or None."
+    change, c, q, s, dB = scaled_system(s4)
+    columns = [z for z in (change, q, _conjugate(c), s and _conjugate(s)) if z is not None]
     numbers = torch.stack([part for z in columns for part in z], -1).numpy()  # (h n k)
     H = _padded_size(len(numbers))
     numbers, D = _pad(numbers, H, *numbers.shape[1:]), _pad(_real(s4.D)[0], H)
@@ -194,9 +203,15 @@ def _pack_state_space(s4):
 # %% ../../nbs/synthesis/03_packing.ipynb #c6bff2d6
 def unsupported_reason(model:WaveModel)->str: # empty if the model is supported
     """Why the compiled engine does not support a model."""
-    c, weights = model.config.backbone, next(model.parameters())
+    weights = next(model.parameters())
     if weights.device.type != "cpu": return f"its weights are on {weights.device}"
     if weights.dtype != torch.float32: return f"its weights are {weights.dtype}, the engine computes in float32"
+    return unsupported_option(model)
+
+
+def unsupported_option(model:WaveModel)->str: # empty if there is none
+    """The option of a model that no fast engine supports."""
+    c = model.config.backbone
     for name, supported in (("unet", False), ("norm", "layer"), ("prenorm", True)):
         found = getattr(c, name)
         if found != supported: return f"backbone.{name} is {found!r}, the engine supports only {supported!r}"
