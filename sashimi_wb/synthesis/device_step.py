@@ -23,7 +23,7 @@ from ..tokens.quantization import Quantizer
 
 # %% ../../nbs/synthesis/06_device_step.ipynb #fb3d2010
 class Space(NamedTuple):
-    """A state space for every channel, scaled so that its input has no weight; without a low-rank term q and p are None."""
+    """A state space for every channel, scaled so that its input has no weight; q and p may be None."""
     a_re: Float[Tensor, "h n"]
     a_im: Float[Tensor, "h n"]
     c_re: Float[Tensor, "h n"]
