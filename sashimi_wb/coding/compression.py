@@ -128,8 +128,9 @@ class _Output:
 
     def check_space(self, n):
         "Raises: OSError if the disk has less than n bytes left."
-        if self.path and (free := shutil.disk_usage(self.path.parent).free) < n:
-            raise OSError(f"cannot write {self.path}: it needs {n:,} bytes, {free:,} are free: choose another folder")
+        folder = self.path.parent if self.path else tempfile.gettempdir()
+        if (free := shutil.disk_usage(folder).free) < n:
+            raise OSError(f"cannot write into {folder}: {n:,} bytes are needed, {free:,} are free; choose another one")
 
     def write(self, data):
         with self._naming(): self.file.write(data)
@@ -278,6 +279,10 @@ def _decoders(header, model):
 def _decode(f, model, write, salvage, progress, workers, what, check=lambda header: None):
     "Decode a coded file piece by piece; its header, and what is missing, in words."
     header = read_header(f)
+    begin, size = f.tell(), f.seek(0, os.SEEK_END)
+    f.seek(begin)
+    if header.length > MOST_PIECE*(size//len(segment_bytes(Segment(0, 0, 1, 0, b""))) + 1):
+        raise CodedFileError(f"truncated or damaged: {size:,} bytes cannot hold the {header.length:,} of the original")
     check(header)
     coders, digest, at, missing, end = _decoders(header, model), hashlib.sha256(), 0, [], None
     def put(data):
@@ -292,9 +297,9 @@ def _decode(f, model, write, salvage, progress, workers, what, check=lambda head
         except CodedFileError:
             if salvage: return record, None
             raise
-    def size(record): return record.n_bytes if isinstance(record, Segment) else 0
+    def length(record): return record.n_bytes if isinstance(record, Segment) else 0
     with _Work(what, header.length, workers, progress) as work:
-        for record, data in work.in_order(decoded, records(f, header, salvage), size):
+        for record, data in work.in_order(decoded, records(f, header, salvage), length):
             if isinstance(record, End): end = record
             elif data is not None:
                 if record.position > at: lost(record.position)
