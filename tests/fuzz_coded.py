@@ -1,4 +1,4 @@
-"""Damage coded files in many ways, and check that each is decoded correctly or refused with the error that it should be.
+"""Damage coded files in many ways, and check that each is decoded correctly or refused with the right error.
 
     python tests/fuzz_coded.py [--files 10000] [--seed 0]
 
