@@ -1,0 +1,122 @@
+"""How small do files become, and how fast? The predictor's samples per second each way, and a table of sizes.
+
+    python benchmarks/compression.py [--audio FOLDER] [--seconds 4] [--threads 1]
+
+Speed is that of one segment of 16-bit music of so many seconds on one core, in processor time, the best of three; a
+sample is a number of one channel. Real time for stereo at 44.1 kHz is 88,200. "threads" is the wall time of `compress`
+and of `decompress` for a file of 40 such segments, samples per second, checksums and files included.
+
+Sizes are those of whole files (WAV, AIFF or FLAC; default: the bundled music) by each coder, and their share of FLAC
+at level 8. WavPack, TTA and ALAC are those of ffmpeg, without their containers.
+"""
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from machine import case, describe
+
+from sashimi_wb.core.system import bundled
+
+SPEEDS = {"mono": 1, "stereo": 2}
+
+
+def music(seconds, channels):
+    """Some seconds of music, as integers of 16 bits (t, c)."""
+    path = bundled("data/music/beethoven_ode_to_joy.flac")
+    x = soundfile.read(path, frames=int(44_100*seconds), start=44_100, dtype="int16", always_2d=True)[0]
+    return x[:, :channels]
+
+
+def best(f):
+    """The least processor time of three calls."""
+    times = []
+    for _ in range(3):
+        start = time.process_time()
+        f()
+        times.append(time.process_time() - start)
+    return min(times)
+
+
+def speed(channels, seconds):
+    """Samples per second of a segment, each way."""
+    from sashimi_wb.coding.predicted_samples import decode_samples, encode_samples
+    x = music(seconds, channels).astype(np.int64) + 2**15
+    coded = encode_samples(x, 16)
+    return {"encode": x.size/best(lambda: encode_samples(x, 16)), "bits": 8*len(coded)/x.size,
+            "decode": x.size/best(lambda: decode_samples(coded, len(x), channels, 16))}
+
+
+def threads(n, seconds):
+    """Samples per second of whole files, each way, segments side by side."""
+    from sashimi_wb.coding.compression import compress, decompress
+    from sashimi_wb.coding.segments import SampleCoder
+    x = music(seconds, 2)
+    SampleCoder.segment_samples = x.size
+    with tempfile.TemporaryDirectory() as folder:
+        soundfile.write(f"{folder}/a.wav", x, 44_100)
+        compress(f"{folder}/a.wav", f"{folder}/a.swb")                          # compile
+        soundfile.write(f"{folder}/a.wav", np.tile(x, (40, 1)), 44_100)
+        coded = compress(f"{folder}/a.wav", f"{folder}/b.swb", verify=False, workers=n)
+        back = decompress(f"{folder}/b.swb", f"{folder}/b.wav", workers=n)
+    return {"encode": 40*x.size/coded.seconds, "decode": 40*x.size/back.seconds}
+
+
+def sizes(path):
+    """Bytes of one file by every coder, and how many samples it has; the seconds of the predictor."""
+    from sashimi_wb.coding.compression import compress
+    from sashimi_wb.training.baselines import LOSSLESS, available, flac_bytes, lossless_file
+    with soundfile.SoundFile(path) as f:
+        bits, rate = {"PCM_U8": 8, "PCM_S8": 8, "PCM_16": 16, "PCM_24": 24}[f.subtype], f.samplerate
+        codes = (f.read(dtype="int32", always_2d=True).astype(np.int64) >> 32 - bits) + 2**(bits - 1)
+    found = {"FLAC 8": len(flac_bytes(codes, bits, rate))}
+    if codes.shape[1] <= 2: found |= {c: lossless_file(codes, bits, rate, c).size for c in LOSSLESS if available(c)}
+    with tempfile.TemporaryDirectory() as folder:
+        coded = compress(path, f"{folder}/a.swb", verify=False, workers=1)
+    return found | {"predictor": coded.coded_bytes, "samples": codes.size, "seconds": coded.seconds}
+
+
+def main():
+    """Measure all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--audio", help="a folder of WAV, AIFF and FLAC files")
+    parser.add_argument("--seconds", type=float, default=4.0, help="length of a segment for speeds")
+    parser.add_argument("--threads", type=int, default=1, help="segments side by side")
+    parser.add_argument("--case", nargs=2, help="measure one case and print it as JSON")
+    options = parser.parse_args()
+    if options.case:
+        kind, what = options.case
+        if kind == "sizes": found = sizes(what)
+        else: found = speed(SPEEDS[what], options.seconds) if kind == "speed" else threads(int(what), options.seconds)
+        print(json.dumps(found))
+        return
+    print(describe(options.threads))
+    print(f"{'predictor':>12} {'encode/s':>10} {'decode/s':>10} {'bits':>7}")
+    cases = [(name, "speed", name) for name in SPEEDS] + [(f"{options.threads} threads", "threads", options.threads)]
+    for name, kind, what in cases:
+        found = case(__file__, "--case", kind, what, "--seconds", options.seconds)
+        if "note" in found: print(f"{name:>12} {found['note']}", flush=True)
+        else:
+            print(f"{name:>12} {found['encode']:10,.0f} {found['decode']:10,.0f} "
+                  + (f"{found['bits']:7.3f}" if "bits" in found else ""), flush=True)
+    folder, total = Path(options.audio or bundled("data/music")), {}
+    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".wav", ".flac", ".aif", ".aiff")):
+        found = case(__file__, "--case", "sizes", path)
+        if "note" in found: print(f"{path.name}: {found['note']}", flush=True)
+        else: total[path.name] = found
+    coders = [c for c in ("FLAC 8", "wavpack", "tta", "alac", "predictor") if all(c in x for x in total.values())]
+    print(f"\n{'bytes':>32} " + " ".join(f"{c:>11}" for c in coders) + "   of FLAC 8")
+    for name, found in total.items():
+        print(f"{name[:32]:>32} " + " ".join(f"{found[c]:11,}" for c in coders)
+              + f" {found['predictor']/found['FLAC 8']:11.4f}")
+    if not total: return
+    sums = {c: sum(found[c] for found in total.values()) for c in (*coders, "samples", "seconds")}
+    print(f"{'all':>32} " + " ".join(f"{sums[c]:11,}" for c in coders))
+    print(f"{'of FLAC 8':>32} " + " ".join(f"{sums[c]/sums['FLAC 8']:11.4f}" for c in coders))
+    print(f"predictor: {sums['samples']/sums['seconds']:,.0f} samples a second with one thread, all included")
+
+
+if __name__ == "__main__": main()
