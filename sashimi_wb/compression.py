@@ -6,7 +6,24 @@
 __all__ = ['compress', 'decompress', 'CodedFileError']
 
 # %% ../nbs/api/compression.ipynb #fbce87a4
-from .coding.compression import compress, decompress
+from functools import wraps
+from pathlib import Path
+
+from .coding import compression
 from .coding.file_format import CodedFileError
+
+
+def _takes_names(f):
+    "The function, which then also takes a model by what `load_model` takes."
+    @wraps(f)
+    def with_model(source, target, model=None, *args, **options):
+        if isinstance(model, (str, Path)):
+            from sashimi_wb.studies.trained_models import load_model   # imports all of training
+            model = load_model(model)
+        return f(source, target, model, *args, **options)
+    return with_model
+
+
+compress, decompress = _takes_names(compression.compress), _takes_names(compression.decompress)
 
 _all_ = [compress, decompress, CodedFileError]

@@ -33,9 +33,11 @@ from sashimi_wb.coding.file_format import (
     records,
     segment_bytes,
 )
+from .model_segments import check_model, coder_for, model_extra, model_wanted
 from .pcm_files import FLAC_WIDTHS, FlacAsWav, find_pcm
 from .segments import PredictorCoder, decode_segment, encode_piece
 from ..core.system import cannot_write, check_int, check_target, file_name, log
+from ..synthesis.packing import Unsupported
 
 # %% ../../nbs/coding/08_compression.ipynb #f60d4223
 class _Stopped(Exception): pass
@@ -162,16 +164,19 @@ class _Output:
 _OTHER_PIECE = 2**20      # bytes of a piece that is not samples
 
 
-def _coders(pcm, model):
-    "What codes samples, best first."
-    if model is not None: raise ValueError("model: this version codes by the predictor alone: leave it out")
-    return [PredictorCoder(pcm)] if pcm else []
+def _coders(pcm, model, name):
+    "What codes samples: the predictor, and the model if it can."
+    coders = [PredictorCoder(pcm)] if pcm else []
+    if not coders or model is None: return coders
+    try: return [*coders, coder_for(model, pcm)]
+    except Unsupported as reason: log.warning("%s is coded without the model: %s", name, reason)
+    return coders
 
 
-def _divided(start, n, most):
-    "Positions and lengths of equal pieces of at most `most` bytes; the last may be shorter."
+def _divided(start, n, most, block=1):
+    "Positions and lengths of equal pieces of at most `most` bytes, of whole blocks; the last may be shorter."
     count = -(-n//most)
-    step = -(-n//count) if count else 0
+    step = min(-(-n//max(count, 1)//block)*block, most)
     return [(at, min(step, start + n - at)) for at in range(start, start + n, step)] if n else []
 
 
@@ -180,9 +185,10 @@ def _pieces(length, pcm, coders):
     first, last = (pcm.start, pcm.start + pcm.n_bytes) if pcm else (length, length)
     pieces = [(at, n, False) for at, n in _divided(0, first, _OTHER_PIECE)]
     if pcm:
-        frames = min(coders[0].segment_samples//max(pcm.n_channels, 2), MOST_PIECE//pcm.frame)
-        total = pcm.n_bytes//pcm.frame
-        pieces += [(pcm.start + at*pcm.frame, n*pcm.frame, True) for at, n in _divided(0, total, frames)]
+        block, total = coders[-1].block, pcm.n_bytes//pcm.frame
+        frames = min(min(c.segment_samples for c in coders)//max(pcm.n_channels, 2), MOST_PIECE//pcm.frame)
+        frames = max(frames - frames % block, 1)
+        pieces += [(pcm.start + at*pcm.frame, n*pcm.frame, True) for at, n in _divided(0, total, frames, block)]
     return pieces + [(at, n, False) for at, n in _divided(last, length - last, _OTHER_PIECE)]
 
 
@@ -215,7 +221,7 @@ def _open(f, size, name):
 def compress(
     source:Source,           # a file: its path, or a binary stream
     target:Source,           # the coded file, usually .swb: its path, or a binary stream
-    model=None,              # what codes the samples; None: the adaptive predictor alone
+    model=None,              # a trained model, as of `load_model`; None: the adaptive predictor alone
     verify:bool=True,        # decode what was written before it gets its name
     progress:bool=False,     # show a bar with the time left
     overwrite:bool=False,    # replace the target if it exists
@@ -230,8 +236,10 @@ def compress(
         if output.path and _is_path(source) and output.path == Path(os.path.realpath(source)):
             raise ValueError(f"{output.path} is source and target: choose another name for the target")
         read, length, pcm, kind = _open(f, size, name)
-        coders, digest, count = _coders(pcm, model), hashlib.sha256(), 0
-        header = Header(length, pcm, kind, "predictor" if pcm else "none")
+        coders, digest, count = _coders(pcm, model, name), hashlib.sha256(), 0
+        by_model = len(coders) > 1
+        header = Header(length, pcm, kind, "model" if by_model else "predictor" if pcm else "none",
+                        model_extra(coders[-1], model.name) if by_model else b"")
         def pieces():
             for at, n, is_samples in _pieces(length, pcm, coders):
                 data = read(n)
@@ -272,8 +280,13 @@ def _missing(header, first, last):
 
 def _decoders(header, model):
     "What decodes the samples of a file. Raises: CodedFileError if it needs a model that is not there."
-    if header.coder == "model" and model is None: raise CodedFileError("coded with a model: give it (model, --model)")
-    return _coders(header.pcm, model)
+    if header.coder != "model" or not header.pcm: return _coders(header.pcm, None, "")
+    if model is None:
+        raise CodedFileError(f"coded with a model, {model_wanted(header).get('name')}: give it (model, --model)")
+    try: coder = coder_for(model, header.pcm)
+    except Unsupported as e: raise CodedFileError(f"coded with another model: this one cannot code it ({e})") from e
+    check_model(coder, header)
+    return [PredictorCoder(header.pcm), coder]
 
 
 def _decode(f, model, write, salvage, progress, workers, what, check=lambda header: None):
@@ -337,7 +350,7 @@ def _write_flac(wav, path):
 def decompress(
     source:Source,           # the coded file: its path, or a binary stream
     target:Source,           # the original: its path, or a binary stream; the samples of a FLAC go to a .flac or .wav
-    model=None,              # the model with which the file was coded
+    model=None,              # the model with which the file was coded, if it was
     salvage:bool=False,      # pass over what is damaged
     progress:bool=False,     # show a bar with the time left
     overwrite:bool=False,    # replace the target if it exists

@@ -89,13 +89,13 @@ def code_beside(coder, decode, tokens, first, plan, config, w, table, state, ids
 # %% ../../nbs/coding/07_model_segments.ipynb #a5724d00
 def weights_hash(
     model:WaveModel, # on the CPU
-)->str:              # SHA-256, hexadecimal
+)->str:              # half of a SHA-256, hexadecimal
     """The hash of a model's weights: names, shapes and values in float32."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {list(tensor.shape)}\n".encode())
         digest.update(tensor.detach().float().contiguous().numpy().astype("<f4").tobytes())
-    return digest.hexdigest()
+    return digest.hexdigest()[:32]
 
 
 PIECE = 2**12         # samples of each channel between two calls of `on_samples`
@@ -236,7 +236,7 @@ def model_extra(
     name:str,   # of the model, for people
 )->bytes:       # `Header.extra`
     """What a file says of its model."""
-    return json.dumps(model_facts(coder) | {"name": name[:200]}).encode()
+    return json.dumps(model_facts(coder) | {"name": name[:200]}, separators=(",", ":")).encode()
 
 
 def check_model(
@@ -254,4 +254,5 @@ def check_model(
 def model_wanted(header:Header)->dict:
     """What a file says of its model. Raises: CodedFileError if it cannot be read."""
     try: return dict(json.loads(header.extra))
-    except ValueError as e: raise CodedFileError(f"what it says of its model cannot be read ({e})") from e
+    except (ValueError, TypeError, RecursionError) as e:
+        raise CodedFileError(f"what it says of its model cannot be read ({e})") from e

@@ -231,6 +231,28 @@ class TrainedModel:
                         flac=flac_bits_per_sample(codes, q.bits, rate), adaptive=adaptive, alone=figures.get("alone"),
                         reductions=tuple(less))
 
+    def compress(self,
+        source: str | Path,     # an audio file
+        target: str | Path,     # the coded file, usually .swb
+        overwrite: bool = False, # replace the target if it exists
+        progress: bool = True,  # show a bar with the time left
+    ):                          # what it has done, with the share of the size
+        """Code a file without loss, by this model where it needs fewer bytes than the predictor alone.
+
+        Raises: as `coding.compression.compress`."""
+        from sashimi_wb.coding.compression import compress   # compiled: slow to import
+        return compress(source, target, self, progress=progress, overwrite=overwrite)
+
+    def decompress(self,
+        source: str | Path,     # a coded file
+        target: str | Path,     # the original
+        overwrite: bool = False, # replace the target if it exists
+        progress: bool = True,  # show a bar with the time left
+    ):                          # what it has done
+        """Give back a file that was coded with this model. Raises: as `coding.compression.decompress`."""
+        from sashimi_wb.coding.compression import decompress
+        return decompress(source, target, self, progress=progress, overwrite=overwrite)
+
     def save(self,
         path: str | Path,       # a .safetensors file
     ) -> Path:
