@@ -53,6 +53,7 @@ def run_ablations(
     workers:int=0,         # runs at a time; 0: one for every core
     predictor:str="none",  # of all arms: "none", or "adaptive" linear prediction
     progress:bool=True,    # show a bar
+    device:str="auto",     # where to train: "auto" and "cuda" are all GPUs, one run on each at a time
 )->Path:                   # of the report
     """Carry out the runs of all ablations, execute their notebooks, and write the report.
 
@@ -65,7 +66,7 @@ def run_ablations(
     ablations = [ABLATIONS[name] for name in possible(audio)]
     audio = str(audio_folder(audio)) if audio else ""
     arms = [jobs for a in ablations for jobs in ablation_jobs(a, base, n_seeds, audio).values()]
-    run_all([job for jobs in arms for job in jobs], audio, runs, workers, progress)
+    run_all([job for jobs in arms for job in jobs], audio, runs, workers, progress, device=device)
     shared = own | {"audio": audio, "runs": str(folder), "n_seeds": n_seeds}
     run_notebooks([(a.name, folder/f"{a.name}.ipynb", shared) for a in ablations])
     results = {a.name: ablation_records(a, base, n_seeds, audio, runs, progress=False) for a in ablations}
@@ -188,6 +189,8 @@ def parser()->argparse.ArgumentParser:
                    help="runs at a time (default: one for every core); they share its "
                    "threads, whose number decides the last bits of a result")
     a.add_argument("--predictor", default="none", help="of all arms: none, or adaptive linear prediction")
+    a.add_argument("--device", default="auto", help="cpu, cuda (all GPUs, one run on each at a time), cuda:1, or auto "
+                                                    "(default: all GPUs if there are any)")
     g = commands.add_parser("generate", help="audio from a trained model")
     g.add_argument("model", help="a run's folder, the beginning of its hash, a model.safetensors, or the name of a "
                                  "bundled checkpoint")
@@ -257,7 +260,8 @@ def _carry_out(args):
     if args.command == "presets": lines = [f"{k} ({experiment(k).quantizer.name}): {v}" for k, v in PRESETS.items()]
     elif args.command == "where": lines = where(args.name)
     elif args.command == "ablations":
-        report = run_ablations(args.audio, args.preset, args.seeds, args.runs, args.workers, args.predictor)
+        report = run_ablations(args.audio, args.preset, args.seeds, args.runs, args.workers, args.predictor,
+                               device=args.device)
         lines = [f"report: {report}"]
     elif args.command == "compress":
         lines = compress_file(args.source, args.target, args.model, not args.no_verify, args.force, args.workers)

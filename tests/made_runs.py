@@ -2,6 +2,7 @@
 import json
 
 import numpy as np
+import torch
 
 from sashimi_wb.core.system import write_atomic
 from sashimi_wb.show.players import sound_bytes
@@ -50,7 +51,7 @@ def make_run(folder, audio="", share=0.6, **changes):
         "remarks": data.remarks(),
         "test_files": [f.name for f in data.test.files], "parameter_count": 16376,
         "seconds": {"training": 1.0, "all": 2.0},
-        "peak_bytes": 5*10**8, "provenance": provenance(),
+        "peak_bytes": 5*10**8, "provenance": provenance(torch.device("cpu")),
     }
     write_atomic(run.result_path, json.dumps(record, indent=1))
     return run

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['GRACE_S', 'Job', 'notebook_path', 'papermill_words', 'near', 'shell_command', 'check_utf8', 'notebook_processes',
-           'prepare', 'NotebookKilled', 'run_notebook', 'train_parameters', 'train_command', 'cost', 'run_all',
-           'ablation_records', 'notebook_records', 'ablation_jobs', 'run_notebooks']
+           'prepare', 'NotebookKilled', 'run_notebook', 'train_parameters', 'train_command', 'cost', 'run_devices',
+           'run_all', 'ablation_records', 'notebook_records', 'ablation_jobs', 'run_notebooks']
 
 # %% ../../nbs/studies/04_batch.ipynb #267dd209
 import json
 import os
+import queue
 import shlex
 import threading
 import time
@@ -19,12 +20,13 @@ from importlib import import_module
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm.auto import tqdm
 
 from ..core.notebooks import papermill_path
 from ..core.processes import FORKS, ForkServer, end_tree
-from ..core.system import (audio_folder, bundled, check_int, import_torchaudio, in_clone, log, runs_folder,
-                                    to_json, write_atomic)
+from ..core.system import (audio_folder, bundled, check_int, import_torchaudio, in_clone, log, pick_device,
+                                    runs_folder, to_json, write_atomic)
 from ..models.heads import HEADS
 from .ablations import Ablation, ablation_parameters, get_ablation
 from .experiment import Experiment, experiment
@@ -174,9 +176,27 @@ def cost(
     return max(e.steps, default=0)*max(1024, HEADS[e.head].n_outputs(e.bits, e.n_mixtures))
 
 
-def _run_in_notebook(run, runs, processes, stop):
+def run_devices(
+    device:str="auto", # as of `pick_device`
+)->list[str]:          # names of devices
+    """Where runs are carried out: all GPUs for "cuda", and for "auto" if there are any; else one device.
+
+    Raises: ValueError as `pick_device`."""
+    picked = pick_device(device)
+    if picked.type != "cuda" or picked.index is not None: return [str(picked)]
+    return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+
+
+def _on_a_device(devices, run, *arguments):
+    "Carry out a run on a device that is free."
+    device = devices.get()
+    try: _run_in_notebook(run, device, *arguments)
+    finally: devices.put(device)
+
+
+def _run_in_notebook(run, device, runs, processes, stop):
     "Carry out a run by its notebook, unless another process does so; once more if it is killed: the run resumes."
-    parameters = {"audio": run.data.config.path, "runs": str(runs), "preset": "",
+    parameters = {"audio": run.data.config.path, "runs": str(runs), "preset": "", "device": device,
                   "changes": json.dumps(to_json(run.experiment))}
     with holding(run.folder, "notebook", stop=stop):
         with holding(run.folder, "run", stop=stop): pass      # wait for a process that is carrying it out now
@@ -203,10 +223,12 @@ def run_all(
     jobs:list[Job],               # duplicates are run once
     audio:str|Path="",            # folder of the jobs without one; empty: the bundled music
     runs:str|Path="",             # folder of all runs; empty: the usual one
-    workers:int=0,                # processes at a time, which share the threads; 0: one for every core, at most 8
+    workers:int=0,                # processes at a time, which share the threads; 0: one for every core, at most 8,
+                                  # or one for every GPU
     progress:bool=True,           # show a bar
     executor:Executor|None=None,  # pool of workers; None: threads of this process
     here:bool=False,              # carry out in this process, one after the other: for very short runs
+    device:str="auto",            # as of `run_devices`
 )->dict[Job, Run]:                # the run of every job; all are done
     """Carry out all runs that are not done yet.
 
@@ -215,16 +237,21 @@ def run_all(
     all_runs = {job: Run(*(job if isinstance(job, tuple) else (job, audio)), runs) for job in dict.fromkeys(jobs)}
     waiting = sorted((run for run in all_runs.values() if not run.done), key=lambda run: -cost(run.experiment))
     if here:
-        for run in tqdm(waiting, desc="runs", unit="run", disable=not progress): execute(run, progress=False)
+        for run in tqdm(waiting, desc="runs", unit="run", disable=not progress):
+            execute(run, progress=False, device=device)
         return all_runs
     check_utf8(runs_folder(runs), *(run.data.config.path for run in waiting))
-    workers = min(workers or min(os.cpu_count() or 1, 8), max(len(waiting), 1))
+    places = run_devices(device)
+    usual = len(places) if places[0].startswith("cuda") else min(os.cpu_count() or 1, 8)
+    workers = min(workers or usual, max(len(waiting), 1))
+    devices = queue.SimpleQueue()
+    for i in range(workers): devices.put(places[i % len(places)])
     threads, stop = max(1, (os.cpu_count() or 1)//workers), threading.Event()
     if len(waiting) < len(all_runs):
         log.info("%d of %d runs are done already", len(all_runs) - len(waiting), len(all_runs))
     pool = executor or ThreadPoolExecutor(workers)
     with notebook_processes(threads) as processes:
-        futures = {pool.submit(_run_in_notebook, run, runs_folder(runs), processes, stop): run for run in waiting}
+        futures = {pool.submit(_on_a_device, devices, run, runs_folder(runs), processes, stop): run for run in waiting}
         try: _watch(list(all_runs.values()), futures, progress)
         except BaseException:
             stop.set()

@@ -72,6 +72,7 @@ class Experiment:
     beta2: float = 0.999                     # memory of AdamW's mean of squared gradients, 0 to 1
     scheduler: str = "plateau"               # "plateau", "constant", "linear" or "cosine"
     warmup_steps: int = 0                    # steps with a rising learning rate
+    precision: str = "32-true"               # or "bf16-mixed", matrix products in half precision: for a GPU
     seed: Seed = 0                           # seed of weights, order and sampling
     # the clips
     prompt_s: Seconds = 0.5                  # seconds of a test file that the model continues
@@ -131,7 +132,7 @@ class Experiment:
         """How to train, up to a number of steps; None: up to `max_epochs`."""
         config = TrainConfig(max_steps, None if max_steps else self.max_epochs, self.lr, self.ssm_lr,
                              self.weight_decay, self.beta2, self.scheduler, warmup_steps=self.warmup_steps,
-                             seed=self.seed)
+                             seed=self.seed, precision=self.precision)
         several = len(self.steps) > 1 and config.length_matters
         return replace(config, cycle_ends=self.steps) if several else config
 
@@ -175,6 +176,20 @@ PRESETS = {
                             "continuation_s": 0.55},
 }
 
+_GPU_TOKENS = 2**19   # of a step
+
+
+def _on_gpu(preset):
+    "A preset with steps that keep a GPU busy, and epochs that hear as much audio as before."
+    e = Experiment(**preset)
+    more = max(1, _GPU_TOKENS//(e.batch_size*e.sample_len*e.n_channels))
+    return preset | {"batch_size": more*e.batch_size, "train_chunk_size": e.train_chunk_size//more,
+                     "val_chunk_size": e.val_chunk_size//more, "precision": "bf16-mixed"}
+
+
+PRESETS |= {f"sashimi-{name}-gpu": _on_gpu(PRESETS[f"sashimi-{name}"])
+            for name in ("musdb18mono", "musdb18stereo", "beethoven", "youtubemix", "sc09")}
+
 
 def experiment(
     preset:str="smoke",       # a name of PRESETS
@@ -208,9 +223,12 @@ def arm_parameters(
 )->tuple[Experiment, str, str]: # the experiment, the folder of its audio and the folder of all runs
     """Read and check the parameters of the notebook of one run; None leaves the value of the preset.
 
+    The notebook may also have a `device`, which does not decide what is computed.
+
     Raises: ValueError for an unknown name, with the known ones; for a value of the wrong kind."""
     own_types = {"preset": str, "audio": str, "runs": str, "changes": dict}
     given = given_parameters(variables)
+    given.pop("device", None)
     check_names(given, {**own_types, **field_types(Experiment)}, "parameter ")
     own = read_values({name: given.pop(name) for name in own_types}, own_types)
     changes = own["changes"] | {k: v for k, v in given.items() if v is not None}

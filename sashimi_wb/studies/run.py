@@ -15,7 +15,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -285,17 +285,19 @@ def execute(
     events:RunEvents|None=None,       # called on the way
     wait:bool=True,                   # whether to wait for another process that carries out the run; False: raise
     callbacks:Iterable=(),            # Lightning callbacks for the training, as of `fit`
+    device:str="auto",                # where to train and score, as of `pick_device`
 )->dict:                              # the record
     """Carry out a run and write its record; a finished run is not repeated.
 
     Raises: OSError if the folder cannot be written; ValueError as the training does, or if another process carries out
     the run and `wait` is False."""
     if run.done: return run.record
+    where = pick_device(device)
     with holding(run.folder, "run", wait):
-        return run.record if run.done else _carry_out(run, progress, events or RunEvents(), tuple(callbacks))
+        return run.record if run.done else _carry_out(run, progress, events or RunEvents(), tuple(callbacks), where)
 
 
-def _train_and_score(run, steps, progress, on_epoch, callbacks):
+def _train_and_score(run, steps, progress, on_epoch, callbacks, device):
     "Train up to a number of steps: history, model and scores; the scores are saved, and read if they exist."
     from sashimi_wb.training.trainer import fit, trained_steps   # imports Lightning, which takes seconds
     e, training, path = run.experiment, run.folder/"training", run.folder/"scores"/f"{steps or 'end'}.ckpt"
@@ -306,15 +308,15 @@ def _train_and_score(run, steps, progress, on_epoch, callbacks):
         log.warning("the score after %d steps is missing, but the training is at step %d: training again up to step %d",
                     steps, done, steps)
         training = run.folder/f"training-{steps}"
-    history = fit(model, run.data, e.train_config(steps), training, progress=progress, on_epoch=on_epoch,
-                  callbacks=callbacks)
+    config = replace(e.train_config(steps), device=str(device))
+    history = fit(model, run.data, config, training, progress=progress, on_epoch=on_epoch, callbacks=callbacks)
     if steps and history.steps != steps:
         raise ValueError(f"{training}: expected {steps} steps, got {history.steps}; delete it to train again")
     if saved: return history, model, saved
     windows = history.steps*e.batch_size
     scores = {"steps": history.steps, "tokens": windows*run.data.config.n_tokens,
               "audio_s": windows*(e.sample_len - e.context_len)/run.data.sample_rate,
-              "test": score(run, model, pick_device(), progress)}
+              "test": score(run, model, device, progress)}
     save_tree(path, {"hash": run.hash, "result": scores})
     return history, model, scores
 
@@ -341,7 +343,7 @@ def _clips_of_run(run, model, progress):
         return make_clips(run, None), {"no_continuation": str(error)}
 
 
-def _carry_out(run, progress, events, callbacks):
+def _carry_out(run, progress, events, callbacks, device):
     "Train, score, make the clips, and write the record."
     e, started = run.experiment, time.time()
     model = run.new_model()
@@ -358,7 +360,7 @@ def _carry_out(run, progress, events, callbacks):
         write_atomic(run.folder/"progress.json", json.dumps({"share": share}))
 
     for steps, matched in zip(e.steps or (None,), e.matched):
-        history, model, scores = _train_and_score(run, steps, progress, write_progress, callbacks)
+        history, model, scores = _train_and_score(run, steps, progress, write_progress, callbacks, device)
         results.append(scores | {"matched": matched})
     events.on_history(history)
     clips, problem = _clips_of_run(run, model, progress)
@@ -374,7 +376,7 @@ def _carry_out(run, progress, events, callbacks):
         "test_files": [f.name for f in run.data.test.files],
         "parameter_count": sum(p.numel() for p in model.parameters()),
         "seconds": {"training": history.seconds, "all": time.time() - started}, "peak_bytes": peak_bytes(),
-        "provenance": provenance(), **problem, **_own_files(run.parts),
+        "provenance": provenance(device), **problem, **_own_files(run.parts),
     }
     write_atomic(run.result_path, json.dumps(record, indent=1))
     return record
@@ -412,12 +414,14 @@ def revision()->dict[str, str|bool]: # "revision", a commit, and "changed", whet
     return {"revision": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "--", "."))}
 
 
-def provenance()->dict: # plain JSON values
+def provenance(
+    device:torch.device, # where the run was carried out
+)->dict:                 # plain JSON values
     """Versions, revision and machine."""
     return {"package": __version__, **revision(),
             "python": platform.python_version(), "torch": torch.__version__, "machine": platform.machine(),
             "processor": processor_name(),
             "system": platform.system(), "cpus": os.cpu_count(), "threads": torch.get_num_threads(),
             "instructions": torch.backends.cpu.get_cpu_capability(),      # decide the last bits, as threads do
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}

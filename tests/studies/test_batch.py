@@ -1,4 +1,5 @@
 """A run of a batch is the run of the notebook that papermill executes by hand, and a process that ends is noticed."""
+import itertools
 import os
 import shlex
 import signal
@@ -10,9 +11,11 @@ import time
 import nbformat
 import psutil
 import pytest
+import torch
 
 from sashimi_wb.core.processes import FORKS, ForkServer, end_tree
 from sashimi_wb.core.system import bundled
+from sashimi_wb.studies import batch
 from sashimi_wb.studies.batch import NotebookKilled, notebook_processes, run_all, run_notebook, shell_command
 from sashimi_wb.studies.experiment import experiment
 from sashimi_wb.studies.run import Run
@@ -148,3 +151,21 @@ def test_an_interrupted_batch_ends_all_runs_and_the_server(tmp_path):
     texts = [p.read_text() for p in tmp_path.glob("*/notebook.ipynb")]
     assert len(texts) == 2 and all("the same call resumes from" in text for text in texts)
     assert not list(tmp_path.rglob("*.lock")) and not list(tmp_path.rglob("*.tmp"))
+
+
+def test_gpus_get_one_run_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert batch.run_devices() == batch.run_devices("cuda") == ["cuda:0", "cuda:1"]
+    assert batch.run_devices("cuda:1") == ["cuda:1"] and batch.run_devices("cpu") == ["cpu"]
+    busy, seen, begun, both = set(), [], itertools.count(), threading.Barrier(2)
+    def work(run, device, *_):
+        assert device not in busy
+        busy.add(device)
+        if next(begun) < 2: both.wait(30)   # two at a time
+        seen.append(device)
+        busy.remove(device)
+    monkeypatch.setattr(batch, "_run_in_notebook", work)
+    jobs = [experiment("smoke", {"seed": i}) for i in range(4)]
+    with pytest.raises(RuntimeError, match="it left no record"): run_all(jobs, runs=tmp_path, progress=False)
+    assert len(seen) == 4 and set(seen) == {"cuda:0", "cuda:1"}
