@@ -55,16 +55,17 @@ def test_kernels_equal_torch(kind, batch, device):
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(kind[:2]))
 def test_fused_engine_equals_the_reference(kind, device):
-    """At temperature 0, after a prompt, over some thousand samples."""
+    """At temperature 0, after a prompt, over 4,096 samples; a mixture's mean may lie on an edge in float32."""
     model, quantizer = small(*kind)
-    n = 4096 if device.type == "cuda" else 64
-    prompt = torch.randint(256, (2, 200), generator=torch.Generator().manual_seed(2))
-    found = []
-    for engine in (Stepper, FusedStepper):
-        stepper = engine(model.to(device), 2, Sampling(temperature=0), quantizer)
+    rows, n = (16, 256) if device.type == "cuda" else (2, 32)
+    prompt = torch.randint(256, (rows, 200), generator=torch.Generator().manual_seed(2))
+    def drawn(engine, **options):
+        stepper = engine(model.to(device), rows, Sampling(temperature=0), quantizer, **options)
         stepper.feed(prompt)
-        found.append(stepper.draw(n if engine is FusedStepper else min(n, 1024)))
-    assert torch.equal(found[1][:, :found[0].shape[1]], found[0])
+        return stepper.draw(n)
+    expected = drawn(Stepper)
+    assert torch.equal(drawn(FusedStepper, dtype=torch.float64), expected)
+    assert (drawn(FusedStepper) != expected).float().mean() < 0.01
 
 
 def test_blocks_and_rows_do_not_matter(device):
