@@ -8,6 +8,7 @@ __all__ = ['DEPTHS', 'LAYOUTS', 'OUTPUT_STEPS', 'PassControls', 'StageChooser', 
 
 # %% ../../nbs/pages/10_forward_pass_page.ipynb #d735905a
 import math
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,9 +44,9 @@ class PassControls(HasTraits):
         super().__init__()
         def dropdown(label, options, tip=""):
             return Dropdown(options=options, description=label, tooltip=tip or label, **control_style())
-        choices = [(f"trained: {m.name}", settings_of(m.experiment, path=m.path)) for m in models]
+        choices = [(m.name, settings_of(m.experiment, path=m.path)) for m in models]
         choices += [(f"preset, fresh weights: {name}", settings_of(experiment(name), name)) for name in PRESETS]
-        trained_on_music = (settings for name, settings in choices if name.startswith("trained: music"))
+        trained_on_music = (settings for name, settings in choices if name.startswith("music"))
         start = next(trained_on_music, dict(choices).get("preset, fresh weights: small"))
         self.model = Dropdown(options=choices, value=start, description="Model",
                               tooltip="Sets all other controls", **control_style(60))
@@ -107,7 +108,7 @@ class StageChooser(HasTraits):
 
     def __init__(self):
         super().__init__()
-        self.filling = False
+        self.filling = None        # the thread that offers stages
         self.stage = ToggleButtons(options=["encoder"], tooltip="Stage", style={"button_width": "auto"},
                                    layout={"width": "auto"})
         self.previous = Button(description="◂ Previous", tooltip="The previous stage", layout={"width": "8em"})
@@ -125,10 +126,10 @@ class StageChooser(HasTraits):
     def offer(self, names: list[str]) -> None:
         """Set the stages to choose from, without a change of `value`; keep the choice if its name is among them."""
         if list(self.stage.options) == names: return
-        chosen, self.filling = self.stage.value, True
+        chosen, self.filling = self.stage.value, threading.get_ident()
         self.stage.options = names
         self.stage.value = chosen if chosen in names else names[0]
-        self.filling = False
+        self.filling = None
         self._disable_ends()
 
     def _step(self, by):
@@ -137,7 +138,7 @@ class StageChooser(HasTraits):
 
     def _count_change(self):
         self._disable_ends()
-        if not self.filling: self.value += 1
+        if self.filling != threading.get_ident(): self.value += 1
 
     def _disable_ends(self):
         "Disable the step buttons at the first and at the last stage."
@@ -212,7 +213,7 @@ class ForwardPassPage(LivePage):
         begun = time.perf_counter()
         def on_stage(i, n, name):
             if self.controls.value != now: raise Superseded
-            if time.perf_counter() - begun > 0.3: self.status.value = f"stage {i + 1} of {n}: {name}"
+            if time.perf_counter() - begun > 0.3: self.say(f"stage {i + 1} of {n}: {name}")
         self.passed = run_pass(self.controls.picker.sound(), self.controls.settings(), on_stage)
         self.ran = now
 

@@ -26,8 +26,8 @@ from .sound_picker import OWN_FILE, bundled_audio, own_audio
 from .growing_clip import GenerationRequest, GrowingClip, clip_figure, clips_html, growing_figure
 from ..studies.trained_models import ModelFile, find_models, load_model
 from ..synthesis.stepping import Sampling
-from .page import (GRID, CancelToken, LatestOnly, Runner, StaticCopy, control_style, message,
-                                   note_html, on_change, show_only)
+from .page import (GRID, LatestOnly, Runner, StaticCopy, control_style, message, note_html, on_change,
+                                   show_only)
 
 # %% ../../nbs/pages/14_generation_page.ipynb #3b0eac11
 NO_PROMPT = "none: begin from silence"
@@ -258,7 +258,8 @@ class GenerationPage:
     def _ipython_display_(self):
         self.static.show_page(self.box)
         self.one.budget_s = 3.0    # seconds for the first clip, which is also in the static copy
-        self.one.runner.run(CancelToken())
+        self.one.runner.begin()
+        self.latest.wait()
         self.one.budget_s = math.inf
         self.static.show(self.one.html)
 

@@ -33,8 +33,7 @@ class CancelToken:
 class LatestOnly:
     """Background work, one piece at a time: starting a new one cancels the previous one."""
     def __init__(self):
-        self.token = CancelToken()
-        self.thread = None
+        self.token, self.thread, self.starting = CancelToken(), None, threading.Lock()
 
     @property
     def busy(self)->bool:
@@ -43,24 +42,28 @@ class LatestOnly:
 
     def start(self, work:Callable[[CancelToken], None])->None:
         """Cancel the current work and, once it has returned, run `work(token)` in a new thread."""
-        self.token.superseded = True
-        self.stop()
-        token, previous = CancelToken(), self.thread
-        def run():
-            if previous: previous.join()
-            if token.going: work(token)
-        thread = threading.Thread(target=run, daemon=True)
-        self.token = token
-        thread.start()
-        self.thread = thread
+        with self.starting:
+            self.token.superseded = True
+            self.stop()
+            token, previous = CancelToken(), self.thread
+            def run():
+                if previous: previous.join()
+                if token.going: work(token)
+            thread = threading.Thread(target=run, daemon=True)
+            self.token = token
+            thread.start()
+            self.thread = thread
 
     def stop(self)->None:
         """Cancel the current work; its results so far are kept."""
         self.token.going = False
 
     def wait(self, timeout_s:float|None=None)->None:
-        """Wait until the current work has returned."""
-        if self.thread: self.thread.join(timeout_s)
+        """Wait until the current work has returned, and what has replaced it in the meantime."""
+        thread = None
+        while thread is not self.thread:
+            thread = self.thread
+            thread.join(timeout_s)
 
 # %% ../../nbs/pages/01_page.ipynb #547e238b
 class RedrawLimiter:
@@ -236,6 +239,7 @@ class LivePage:
     ):
         self.work, self.latest = work, latest or LatestOnly()
         self.static, self.copy_timer, self.seconds = StaticCopy(), None, 0.0
+        self.token, self.saying = CancelToken(), threading.Lock()      # of the work that is running now
         self.parts = {name: Html().add_class(f"swb-{name}") for name in names}
         self.status, self.error = Html(layout=Layout(min_height="28px")).add_class("swb-status"), message()
         box.children = (*box.children, self.status)
@@ -245,12 +249,19 @@ class LivePage:
     def begin(self)->None:
         """Answer the current values of the controls in a thread."""
         if self.copy_timer: self.copy_timer.cancel()
-        started, self.status.value = time.perf_counter(), "working …"
-        self.latest.start(lambda token: self.run(token, started))
+        started = time.perf_counter()
+        with self.saying:
+            self.latest.start(lambda token: self.run(token, started))
+            self.status.value = "working …"
+
+    def say(self, text:str)->None:
+        """Show a text in the status line, unless newer work has replaced the work that says it."""
+        with self.saying:
+            if self.token.going: self.status.value = text
 
     def run(self, token:CancelToken, started:float|None=None)->None:
         """Answer in this thread, and show an error on the page."""
-        started = started or time.perf_counter()
+        started, self.token = started or time.perf_counter(), token
         try:
             for name, html in self.work():
                 self._show_error("")
@@ -258,9 +269,9 @@ class LivePage:
                 if not token.going: return
             if not token.going: return
             self.seconds = time.perf_counter() - started
-            self.status.value = "answered" + f" in {self.seconds:.1f} s"*(self.seconds >= 0.1)
+            self.say("answered" + f" in {self.seconds:.1f} s"*(self.seconds >= 0.1))
         except Exception as e:
-            self.status.value = ""
+            self.say("")
             self._show_error(error_html(e))
         if self.static.handle: self._copy_later()
 
@@ -282,7 +293,6 @@ class LivePage:
 
     def _ipython_display_(self):
         self.static.show_page(self.box)
-        self.latest.stop()
+        self.begin()            # answers controls that an earlier cell has set
         self.latest.wait()
-        self.run(CancelToken()) # answers controls that an earlier cell has set
         self.static.show(self.html)

@@ -295,7 +295,8 @@ class TrainingPage:
 
     def _ipython_display_(self):
         self.static.show_page(self.box)
-        self.live.run(CancelToken())
+        self.live.begin()
+        self.live.latest.wait()
         self.static.show(self.html)
         keep_ready()
 

@@ -227,7 +227,7 @@ def _split(groups, keys):
         taken = _distinguishing(group, keys)
         for r in group:
             parts = [name, *(_in_words(k, as_text(r.facts[k])) for k in taken)]
-            out.setdefault(", ".join(filter(None, parts)), []).append(r)
+            out.setdefault(", ".join(filter(None, parts)).replace(", +", " +"), []).append(r)
     return out
 
 

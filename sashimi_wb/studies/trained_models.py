@@ -403,7 +403,7 @@ def describe(
     """Describe a model in a few words: depth, head, input, predictor, channels and sample rate."""
     head = "" if e.head == "categorical" else f", {e.head}"
     seen = "" if e.input == "codes" else f", {e.input} input"
-    inside = "" if e.predictor == "none" else f", {e.predictor} predictor"
+    inside = "" if e.predictor == "none" else " + prediction"
     layout = f" {e.interleaving_strategy}" if e.channels == "stereo" else ""
     codes = Quantizer(e.quantization, e.bits, e.scaling).name
     return f"{codes}{head}{seen}{inside}, {e.channels}{layout}, {sample_rate/1000:g} kHz"
