@@ -112,7 +112,7 @@ class Bench:
     def seconds_of(self, step, seconds=1.5, warm_up=3, most=50):
         """Seconds of a step: the mean of some, by CUDA events, after a warm-up."""
         import torch
-        if self.rehearse: seconds, warm_up = 0.1, 1
+        if self.rehearse: seconds, warm_up = 0.03, 1
         for _ in range(warm_up): step()
         self.synchronize()
         start = time.perf_counter()
@@ -449,6 +449,7 @@ def data(bench):
     import torch
 
     from sashimi_wb.audio.config import DataConfig
+    from sashimi_wb.audio.held import HeldData, held_bytes
     from sashimi_wb.audio.loaders import AudioData
     batch, length, minutes, most = (4, 512, 0.05, 0.3) if bench.rehearse else (16, 16384, 2, 3.0)
     rate, n_files = 16_000, 8
@@ -479,15 +480,19 @@ def data(bench):
         for workers in ((0, 2) if bench.rehearse else (0, 4, 8)):
             bench.case(f"{kind}, {workers} workers", loaded, kind, workers)
     def on_the_card():
-        """The corpus as int16 on the device; windows are cut and quantized there."""
-        from sashimi_wb.tokens.quantization import Quantizer
-        corpus = torch.randint(-2**14, 2**14, (int(n_files*minutes*60*rate),), dtype=torch.int16, device=bench.device)
-        at, quantizer = torch.arange(length, device=bench.device), Quantizer(bits=8)
-        def batch_of():
-            starts = torch.randint(len(corpus) - length, (batch, 1), device=bench.device)
-            return quantizer.encode((corpus[starts + at]/2**15)[..., None])
-        seconds = bench.seconds_of(batch_of, 0.5, most=500)
-        return {"windows_per_s": batch/seconds, "samples_per_s": batch*length/seconds}
+        """The corpus as int16 on the device; windows are cut there."""
+        given = AudioData(DataConfig(path=str(folder/"wav"), bits=8, sample_len=length, batch_size=batch,
+                                     train_percentage=0.75))
+        held = HeldData(given, bench.device)
+        start = time.perf_counter()
+        held.train_loader()
+        read = time.perf_counter() - start
+        def an_epoch():
+            for _ in held.train_loader(): pass
+        windows = len(held.train_loader())*batch
+        seconds = bench.seconds_of(an_epoch, 1.0)
+        return {"windows_per_s": windows/seconds, "samples_per_s": windows*length/seconds, "read_s": read,
+                "megabytes": held_bytes(given)/1e6}
     bench.case("int16 corpus on the card", on_the_card)
 
 
@@ -632,6 +637,7 @@ def fit_one(bench, e, seconds, target):
     import torch
     from lightning.pytorch import Callback
 
+    from sashimi_wb.audio.held import for_device
     from sashimi_wb.audio.loaders import AudioData
     from sashimi_wb.core.system import bundled, seed_everything, to_json
     from sashimi_wb.models.wave_model import WaveModel
@@ -639,10 +645,10 @@ def fit_one(bench, e, seconds, target):
     from sashimi_wb.training.evaluation import evaluate_whole
     from sashimi_wb.training.trainer import fit as train_run
     start = time.perf_counter()
-    made = AudioData(e.data_config(bundled("data/music"))).changed(num_workers=0 if bench.rehearse else 8)
-    for part in (made.train, made.val, made.test): part.prepare()
-    n_batches = 4 if bench.rehearse else 200
-    made = made.changed(train_chunk_size=n_batches)
+    given = AudioData(e.data_config(bundled("data/music"))).changed(train_chunk_size=4 if bench.rehearse else 200)
+    for part in (given.train, given.val, given.test): part.prepare()
+    made = for_device(given, bench.device)
+    made.train_loader()
     prepared = time.perf_counter() - start
     seed_everything(0)
     model = WaveModel(e.model_config())

@@ -102,11 +102,16 @@ class AudioData:
         self.val = WindowDataset(val, config, "the validation files")
         self.test = WindowDataset(test, config, "the test files", config.test_s)
 
+    def _sampler(self, part, chunk, epoch, skip, shuffle):
+        c = self.config
+        sampler = ChunkSampler(len(part), c.batch_size, chunk, c.seed, shuffle, self.rank, self.world)
+        sampler.set_epoch(epoch, skip)
+        return sampler
+
     def _loader(self, part, chunk, epoch, skip, shuffle):
         c = self.config
         part.prepare()
-        sampler = ChunkSampler(len(part), c.batch_size, chunk, c.seed, shuffle, self.rank, self.world)
-        sampler.set_epoch(epoch, skip)
+        sampler = self._sampler(part, chunk, epoch, skip, shuffle)
         own = torch.Generator().manual_seed(c.seed)     # leaves the global generator untouched
         return DataLoader(part, batch_sampler=sampler, num_workers=c.num_workers, generator=own,
                           pin_memory=torch.cuda.is_available())

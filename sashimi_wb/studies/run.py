@@ -34,6 +34,7 @@ from ..core.system import (audio_folder, check_plain, check_value, compiles, fro
                                     package_folder, pick_device, processor_name, read_json, reading, runs_folder,
                                     seed_everything, to_json, write_atomic)
 from ..audio.index import cache_path
+from ..audio.held import for_device
 from ..audio.loaders import AudioData
 from ..audio.own_files import AudioParts
 from ..training.evaluation import evaluate, evaluate_whole
@@ -309,7 +310,8 @@ def _train_and_score(run, steps, progress, on_epoch, callbacks, device):
                     steps, done, steps)
         training = run.folder/f"training-{steps}"
     config = replace(e.train_config(steps), device=str(device))
-    history = fit(model, run.data, config, training, progress=progress, on_epoch=on_epoch, callbacks=callbacks)
+    data = for_device(run.data, device)
+    history = fit(model, data, config, training, progress=progress, on_epoch=on_epoch, callbacks=callbacks)
     if steps and history.steps != steps:
         raise ValueError(f"{training}: expected {steps} steps, got {history.steps}; delete it to train again")
     if saved: return history, model, saved

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sashimi_wb.audio.config import DataConfig
+from sashimi_wb.audio.held import HeldData, for_device
 from sashimi_wb.audio.loaders import AudioData
 from sashimi_wb.core.system import seed_everything
 from sashimi_wb.models.sashimi import SaShiMiConfig
@@ -106,6 +107,26 @@ def test_workers_and_pinned_memory(audio, device):
     for a, b in zip(plain, ahead, strict=True):
         assert all(torch.equal(a[k], b[k].to(device, non_blocking=True).cpu()) for k in a)
         assert b["x"].is_pinned() == torch.cuda.is_available()
+
+
+@pytest.mark.parametrize("options", [{}, {"input": "dequantized", "quantization": "mu_law", "drop_last": False},
+                                     {"bits": 16, "tokens": "bytes", "context_len": 16, "pad_len": 8}], ids=str)
+def test_a_held_corpus_gives_the_batches_of_the_files(options, audio, device):
+    sizes = {"sample_len": 256, "batch_size": 4, "train_percentage": 0.75}
+    given = AudioData(DataConfig(path=audio, **sizes | options))
+    held = HeldData(given, device)
+    for loaders in ((held.train_loader(1, 2), given.train_loader(1, 2)), (held.val_loader(), given.val_loader())):
+        for a, b in zip(*loaders, strict=True):
+            for name in ("x", "y", "mask"):
+                assert a[name].device.type == device.type and torch.equal(a[name].cpu(), b[name]), name
+    assert for_device(given, torch.device("cpu")) is given
+    if device.type == "cuda": assert isinstance(for_device(given, device), HeldData)
+
+
+def test_training_on_a_held_corpus_is_training_on_the_files(audio, tmp_path, device):
+    losses = [fit(small("diag"), d, config(device), tmp_path/name, progress=False).train_nats
+              for name, d in (("files", data(audio)), ("held", HeldData(data(audio), device)))]
+    close(*losses, REPEATED)
 
 
 def test_a_batch_that_does_not_fit_is_an_error_that_names_one_that_does(audio, tmp_path, device):
