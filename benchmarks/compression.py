@@ -1,6 +1,6 @@
 """How small do files become, and how fast? The predictor's samples per second each way, and a table of sizes.
 
-    python benchmarks/compression.py [--audio FOLDER] [--seconds 4] [--threads 1]
+    python benchmarks/compression.py [--audio FOLDER] [--seconds 4] [--threads 1] [--model music]
 
 Speed is that of one segment of 16-bit music of so many seconds on one core, in processor time, the best of three; a
 sample is a number of one channel. Real time for stereo at 44.1 kHz is 88,200. "threads" is the wall time of `compress`
@@ -8,6 +8,9 @@ and of `decompress` for a file of 40 such segments, samples per second, checksum
 
 Sizes are those of whole files (WAV, AIFF or FLAC; default: the bundled music) by each coder, and their share of FLAC
 at level 8. WavPack, TTA and ALAC are those of ffmpeg, without their containers.
+
+With a model, every file is first converted to WAV at its sample rate, channels and depth, for all coders alike. Its
+speed is the wall time of `compress` and `decompress` for half a minute of such music per thread, at 8 kHz a minute.
 """
 import argparse
 import json
@@ -65,8 +68,48 @@ def threads(n, seconds):
     return {"encode": 40*x.size/coded.seconds, "decode": 40*x.size/back.seconds}
 
 
-def sizes(path):
+def converted(path, model, target):
+    """Write a file as a model codes it; returns its samples per channel."""
+    from sashimi_wb.audio.files import probe, read_span
+    info = probe(path)
+    wave = read_span(info, 0, info.frames_at(model.sample_rate), model.channels, model.sample_rate)
+    codes = model.quantizer.encode(wave[None])
+    levels = model.quantizer.decode(codes)[0].numpy()
+    soundfile.write(target, levels, model.sample_rate, {8: "PCM_U8", 16: "PCM_16", 24: "PCM_24"}[model.depth])
+    return levels
+
+
+def by_model(name, n):
+    """Samples per second of whole files by a model, each way, segments side by side; bits of a sample."""
+    from sashimi_wb.coding.compression import compress, decompress
+    from sashimi_wb.studies.trained_models import load_model
+    model = load_model(name)
+    with tempfile.TemporaryDirectory() as folder:
+        folder, pieces = Path(folder), []
+        for path in sorted(bundled("data/music").glob("*.flac")): pieces.append(converted(path, model, folder/"a.wav"))
+        model.compress(folder/"a.wav", folder/"a.swb", progress=False)          # compile
+        subtype, x = soundfile.info(folder/"a.wav").subtype, np.concatenate(pieces)
+        x = np.resize(x, (n*2**18, x.shape[1]))
+        soundfile.write(folder/"b.wav", x, model.sample_rate, subtype)
+        coded = compress(folder/"b.wav", folder/"b.swb", model, verify=False, workers=n)
+        back = decompress(folder/"b.swb", folder/"c.wav", model, workers=n)
+    return {"encode": x.size/coded.seconds, "decode": x.size/back.seconds, "bits": 8*coded.coded_bytes/x.size}
+
+
+def sizes(path, name):
     """Bytes of one file by every coder, and how many samples it has; the seconds of the predictor."""
+    if not name: return sizes_of(path)
+    from sashimi_wb.coding.compression import compress
+    from sashimi_wb.studies.trained_models import load_model
+    model = load_model(name)
+    with tempfile.TemporaryDirectory() as folder:
+        converted(path, model, f"{folder}/a.wav")
+        coded = compress(f"{folder}/a.wav", f"{folder}/a.swb", model, verify=False, workers=1)
+        return sizes_of(f"{folder}/a.wav") | {"model": coded.coded_bytes}
+
+
+def sizes_of(path):
+    """As `sizes`, without a model."""
     from sashimi_wb.coding.compression import compress
     from sashimi_wb.training.baselines import LOSSLESS, available, flac_bytes, lossless_file
     with soundfile.SoundFile(path) as f:
@@ -85,33 +128,37 @@ def main():
     parser.add_argument("--audio", help="a folder of WAV, AIFF and FLAC files")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of a segment for speeds")
     parser.add_argument("--threads", type=int, default=1, help="segments side by side")
+    parser.add_argument("--model", default="", help="a model, as `load_model` takes it")
     parser.add_argument("--case", nargs=2, help="measure one case and print it as JSON")
     options = parser.parse_args()
     if options.case:
         kind, what = options.case
-        if kind == "sizes": found = sizes(what)
+        if kind == "sizes": found = sizes(what, options.model)
+        elif kind == "model": found = by_model(options.model, int(what))
         else: found = speed(SPEEDS[what], options.seconds) if kind == "speed" else threads(int(what), options.seconds)
         print(json.dumps(found))
         return
     print(describe(options.threads))
     print(f"{'predictor':>12} {'encode/s':>10} {'decode/s':>10} {'bits':>7}")
     cases = [(name, "speed", name) for name in SPEEDS] + [(f"{options.threads} threads", "threads", options.threads)]
+    if options.model: cases.append(("model", "model", options.threads))
     for name, kind, what in cases:
-        found = case(__file__, "--case", kind, what, "--seconds", options.seconds)
+        found = case(__file__, "--case", kind, what, "--seconds", options.seconds, "--model", options.model)
         if "note" in found: print(f"{name:>12} {found['note']}", flush=True)
         else:
             print(f"{name:>12} {found['encode']:10,.0f} {found['decode']:10,.0f} "
                   + (f"{found['bits']:7.3f}" if "bits" in found else ""), flush=True)
     folder, total = Path(options.audio or bundled("data/music")), {}
     for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".wav", ".flac", ".aif", ".aiff")):
-        found = case(__file__, "--case", "sizes", path)
+        found = case(__file__, "--case", "sizes", path, "--model", options.model)
         if "note" in found: print(f"{path.name}: {found['note']}", flush=True)
         else: total[path.name] = found
-    coders = [c for c in ("FLAC 8", "wavpack", "tta", "alac", "predictor") if all(c in x for x in total.values())]
-    print(f"\n{'bytes':>32} " + " ".join(f"{c:>11}" for c in coders) + "   of FLAC 8")
+    coders = [c for c in ("FLAC 8", "wavpack", "tta", "alac", "predictor", "model")
+              if all(c in found for found in total.values())]
+    print(f"\n{'bytes':>32} " + " ".join(f"{c:>11}" for c in coders) + "  last/FLAC 8")
     for name, found in total.items():
         print(f"{name[:32]:>32} " + " ".join(f"{found[c]:11,}" for c in coders)
-              + f" {found['predictor']/found['FLAC 8']:11.4f}")
+              + f" {found[coders[-1]]/found['FLAC 8']:11.4f}")
     if not total: return
     sums = {c: sum(found[c] for found in total.values()) for c in (*coders, "samples", "seconds")}
     print(f"{'all':>32} " + " ".join(f"{sums[c]:11,}" for c in coders))

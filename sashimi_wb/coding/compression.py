@@ -33,9 +33,9 @@ from sashimi_wb.coding.file_format import (
     records,
     segment_bytes,
 )
-from .model_segments import check_model, coder_for, model_extra, model_wanted
+from .model_segments import check_model, coder_for, model_extra, model_name
 from .pcm_files import FLAC_WIDTHS, FlacAsWav, find_pcm
-from .segments import PredictorCoder, decode_segment, encode_piece
+from .segments import METHODS, PredictorCoder, decode_segment, encode_piece
 from ..core.system import cannot_write, check_int, check_target, file_name, log
 from ..synthesis.packing import Unsupported
 
@@ -137,6 +137,19 @@ class _Output:
     def write(self, data):
         with self._naming(): self.file.write(data)
 
+    def replace_start(self, n, data):
+        "Put shorter data in the place of the first n bytes."
+        with self._naming():
+            size, less = self.file.seek(0, os.SEEK_END), n - len(data)
+            for at in range(n, size, 2**20):
+                self.file.seek(at)
+                block = self.file.read(2**20)
+                self.file.seek(at - less)
+                self.file.write(block)
+            self.file.truncate(size - less)
+            self.file.seek(0)
+            self.file.write(data)
+
     def finished(self):
         "All is written: the file, from its beginning, to be checked."
         with self._naming():
@@ -171,6 +184,12 @@ def _coders(pcm, model, name):
     try: return [*coders, coder_for(model, pcm)]
     except Unsupported as reason: log.warning("%s is coded without the model: %s", name, reason)
     return coders
+
+
+def _label(model):
+    "A short name of a model: that of its file, or of its run."
+    if model.path is None: return model.name
+    return model.path.parent.name if model.path.stem in ("model", "best") else model.path.stem
 
 
 def _divided(start, n, most, block=1):
@@ -236,10 +255,10 @@ def compress(
         if output.path and _is_path(source) and output.path == Path(os.path.realpath(source)):
             raise ValueError(f"{output.path} is source and target: choose another name for the target")
         read, length, pcm, kind = _open(f, size, name)
-        coders, digest, count = _coders(pcm, model, name), hashlib.sha256(), 0
+        coders, digest, count, methods = _coders(pcm, model, name), hashlib.sha256(), 0, set()
         by_model = len(coders) > 1
         header = Header(length, pcm, kind, "model" if by_model else "predictor" if pcm else "none",
-                        model_extra(coders[-1], model.name) if by_model else b"")
+                        model_extra(coders[-1], _label(model)) if by_model else b"")
         def pieces():
             for at, n, is_samples in _pieces(length, pcm, coders):
                 data = read(n)
@@ -254,8 +273,13 @@ def compress(
         with _Work("compress", length, workers, progress) as work:
             for segment in work.in_order(coded, pieces(), lambda piece: len(piece[0])):
                 output.write(segment_bytes(segment))
+                methods.add(segment.method)
                 count += 1
         output.write(end_bytes(End(count, digest.digest())))
+        if by_model and METHODS["model"] not in methods:
+            log.info("%s: the predictor alone needs fewer bytes, so the model is not needed to decompress it", name)
+            without = header._replace(coder="predictor", extra=b"")
+            output.replace_start(len(header_bytes(header)), header_bytes(without))
         written = output.finished()
         n_coded = written.seek(0, os.SEEK_END)
         if verify:
@@ -282,7 +306,7 @@ def _decoders(header, model):
     "What decodes the samples of a file. Raises: CodedFileError if it needs a model that is not there."
     if header.coder != "model" or not header.pcm: return _coders(header.pcm, None, "")
     if model is None:
-        raise CodedFileError(f"coded with a model, {model_wanted(header).get('name')}: give it (model, --model)")
+        raise CodedFileError(f"coded with a model named {model_name(header)!r}: give it (model, --model)")
     try: coder = coder_for(model, header.pcm)
     except Unsupported as e: raise CodedFileError(f"coded with another model: this one cannot code it ({e})") from e
     check_model(coder, header)
