@@ -109,6 +109,28 @@ def test_the_same_file_comes_back(name, short_segments):
     if name in CODED_BY_PREDICTOR: assert METHODS["predictor"] in methods(found)
 
 
+def changed(data: bytes, rng) -> bytes:
+    """A file with one to four changes, most of them in its first bytes."""
+    data = bytearray(data)
+    for _ in range(rng.integers(1, 5)):
+        at, n = int(rng.integers(min(len(data), 80 if rng.random() < 0.8 else 10**6) + 1)), int(rng.choice([1, 2, 4]))
+        kind = rng.integers(4)
+        if kind == 0: data[at:at + n] = rng.bytes(n)
+        elif kind == 1: data[at:at + n] = bytes([int(rng.choice([0, 127, 255]))])*n
+        elif kind == 2: del data[at:at + n]
+        else: data[at:at] = data[max(at - n, 0):at]
+    return bytes(data)
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_damaged_originals_come_back_as_they_are(part):
+    rng = np.random.default_rng(part)
+    kinds = [FILES[n] for n in ("wav, 16 bit, 2 channels", "chunks around", "AIFF PCM_16 FILE", "WAVEX PCM_24 FILE")]
+    for i in range(100):
+        data = changed(kinds[i % len(kinds)][:1500], rng)
+        assert decoded(coded(data, verify=False)) == data
+
+
 @pytest.mark.parametrize("name", ["noise", "float"])
 def test_what_nothing_shrinks_costs_a_thousandth(name):
     rng = np.random.default_rng(1)
