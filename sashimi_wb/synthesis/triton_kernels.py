@@ -196,10 +196,10 @@ def _draw(PARAMS, IDS, UNIFORMS, GIVEN, TOKENS, BAD, AT, room, inverse_temperatu
     tl.store(BAD + row, tl.where((bad < 0) & (finite == 0), at, bad))
 
 # %% ../../nbs/synthesis/07_triton_kernels.ipynb #eace50df
-FEW = 64             # rows up to which a stage is one launch
+FEW = 256            # rows up to which a stage is one launch
 CHANNELS = 16        # of a program of `_advance`
-ROWS = 4             # of such a program, for a batch of over 256 rows
-TILE = 2048          # states of a program that are held at a time
+ROWS = 1             # of such a program
+TILE = 4096          # states of a program that are held at a time
 WARPS = 8            # of a program that runs a stage
 MOST_CLASSES = 4096  # that one program draws from
 
@@ -210,7 +210,7 @@ def _power_of_two(n): return triton.next_power_of_2(n)
 def _layer(x, re, im, layer):
     "A layer for many rows."
     (batch, h, n), s, ff = re.shape, layer.space, layer.up is not None
-    HP, HB, rows = _power_of_two(h), min(CHANNELS, _power_of_two(h)), 1 if batch <= 256 else ROWS
+    HP, HB, rows = _power_of_two(h), min(CHANNELS, _power_of_two(h)), ROWS
     low_rank = s.p_re is not None
     p = (s.q_re, s.q_im, s.p_re, s.p_im) if low_rank else (s.a_re,)*4
     g, normed = torch.empty_like(x), torch.empty_like(x)
@@ -239,7 +239,7 @@ class TritonKernels:
         _whole_stage[(batch,)](
             x, re, im, stage.weights, x.new_empty(batch, 2*h + F), batch, layer.norm.eps,
             (layer.ff_norm or layer.norm).eps, LAYERS=layers, H=h, HP=HP, HB=max(1, min(HP, TILE//NP)), N=n, NP=NP, F=F,
-            K=max(1, min(64, 4*TILE//HP)), LOW_RANK=layer.space.p_re is not None, num_warps=WARPS)
+            K=max(1, min(64, 2*TILE//HP)), LOW_RANK=layer.space.p_re is not None, num_warps=WARPS)
 
     @staticmethod
     def draw(params:Float[Tensor, "b p"], ids:Int[Tensor, " b"], block:Block, settings:Draw)->None:
