@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..core.entropy import smooth_probabilities
 from ..core.ranks import code_rank
-from ..core.system import as_tensor, check_class_bits, check_int, choose
+from ..core.system import as_tensor, check_class_bits, check_int, choose, readable
 from .blocked_cross_entropy import blocked_cross_entropy
 from .mixture_rank import mixture_rank
 from .mixtures import (Mixture, mixture_cdf, mixture_log_prob, mixture_log_probs, mixture_of,
@@ -43,13 +43,11 @@ def valid_codes(
     params:Tensor,            # the parameters they belong to
     bits:int,                 # code size in bits
 )->Int[Tensor, "..."]:        # codes as int64 that fit the parameters
-    """Check codes against a depth. Skipped while compiling, and for single steps on a GPU, which would have to wait.
+    """Check codes against a depth, where they are `readable`.
 
     Raises: ValueError that names the first code out of range."""
     codes = drop_token_axis(as_tensor(codes, "codes", params.device), params)
-    single_step_on_gpu = codes.device.type != "cpu" and (codes.ndim < 2 or codes.shape[1] == 1)
-    if not torch.compiler.is_compiling() and not single_step_on_gpu: codes = check_codes(codes, bits)
-    return codes.long()
+    return (check_codes(codes, bits) if readable(codes) else codes).long()
 
 # %% ../../nbs/models/07_heads.ipynb #4c32c805
 class Head(nn.Module, ABC):

@@ -164,6 +164,38 @@ def test_training_on_the_device_follows_the_cpu(device):
     close(train(device), train("cpu"), 1e-4)
 
 
+@pytest.mark.parametrize("kind", ["categorical", "dml"])
+@pytest.mark.parametrize("form", ["dplr", "zoh"])
+def test_a_whole_step_as_a_cuda_graph(form, kind, device):
+    """Forward, backward and AdamW are captured once and replayed: the losses are those of ordinary steps."""
+    if device.type == "cpu": pytest.skip("needs a GPU")
+    def steps(n, graph):
+        model = small_model(kind, form).to(device)
+        x, y, _ = placed(device, torch.float32, *batch_of(model))
+        optimizer = torch.optim.AdamW(model.parameter_groups(), fused=True, capturable=True)
+        def step():
+            loss = model.loss(x, y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return loss
+        aside, losses = torch.cuda.Stream(), []
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(3): losses.append(step().item())
+        torch.cuda.current_stream().wait_stream(aside)
+        if not graph: return losses + [step().item() for _ in range(n)]
+        captured = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(captured): loss = step()
+        for _ in range(n):
+            captured.replay()
+            losses.append(loss.item())
+        return losses
+    wanted, got = (torch.tensor(steps(5, graph)) for graph in (False, True))
+    close(got, wanted, 1e-5)
+    assert wanted[-1] < wanted[0]
+
+
 def test_checkpoints_to_the_device_and_back(tmp_path, device):
     model = small_model().to(device)
     path = save_weights(tmp_path/"a.safetensors", model, to_json(model.config))
