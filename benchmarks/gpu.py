@@ -691,7 +691,7 @@ def fit_one(bench, e, seconds, target):
             "torch": torch.__version__}
 
 
-PARTS = {f.__name__: f for f in (correct, train, profile, context, data, generation, compile, fit)}
+PARTS = {f.__name__: f for f in (correct, train, profile, context, data, generation, compile, graph, fit)}
 
 
 # ---- the run
