@@ -1,6 +1,7 @@
 """Make the pictures in nbs/images from the interactive pages, in a real browser: `make pictures`.
 
-This needs Chromium, and finished runs of `make ablations` for the page that shows runs.
+This needs Chromium, and finished runs of `make ablations` for the page that shows runs; SASHIMI_WB_RUNS may name their
+folder.
 """
 import io
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 
 from browser import ROOT, Lab, copy_notebook, missing
 from PIL import Image
+
+from sashimi_wb.core.system import runs_folder
 
 IMAGES = ROOT / "nbs/images"
 NAMES = ("quantization", "layouts", "state_space", "forward_pass", "training", "generation", "runs")
@@ -55,10 +58,13 @@ def take(lab: Lab, name: str) -> Path:
 
 
 def main(names: list[str]) -> None:
-    """Take the pictures of the named pages."""
+    """Take the pictures of the named pages. Raises: FileNotFoundError if a page of runs would be empty."""
+    if "runs" in names and not any(runs_folder().glob("*/result.json")):
+        raise FileNotFoundError(f"no finished runs in {runs_folder()}: call `make ablations` first, or name their "
+                                "folder in SASHIMI_WB_RUNS")
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
-            runs = str(Path(folder) / "runs" if name == "training" else ROOT / "runs")
+            runs = str(Path(folder) / "runs" if name == "training" else runs_folder())
             copy_notebook(ROOT / f"nbs/explore/{name}.ipynb", Path(folder) / f"{name}.ipynb", {"runs": runs})
         with Lab(Path(folder)) as lab:
             for name in names:
