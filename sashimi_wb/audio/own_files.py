@@ -7,6 +7,7 @@ __all__ = ['find_files', 'AudioParts', 'audio_parts']
 
 # %% ../../nbs/audio/15_own_files.ipynb #1e42b7df
 from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,10 +20,10 @@ def find_files(
     audio:str|Path|Iterable[str|Path], # files and folders
 )->list[AudioInfo]:                    # in the given order
     """Check and index some audio files. Raises: FileNotFoundError; ValueError for no file, or as `index_audio`."""
-    found = []
-    for path in [audio] if isinstance(audio, str | Path) else audio:
-        path = Path(path).expanduser()
-        found += index_audio(path) if path.is_dir() else index_audio(audio_file(path).parent, names=[path.name])
+    found, paths = [], [Path(path).expanduser() for path in ([audio] if isinstance(audio, str | Path) else audio)]
+    for folder, some in groupby(paths, lambda path: None if path.is_dir() else audio_file(path).parent):
+        if folder: found += index_audio(folder, names=[path.name for path in some])
+        else: found += [info for path in some for info in index_audio(path)]
     if not found: raise ValueError("audio: expected at least one file or folder, got none")
     return found
 

@@ -8,6 +8,7 @@ __all__ = ['CLIPS', 'curves_of', 'bits_of', 'results_of', 'sounds_of', 'differen
 
 # %% ../../nbs/pages/15_run_views.ipynb #cb2b34cf
 import math
+import re
 from functools import lru_cache
 from pathlib import Path
 
@@ -246,10 +247,30 @@ def audio_of(
     return bundled(f"data/{name}") if (name := bundled_folder(run.record)) else None
 
 
+_SOUNDS = {"bits": 8, "quantization": "linear", "channels": "mono", "interleaving_strategy": "temporal",
+           "target_sr": None}                          # what `load_audio` is told, unless it has this value
+
+
+def _in_python(own, e):
+    "The line of Python that repeats a run on one's own files; parts cut off the training files are cut off again."
+    names = {part: [re.sub(r" \([\d.]+ to [\d.]+ s\)(\.\w+)$", r"\1", name) for name in own[part]]
+             for part in ("train", "test", "valid")}
+    files = {part: some for part, some in names.items() if part == "train" or some != names["train"]}
+    sounds = files | {k: getattr(e, k) for k, usual in _SOUNDS.items() if getattr(e, k) != usual}
+    decided = {*_SOUNDS, "dataset", "stem"}
+    bases = {preset: experiment(preset, {}) for preset in PRESETS}
+    changes = {preset: {k: getattr(e, k) for k in PARAMETERS if k not in decided and getattr(e, k) != getattr(base, k)}
+               for preset, base in bases.items()}
+    preset = min(changes, key=lambda name: len(changes[name]))
+    def written(values): return ", ".join(f"{k}={v!r}" for k, v in values.items())
+    return f"wb.fit(wb.load_audio({written(sounds)}), {written({'preset': preset} | changes[preset])})"
+
+
 def repeat_command(
     run:RunRecord,
-)->str: # one line for a shell in the project's folder
+)->str: # one line for a shell in the project's folder; for a run on one's own files, of Python
     """The command that runs an experiment again, in a folder of its own."""
+    if own := run.record.get("own_files"): return f"import sashimi_wb as wb; {_in_python(own, run.experiment)}"
     runs = run.folder.parent
     return train_command(runs/f"again-{run.name}.ipynb", notebook_parameters(run.experiment), audio_of(run) or "AUDIO",
                          runs/"again")
@@ -272,9 +293,10 @@ def repeat_result(
 )->str: # a sentence
     """Tell whether the command repeats the same run, with the audio and the package as they are now."""
     audio, then = audio_of(run), run.record
-    if own := then.get("own_files"):
-        return ("No command names its files: repeat it by `wb.fit(wb.load_audio(...), ...)` on "
-                f"{', '.join(name for part in own.values() for name in part)}.")
+    if then.get("own_files"):
+        return (f"It repeats run {then['hash']} in Python, in the folder of its files, with the same package. The "
+                "record has their names, not their folders, nor a share for validation and test other than the usual "
+                "one.")
     if audio is None:
         return (f"Put the folder of its audio in place of AUDIO: the one with {', '.join(then['test_files'][:3])} "
                 f"(fingerprint {then['data'][:12]}).")

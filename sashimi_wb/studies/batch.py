@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GRACE_S', 'Job', 'notebook_path', 'papermill_words', 'near', 'shell_command', 'check_utf8', 'notebook_processes',
-           'prepare', 'NotebookKilled', 'run_notebook', 'train_parameters', 'train_command', 'cost', 'run_devices',
-           'run_all', 'ablation_records', 'notebook_records', 'ablation_jobs', 'run_notebooks']
+           'prepare_training', 'prepare', 'NotebookKilled', 'run_notebook', 'train_parameters', 'train_command', 'cost',
+           'run_devices', 'run_all', 'ablation_records', 'notebook_records', 'ablation_jobs', 'run_notebooks']
 
 # %% ../../nbs/studies/04_batch.ipynb #267dd209
 import json
@@ -100,15 +100,21 @@ def notebook_processes(
     return ForkServer("sashimi_wb.core.notebooks:execute_notebook", "sashimi_wb.studies.batch:prepare", env, fork)
 
 
+def prepare_training()->None:
+    """Import whatever a training imports on its way, and read the code of the package."""
+    import_module("sashimi_wb.training.trainer")
+    import_torchaudio()
+    code_fingerprint()
+
+
 def prepare()->None:
     """Import, load and compile whatever the experiment notebooks need, and compute nothing."""
     for name in ("papermill", "matplotlib.backends.backend_agg", "torch.utils.tensorboard",
-                 "sashimi_wb.training.trainer", "sashimi_wb.studies.report"): import_module(name)
-    import_torchaudio()
+                 "sashimi_wb.studies.report"): import_module(name)
+    prepare_training()
     with suppress(Unsupported):
         load_beside()
         adaptive_bits(np.zeros(1, np.int64), 8)
-    code_fingerprint()
 
 
 class NotebookKilled(RuntimeError):

@@ -16,17 +16,17 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from importlib import import_module
 
 import torch
 from lightning.pytorch import Callback
 
 from ..core.processes import end_with_parent
-from ..core.system import from_json, import_torchaudio, log, pick_device, write_atomic
+from ..core.system import from_json, log, pick_device, write_atomic
+from .batch import prepare_training
 from .experiment import Experiment
 from ..show.players import sound_bytes
 from .live_run import clip_path
-from .run import Run, RunEvents, baselines, code_fingerprint, execute, make_clips
+from .run import Run, RunEvents, baselines, execute, make_clips
 from ..training.run_checkpoints import checkpoints_of
 
 # %% ../../nbs/studies/09_live_worker.ipynb #82242a6e
@@ -134,9 +134,7 @@ def main()->None:
     # restore it where it is ignored, as for a background job of a shell
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # what a training imports on its way is imported before there is a request
-    import_torchaudio()
-    import_module("sashimi_wb.training.trainer")
-    code_fingerprint()
+    prepare_training()
     try:
         if not (line := sys.stdin.readline()): os._exit(0)       # a process in reserve that was not needed
         request = json.loads(line)

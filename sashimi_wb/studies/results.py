@@ -98,10 +98,10 @@ def coded_signal(
 
 def outcome(
     record:dict,
-)->str: # "... bits per sample over whole test files; adaptive prediction ..., FLAC ..., order-0 entropy ..."
+)->str: # "... bits per sample over whole test files; adaptive prediction ..., FLAC level 8 ..., order-0 entropy ..."
     """The result of a run in one line, beside what needs no training."""
-    names = {"adaptive": "adaptive prediction", "flac8": "FLAC", "order0": "order-0 entropy"}
-    rates = [f"{name} {record['baselines'][k]:.3f}" for k, name in names.items() if k in record["baselines"]]
+    coders = [k for k in ("adaptive", "flac8", "order0") if k in record["baselines"]]
+    rates = [f"{BASELINES[k]} {record['baselines'][k]:.3f}" for k in coders]
     whole = record["results"][-1]["test"]["whole"]
     return f"{whole:.3f} bits per sample over whole test files; {', '.join(rates)}"
 

@@ -27,6 +27,7 @@ from ..core.checks import Positive, Range
 from ..core.system import (as_tensor, bundled, check_plain, check_target, check_value, compiles, from_json,
                                     log, read_json, reading, runs_folder, to_json)
 from .experiment import Experiment
+from .results import BASELINES, outcome
 from .run import read_record
 from ..audio.config import DataConfig
 from ..audio.fidelity import reductions
@@ -62,8 +63,8 @@ class FileBits(float):
     @property
     def rows(self) -> dict[str, float]: # coder -> bits per sample
         """The model and what stands beside it."""
-        every = {"the model": float(self), "the model without its predictor": self.alone, "FLAC level 8": self.flac,
-                 "adaptive prediction": self.adaptive}
+        every = {"the model": float(self), "the model without its predictor": self.alone,
+                 BASELINES["flac8"]: self.flac, BASELINES["adaptive"]: self.adaptive}
         return {name: bits for name, bits in every.items() if bits is not None}
 
     def __repr__(self):
@@ -277,10 +278,8 @@ class TrainedModel:
                  "parameters": f"{n:,}", "predictor": self.predictor}
         if record:
             last = record["results"][-1]
-            test, beside = last["test"], record["baselines"]
-            coders = [f"{name} {beside[k]:.3f}" for k, name in _BESIDE.items() if k in beside]
             found["trained"] = f"{last['steps']:,} steps, {last['audio_s']:,.0f} s of audio"
-            found["bits per sample"] = f"{test['whole']:.3f} over whole test files; {', '.join(coders)}"
+            found["result"] = outcome(record)
         return found | {k: str(v) for k, v in self.provenance.items() if k in ("run", "package", "finished", "file")}
 
     def __repr__(self):
@@ -291,8 +290,6 @@ class TrainedModel:
         rows = [{"what": k, "is": v} for k, v in self.facts().items()]
         return table(rows, {"what": "trained model", "is": self.name}).data
 
-
-_BESIDE = {"flac8": "FLAC", "adaptive": "adaptive prediction"}         # what stands beside the bits of a model
 
 # %% ../../nbs/studies/07_trained_models.ipynb #5a5938ad
 # what a model.safetensors holds besides weights and configuration; one of experiment and data

@@ -19,7 +19,7 @@ from ..audio.loaders import AudioData
 from ..audio.own_files import AudioParts, audio_parts
 from ..audio.windows import common_rate
 from ..core.checks import Count, Positive, check_value
-from ..show.html import table
+from ..show.html import markup, table
 from ..show.players import player_row
 from .experiment import Experiment, experiment
 from .run import Run, execute
@@ -69,7 +69,7 @@ class Sounds:
         seed: int = 0,          # which stretches
     ) -> HTML:
         """Stretches of the training files, as they are and as a model hears them, with players."""
-        rng, clips, q = random.Random(seed), {}, self.quantizer
+        rng, rows, q = random.Random(seed), [], self.quantizer
         for k in range(check_value("n", n, Count)):
             info = rng.choice(self.parts.train)
             total = info.frames_at(self.sample_rate)
@@ -78,8 +78,8 @@ class Sounds:
             wave = read_span(info, start, length, self.settings["channels"], self.sample_rate)
             heard = q.decode(q.encode(torch.from_numpy(wave)[None], info.name))[0].clamp(-1, 1).numpy()
             title = f"{k + 1}. {info.name}, from {start/self.sample_rate:.2f} s"
-            clips |= {title: wave, f"{k + 1}. the same, {q.name}": heard}
-        return player_row(clips, self.sample_rate)
+            rows.append(player_row({title: wave, f"the same, {q.name}": heard}, self.sample_rate))
+        return markup("{}", rows)
 
     def _rows(self):
         "Part, files and seconds."

@@ -16,8 +16,10 @@ from sashimi_wb.audio.loaders import AudioData
 from sashimi_wb.audio.own_files import audio_parts
 from sashimi_wb.models.sashimi import SaShiMiConfig
 from sashimi_wb.models.wave_model import ModelConfig, WaveModel
+from sashimi_wb.pages.run_views import repeat_command
 from sashimi_wb.ssm.learned import KernelConfig
 from sashimi_wb.studies.experiment import experiment
+from sashimi_wb.studies.run_table import read_runs
 from sashimi_wb.studies.trained_models import TrainedModel, load_model
 from sashimi_wb.synthesis.generation import generate
 from sashimi_wb.tokens.quantization import Quantizer
@@ -129,7 +131,7 @@ def test_a_checkpoint_of_the_trainer_is_a_model_too(files, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_on_own_files_is_a_run(files, tmp_path):
+def test_a_run_on_own_files_is_a_run(files, tmp_path, monkeypatch):
     sounds = wb.load_audio([files/"a.wav"], test=[files/"b.wav"], bits=6, quantization="mu_law")
     model = wb.fit(sounds, "smoke", **TINY)
     run = model.path.parent.name
@@ -138,6 +140,9 @@ def test_a_run_on_own_files_is_a_run(files, tmp_path):
     assert model.record["own_files"]["test"] == ["b.wav"] and model.provenance["run"] == run
     assert wb.frame([run[:6]]).loc[run[:6], "audio"] == "b" and list(wb.frame().index) == [run[:6]]
     assert "6 bit mu-law" in model._repr_html_() and run in model._repr_html_()
+    line = repeat_command(read_runs()[0][0]).removeprefix("import sashimi_wb as wb; ")
+    monkeypatch.chdir(files)                                         # the line to copy makes the same run
+    assert eval(line, {"wb": wb}).path == model.path                 # noqa: S307
     (model.path.parent/"model.safetensors").unlink()
     with pytest.raises(ValueError, match="not finished"): load_model(run)
     with pytest.raises(ValueError, match="quantization: the sounds decide it"):
