@@ -41,6 +41,7 @@ def originals():
     yield wav((walk[:, 0] % 256).astype(np.uint8).tobytes(), 1, 1)
     yield wav(walk.astype("<i4").view(np.uint8).reshape(-1, 4)[:600, :3].tobytes(), 3, 1)
     yield wav(rng.bytes(3000), 2, 1)
+    yield wav(np.tile(walk[:100], (1, 9)).astype("<i2").tobytes(), 2, 18)
     yield bytes(range(256))*8
 
 
