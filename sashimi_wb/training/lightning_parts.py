@@ -68,11 +68,17 @@ class LitWave(LightningModule):
         factor = config.lr_factor(step, self.total)
         for group in self.trainer.optimizers[0].param_groups: group["lr"] = group["base_lr"]*factor
 
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+        "As Lightning's, which refuses fused optimizers, since these could unscale gradients; ours are not scaled."
+        if not gradient_clip_val: return
+        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], gradient_clip_val)
+
     def configure_optimizers(self):
         config = self.train_config
         groups = self.model.parameter_groups(config.lr, config.ssm_lr, config.weight_decay)
+        fused = True if self.device.type == "cuda" else None             # one launch instead of hundreds
         optimizer = torch.optim.AdamW([group | {"base_lr": group["lr"]} for group in groups], lr=config.lr,
-                                      betas=(0.9, config.beta2))
+                                      betas=(0.9, config.beta2), fused=fused)
         if config.scheduler != "plateau": return optimizer
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=config.factor, patience=config.patience)
         return {"optimizer": optimizer,
