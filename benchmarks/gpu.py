@@ -371,7 +371,8 @@ def profile(bench):
             bench.synchronize()
         spent, launches, longest = {}, 0, {}
         for event in p.events():
-            if bench.cuda: pieces = [(k.name, k.duration) for k in getattr(event, "kernels", [])]
+            if bench.cuda:      # a span that is named on the device has the name of its event, and is no kernel
+                pieces = [(k.name, k.duration) for k in getattr(event, "kernels", []) if k.name != event.name]
             else: pieces = [("", event.self_cpu_time_total)]
             for kernel, microseconds in pieces:
                 group = group_of(event, kernel)
