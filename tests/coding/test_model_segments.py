@@ -110,10 +110,13 @@ def test_wrong_input():
         with pytest.raises(ValueError, match="damaged"): coder.decode(damaged, 200)
 
 
-def test_a_model_whose_output_is_not_finite_is_named():
+def test_a_model_whose_output_is_not_finite_cannot_code(caplog):
     model = make("categorical")
+    coded = ModelCoder(model).encode(sound(8, 9))
     with torch.no_grad(): model.head.decoder.output.weight.fill_(torch.inf)
-    with pytest.raises(ValueError, match="not finite at token 0 of a segment"): ModelCoder(model).encode(sound(8, 9))
+    assert ModelCoder(model).encode(sound(8, 9)) is None
+    assert "without the model: the model's output is not finite at token 0 of a segment" in caplog.text
+    with pytest.raises(ValueError, match="not finite"): ModelCoder(model).decode(coded, 9)
 
 
 def file_of(rate=16_000, c=1, width=2): return Pcm(44, 1000*c*width, rate, c, width, False, width > 1)
