@@ -23,7 +23,7 @@ from sashimi_wb.core.system import from_json, seed_everything, to_json
 from sashimi_wb.models.sashimi import SaShiMiConfig
 from sashimi_wb.models.wave_model import ModelConfig, WaveModel
 from sashimi_wb.ssm.learned import KernelConfig
-from sashimi_wb.training import checkpoints
+from sashimi_wb.training import checkpoints, run_checkpoints
 from sashimi_wb.training.checkpoints import load_tree, read_weights
 from sashimi_wb.training.evaluation import evaluate
 from sashimi_wb.training.recipe import History, TrainConfig, reuse_memory
@@ -415,6 +415,16 @@ def test_length_of_a_run():
     assert TrainConfig(max_epochs=3).steps_and_epochs(24) == (72, 3)
     assert TrainConfig(max_steps=100, max_epochs=2).steps_and_epochs(24) == (48, 2)
     assert TrainConfig(max_steps=10, max_epochs=2).steps_and_epochs(24) == (10, 1)
+
+
+def test_a_callback_ends_the_training_while_losses_wait(data, tmp_path, monkeypatch):
+    """On a GPU losses are read some at a time; those that wait when a callback stops the run are not lost."""
+    class Stop(Callback):
+        def on_train_batch_end(self, trainer, *_): trainer.should_stop = trainer.global_step >= STEPS + 2
+    monkeypatch.setattr(run_checkpoints, "TOGETHER", {})
+    history = run(data, tmp_path, callbacks=[Stop()])
+    assert history.steps == STEPS + 2 and len(history.epochs) == 2
+    assert history.epochs[1]["train_nats"] == pytest.approx(np.mean(history.train_nats[STEPS:]))
 
 
 def test_callbacks_see_the_record(data, whole, tmp_path):
