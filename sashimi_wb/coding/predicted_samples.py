@@ -20,15 +20,10 @@ from ..tokens.quantization import Quantizer, check_codes
 
 # %% ../../nbs/coding/02_predicted_samples.ipynb #305c2c25
 @jit
-def _encode(p, coder, codes):
-    "Code all samples; False as soon as they do not fit."
-    for t in range(len(codes)):
-        for k in range(codes.shape[1]):
-            predict(p, k, True)
-            start, size = learn(p, k, codes[t, k], True)
-            encode(coder, start, size)
-        if coder.position[0] >= len(coder.buffer): return False
-    return True
+def _encode(coder, places):
+    "Code symbols by their starts and sizes; False if they do not fit."
+    for i in range(len(places)): encode(coder, places[i, 0], places[i, 1])
+    return coder.position[0] < len(coder.buffer)     # the end takes another byte
 
 
 CHUNK = 2**15   # samples between two calls of `on_samples`
@@ -49,43 +44,43 @@ def encode_samples(
     coder = encoder(5*codes.size + 1 if most is None else most)
     frames = max(CHUNK//codes.shape[1], 1)
     for t in range(0, len(codes), frames):
-        part = codes[t:t + frames]
-        if not _encode(predictor.state, coder, part): return None
-        on_samples(part.size)
+        places = predictor.frequencies(codes[t:t + frames])
+        if not _encode(coder, places): return None
+        on_samples(len(places))
     return finish(coder)
 
 # %% ../../nbs/coding/02_predicted_samples.ipynb #04a8b848
 @jit
-def _start(p, k, code, n_codes):
+def _start(parts, k, code, n_codes):
     "Where a code begins, in units of 2**-40."
     lower = -np.inf if code == 0 else code - n_codes//2 - 0.5
-    return frequencies(p.parts, k, code, n_codes, lower, np.inf)[0]
+    return frequencies(parts, k, code, n_codes, lower, np.inf)[0]
 
 
 @jit
-def find_code(p, k, q, n_codes):
+def find_code(parts, k, q, n_codes):
     """The code whose interval holds a quantile below 2**40, after `predict`."""
     center, scale = 0.0, 0.0
     for i in range(N_PARTS):
-        center += p.parts.weights[k, i]*p.parts.centers[k, i]
-        scale += p.parts.weights[k, i]*p.parts.scales[k, i]
+        center += parts.weights[k, i]*parts.centers[k, i]
+        scale += parts.weights[k, i]*parts.scales[k, i]
     low, high, step = 0, n_codes, max(int(scale), 1)      # the code is one of low to high - 1
     at = min(max(int(np.floor(center + 0.5)) + n_codes//2, 0), n_codes - 1)
-    if _start(p, k, at, n_codes) <= q:
+    if _start(parts, k, at, n_codes) <= q:
         low = at
         while low + step < high:
-            if _start(p, k, low + step, n_codes) > q: high = low + step
+            if _start(parts, k, low + step, n_codes) > q: high = low + step
             else: low += step
             step *= 2
     else:
         high = at
         while high - step > low:
-            if _start(p, k, high - step, n_codes) <= q: low = high - step
+            if _start(parts, k, high - step, n_codes) <= q: low = high - step
             else: high -= step
             step *= 2
     while high - low > 1:
         middle = (low + high)//2
-        if _start(p, k, middle, n_codes) <= q: low = middle
+        if _start(parts, k, middle, n_codes) <= q: low = middle
         else: high = middle
     return low
 
@@ -96,7 +91,7 @@ def _decode(p, coder, codes, n_codes):
     for t in range(len(codes)):
         for k in range(codes.shape[1]):
             predict(p, k, True)
-            codes[t, k] = find_code(p, k, quantile(coder), n_codes)
+            codes[t, k] = find_code(p.parts, k, quantile(coder), n_codes)
             start, size = learn(p, k, codes[t, k], True)
             consume(coder, start, size)
         if coder.position[0] > len(coder.buffer) + READ_PAST: return False
