@@ -6,6 +6,7 @@
 __all__ = ['ROWS', 'ENGINES', 'FASTEST', 'load_compiled', 'load_beside', 'CompiledStepper', 'make_engine']
 
 # %% ../../nbs/synthesis/09_engine.ipynb #259aa031
+import copy
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -172,7 +173,10 @@ def make_engine(
     Raises: ValueError for another name; Unsupported if an engine is requested by name that does not support the model,
     or does not work on this machine."""
     if name == "auto":
-        fast, name = FASTEST.get(next(model.parameters()).device.type, (None, "plain"))
+        device = next(model.parameters()).device.type
+        if device == "cuda" and model.config.predictor != "none":   # the predictor computes on the CPU, token by token
+            model, device = copy.deepcopy(model).cpu(), "cpu"
+        fast, name = FASTEST.get(device, (None, "plain"))
         try: return ENGINES[fast or name](model, batch, sampling, quantizer, where, predictor=predictor)
         except Unsupported as reason:
             log.info("falling back to the engine %s, which is slower: %s", name, reason)

@@ -88,3 +88,6 @@ def test_auto_is_the_fused_engine(device):
     model, quantizer = small(*KINDS[0])
     engine = make_engine("auto", model.to(device), 1, Sampling(), quantizer)
     assert type(engine).__name__ == ("FusedStepper" if device.type == "cuda" else "CompiledStepper")
+    beside = WaveModel(ModelConfig(8, backbone=model.config.backbone, predictor="adaptive")).to(device)
+    assert type(make_engine("auto", beside, 1, Sampling(), quantizer)).__name__ == "CompiledStepper"
+    assert next(beside.parameters()).device.type == device.type
