@@ -239,7 +239,7 @@ class LivePage:
     ):
         self.work, self.latest = work, latest or LatestOnly()
         self.static, self.copy_timer, self.seconds = StaticCopy(), None, 0.0
-        self.token, self.saying = CancelToken(), threading.Lock()      # of the work that is running now
+        self.answering, self.saying = CancelToken(), threading.Lock()  # the token of the work that is running now
         self.parts = {name: Html().add_class(f"swb-{name}") for name in names}
         self.status, self.error = Html(layout=Layout(min_height="28px")).add_class("swb-status"), message()
         box.children = (*box.children, self.status)
@@ -257,11 +257,11 @@ class LivePage:
     def say(self, text:str)->None:
         """Show a text in the status line, unless newer work has replaced the work that says it."""
         with self.saying:
-            if self.token.going: self.status.value = text
+            if self.answering.going: self.status.value = text
 
     def run(self, token:CancelToken, started:float|None=None)->None:
         """Answer in this thread, and show an error on the page."""
-        started, self.token = started or time.perf_counter(), token
+        started, self.answering = started or time.perf_counter(), token
         try:
             for name, html in self.work():
                 self._show_error("")
