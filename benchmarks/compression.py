@@ -6,11 +6,10 @@ Speed is that of one segment of 16-bit music of so many seconds on one core, in 
 sample is a number of one channel. Real time for stereo at 44.1 kHz is 88,200. "threads" is the wall time of `compress`
 and of `decompress` for a file of 40 such segments, samples per second, checksums and files included.
 
-Sizes are those of whole files (WAV, AIFF or FLAC; default: the bundled music) by each coder, and their share of FLAC
-at level 8. WavPack, TTA and ALAC are those of ffmpeg, without their containers.
+Sizes are those of `sashimi-wb sizes` (default: the bundled music), with the model if there is one.
 
-With a model, every file is first converted to WAV at its sample rate, channels and depth, for all coders alike. Its
-speed is the wall time of `compress` and `decompress` for half a minute of such music per thread, at 8 kHz a minute.
+The speed of a model is the wall time of `compress` and `decompress` for half a minute of such music per thread, at
+8 kHz a minute.
 """
 import argparse
 import json
@@ -68,58 +67,24 @@ def threads(n, seconds):
     return {"encode": 40*x.size/coded.seconds, "decode": 40*x.size/back.seconds}
 
 
-def converted(path, model, target):
-    """Write a file as a model codes it; returns its samples per channel."""
-    from sashimi_wb.audio.files import probe, read_span
-    info = probe(path)
-    wave = read_span(info, 0, info.frames_at(model.sample_rate), model.channels, model.sample_rate)
-    codes = model.quantizer.encode(wave[None])
-    levels = model.quantizer.decode(codes)[0].numpy()
-    soundfile.write(target, levels, model.sample_rate, {8: "PCM_U8", 16: "PCM_16", 24: "PCM_24"}[model.depth])
-    return levels
-
-
 def by_model(name, n):
     """Samples per second of whole files by a model, each way, segments side by side; bits of a sample."""
+    from sashimi_wb.audio.files import probe
     from sashimi_wb.coding.compression import compress, decompress
+    from sashimi_wb.coding.sizes import AsModelReads, Sound, wav_bytes
     from sashimi_wb.studies.trained_models import load_model
     model = load_model(name)
+    form, files = AsModelReads(model), sorted(bundled("data/music").glob("*.flac"))
+    pieces = [form.read(probe(path)).codes for path in files]
+    x = np.resize(np.concatenate(pieces), (n*2**18, model.n_channels))
     with tempfile.TemporaryDirectory() as folder:
-        folder, pieces = Path(folder), []
-        for path in sorted(bundled("data/music").glob("*.flac")): pieces.append(converted(path, model, folder/"a.wav"))
+        folder = Path(folder)
+        for file, codes in (("a.wav", pieces[0]), ("b.wav", x)):
+            (folder/file).write_bytes(wav_bytes(Sound(codes, form.bits, form.rate))[0])
         model.compress(folder/"a.wav", folder/"a.swb", progress=False)          # compile
-        subtype, x = soundfile.info(folder/"a.wav").subtype, np.concatenate(pieces)
-        x = np.resize(x, (n*2**18, x.shape[1]))
-        soundfile.write(folder/"b.wav", x, model.sample_rate, subtype)
         coded = compress(folder/"b.wav", folder/"b.swb", model, verify=False, workers=n)
         back = decompress(folder/"b.swb", folder/"c.wav", model, workers=n)
     return {"encode": x.size/coded.seconds, "decode": x.size/back.seconds, "bits": 8*coded.coded_bytes/x.size}
-
-
-def sizes(path, name):
-    """Bytes of one file by every coder, and how many samples it has; the seconds of the predictor."""
-    if not name: return sizes_of(path)
-    from sashimi_wb.coding.compression import compress
-    from sashimi_wb.studies.trained_models import load_model
-    model = load_model(name)
-    with tempfile.TemporaryDirectory() as folder:
-        converted(path, model, f"{folder}/a.wav")
-        coded = compress(f"{folder}/a.wav", f"{folder}/a.swb", model, verify=False, workers=1)
-        return sizes_of(f"{folder}/a.wav") | {"model": coded.coded_bytes}
-
-
-def sizes_of(path):
-    """As `sizes`, without a model."""
-    from sashimi_wb.coding.compression import compress
-    from sashimi_wb.training.baselines import LOSSLESS, available, flac_bytes, lossless_file
-    with soundfile.SoundFile(path) as f:
-        bits, rate = {"PCM_U8": 8, "PCM_S8": 8, "PCM_16": 16, "PCM_24": 24}[f.subtype], f.samplerate
-        codes = (f.read(dtype="int32", always_2d=True).astype(np.int64) >> 32 - bits) + 2**(bits - 1)
-    found = {"FLAC 8": len(flac_bytes(codes, bits, rate))}
-    if codes.shape[1] <= 2: found |= {c: lossless_file(codes, bits, rate, c).size for c in LOSSLESS if available(c)}
-    with tempfile.TemporaryDirectory() as folder:
-        coded = compress(path, f"{folder}/a.swb", verify=False, workers=1)
-    return found | {"predictor": coded.coded_bytes, "samples": codes.size, "seconds": coded.seconds}
 
 
 def main():
@@ -133,8 +98,7 @@ def main():
     options = parser.parse_args()
     if options.case:
         kind, what = options.case
-        if kind == "sizes": found = sizes(what, options.model)
-        elif kind == "model": found = by_model(options.model, int(what))
+        if kind == "model": found = by_model(options.model, int(what))
         else: found = speed(SPEEDS[what], options.seconds) if kind == "speed" else threads(int(what), options.seconds)
         print(json.dumps(found))
         return
@@ -148,22 +112,9 @@ def main():
         else:
             print(f"{name:>12} {found['encode']:10,.0f} {found['decode']:10,.0f} "
                   + (f"{found['bits']:7.3f}" if "bits" in found else ""), flush=True)
-    folder, total = Path(options.audio or bundled("data/music")), {}
-    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".wav", ".flac", ".aif", ".aiff")):
-        found = case(__file__, "--case", "sizes", path, "--model", options.model)
-        if "note" in found: print(f"{path.name}: {found['note']}", flush=True)
-        else: total[path.name] = found
-    coders = [c for c in ("FLAC 8", "wavpack", "tta", "alac", "predictor", "model")
-              if all(c in found for found in total.values())]
-    print(f"\n{'bytes':>32} " + " ".join(f"{c:>11}" for c in coders) + "  last/FLAC 8")
-    for name, found in total.items():
-        print(f"{name[:32]:>32} " + " ".join(f"{found[c]:11,}" for c in coders)
-              + f" {found[coders[-1]]/found['FLAC 8']:11.4f}")
-    if not total: return
-    sums = {c: sum(found[c] for found in total.values()) for c in (*coders, "samples", "seconds")}
-    print(f"{'all':>32} " + " ".join(f"{sums[c]:11,}" for c in coders))
-    print(f"{'of FLAC 8':>32} " + " ".join(f"{sums[c]/sums['FLAC 8']:11.4f}" for c in coders))
-    print(f"predictor: {sums['samples']/sums['seconds']:,.0f} samples a second with one thread, all included")
+    from sashimi_wb.cli import size_lines
+    models = [options.model] if options.model else []
+    print("\n" + "\n".join(size_lines([options.audio or bundled("data/music")], models)))
 
 
 if __name__ == "__main__": main()

@@ -27,7 +27,7 @@ COMPILED = {"core.compiled", "core.simd", "prediction.least_squares", "predictio
             "prediction.token_predictor",
             "synthesis.compiled_draws", "synthesis.compiled_step", "synthesis.compiled_predicted",
             "coding.range_coder", "coding.predicted_samples", "coding.segments",
-            "coding.model_intervals", "coding.model_segments", "coding.compression", "compression"}
+            "coding.model_intervals", "coding.model_segments", "coding.compression", "coding.sizes", "compression"}
 NEEDS_A_CARD = {"synthesis.triton_kernels"}       # imports triton, which comes with torch for CUDA only
 NOT_IN_EXPORTS = {"nbdev", "fastcore", "execnb"}  # development tools
 UNSAFE = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}  # loading a file may run code from it

@@ -20,7 +20,7 @@ MAY_IMPORT = {                # folder -> the folders that it may import, beside
     "models": "core tokens prediction ssm",
     "training": "core tokens prediction audio",
     "synthesis": "core tokens prediction models",
-    "coding": "core show tokens prediction audio models synthesis",
+    "coding": "core show tokens prediction audio models training synthesis",
     "studies": "core show tokens prediction audio ssm models training synthesis coding",
     "pages": "core show tokens prediction audio ssm models training synthesis coding studies",
 }                             # modules at the top (the command line and the public names) may import everything
