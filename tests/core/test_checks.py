@@ -15,10 +15,10 @@ from sashimi_wb.core.checks import Count, check_int, check_value, field_types, f
 from sashimi_wb.models.sashimi import SaShiMi, SaShiMiConfig
 from sashimi_wb.models.wave_model import ModelConfig
 from sashimi_wb.pages.activations import PassSettings
-from sashimi_wb.pages.growing_clip import GenerationRequest
 from sashimi_wb.ssm.learned import KernelConfig
 from sashimi_wb.studies.ablations import QUANTIZED_VS_RAW, AblationParameters, ablation_parameters
 from sashimi_wb.studies.experiment import PRESETS, Experiment, arm_parameters, experiment
+from sashimi_wb.studies.growing_clip import GenerationRequest
 from sashimi_wb.synthesis.stepping import Sampling
 from sashimi_wb.tokens.quantization import Quantizer
 from sashimi_wb.training.recipe import History, TrainConfig

@@ -13,7 +13,6 @@ from made_runs import make_run
 
 from sashimi_wb.models.stage_report import stage_report
 from sashimi_wb.models.wave_model import WaveModel
-from sashimi_wb.pages.growing_clip import clips_html as cards_html
 from sashimi_wb.pages.layouts_page import explore_layouts
 from sashimi_wb.pages.page import Runner, error_html, note_html
 from sashimi_wb.pages.quantization_page import explore_quantization
@@ -25,6 +24,7 @@ from sashimi_wb.show.figures import label_text, new_figure, plot_clips, plot_mel
 from sashimi_wb.show.html import figure_html, table
 from sashimi_wb.show.players import player, player_row
 from sashimi_wb.show.synced_players import players_in_step
+from sashimi_wb.studies.growing_clip import clips_html as cards_html
 from sashimi_wb.studies.live_run import Progress
 from sashimi_wb.studies.report import report_html
 from sashimi_wb.studies.run_table import read_runs
