@@ -15,9 +15,9 @@ def save_model(path, **changes):
                         {"experiment": to_json(e), "sample_rate": e.target_sr})
 
 
-def fill_exactly(model, size=0.5):
+def fill_exactly(model, size=0.5, middle=0.5):
     """Give a model weights from exact arithmetic, since torch's random numbers differ between machines."""
     with torch.no_grad():
         for p in model.parameters():
-            p.copy_(((torch.arange(p.numel())*40_503 % 65_537/2**16 - 0.5)*size).reshape(p.shape))
+            p.copy_(((torch.arange(p.numel())*40_503 % 65_537/2**16 - middle)*size).reshape(p.shape))
     return model.eval()
