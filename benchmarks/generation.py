@@ -146,8 +146,9 @@ def levels(form):
 
 def stage_times(form, seconds):
     """Microseconds of the stage of every level, run again and again."""
-    from sashimi_wb.synthesis.compiled_step import stage, zeros
+    from sashimi_wb.synthesis.compiled_step import stage
     from sashimi_wb.synthesis.packing import CHANNELS, FF, STAGE, STATES, WIDTH, pack_model
+    from sashimi_wb.synthesis.packing import aligned_zeros as zeros
     from sashimi_wb.tokens.quantization import Quantizer
     packed = pack_model(full_size(form), Quantizer(bits=8))
     c, S = packed.config, packed.config.row_size
@@ -164,7 +165,8 @@ def machine_rates(seconds):
     """Bytes per second read from arrays of several sizes, and multiply-adds per second, on one core."""
     from sashimi_wb.core.compiled import jit
     from sashimi_wb.core.simd import broadcast, load, sum_lanes
-    from sashimi_wb.synthesis.compiled_step import affine, zeros
+    from sashimi_wb.synthesis.compiled_step import affine
+    from sashimi_wb.synthesis.packing import aligned_zeros as zeros
 
     @jit
     def read(x, n, times):
