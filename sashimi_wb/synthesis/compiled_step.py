@@ -15,6 +15,7 @@ from .compiled_draws import exp, pick_class, pick_mixture
 from .packing import CHANNELS, DOWN, FF, GROUP, POOL, QUEUE, STAGE, STATES, UP, WIDTH
 from ..core.compiled import jit
 from sashimi_wb.core.simd import (
+    REGISTERS,
     broadcast,
     broadcast_at,
     fma,
@@ -71,7 +72,7 @@ def _tile(y, to, x, at, w, k, n_in):
 
 @jit
 def _tile_of_two(y, to, to2, x, at, at2, w, k, n_in):
-    "As `_tile`, for two rows, so that every weight is loaded once for both."
+    "As `_tile`, for two rows; eight vectors of sums."
     y0, y1, y2, y3 = load(y, to), load(y, to + 16), load(y, to + 32), load(y, to + 48)
     z0, z1, z2, z3 = load(y, to2), load(y, to2 + 16), load(y, to2 + 32), load(y, to2 + 48)
     for i in range(n_in):
@@ -91,6 +92,29 @@ def _tile_of_two(y, to, to2, x, at, at2, w, k, n_in):
 
 
 @jit
+def _half_tile_of_two(y, to, to2, x, at, at2, w, k, n_in):
+    "As `_tile_of_two`, for the first 32 outputs; four vectors of sums."
+    y0, y1, z0, z1 = load(y, to), load(y, to + 16), load(y, to2), load(y, to2 + 16)
+    for i in range(n_in):
+        u, v, w0, w1 = broadcast_at(x, at + i), broadcast_at(x, at2 + i), load(w, k), load(w, k + 16)
+        y0, y1, z0, z1 = fma(w0, u, y0), fma(w1, u, y1), fma(w0, v, z0), fma(w1, v, z1)
+        k += 64
+    store(y, to, y0)
+    store(y, to + 16, y1)
+    store(y, to2, z0)
+    store(y, to2 + 16, z1)
+
+
+@jit
+def _two_halves(y, to, to2, x, at, at2, w, k, n_in):
+    "As `_tile_of_two`, in two passes."
+    for h in (0, 32): _half_tile_of_two(y, to + h, to2 + h, x, at, at2, w, k + h, n_in)
+
+
+_two_rows = _tile_of_two if REGISTERS > 8 else _two_halves
+
+
+@jit
 def affine(y, to, sy, x, at, sx, w, o, R, n_in, n_out):
     """y = x W + b for R rows, which begin at `to` and `at` and are `sy` and `sx` floats apart.
 
@@ -104,7 +128,7 @@ def affine(y, to, sy, x, at, sx, w, o, R, n_in, n_out):
             n = min(64, n_in - first)
             for r in range(0, R - 1, 2):
                 i, k = to + r*sy + j, at + r*sx + first
-                _tile_of_two(y, i, i + sy, x, k, k + sx, w, o, n)
+                _two_rows(y, i, i + sy, x, k, k + sx, w, o, n)
             if R % 2: _tile(y, to + (R - 1)*sy + j, x, at + (R - 1)*sx + first, w, o, n)
             o += 64*n
     for j in range(n_out//64*64, n_out, 16):
