@@ -71,16 +71,17 @@ def by_model(name, n):
     """Samples per second of whole files by a model, each way, segments side by side; bits of a sample."""
     from sashimi_wb.audio.files import probe
     from sashimi_wb.coding.compression import compress, decompress
-    from sashimi_wb.coding.sizes import AsModelReads, Sound, wav_bytes
+    from sashimi_wb.coding.sizes import AsModelReads, Sound, levels_of, wav_bytes
     from sashimi_wb.studies.trained_models import load_model
     model = load_model(name)
     form, files = AsModelReads(model), sorted(bundled("data/music").glob("*.flac"))
-    pieces = [form.read(probe(path)).codes for path in files]
+    levels = levels_of(model)
+    pieces = [levels[form.read(probe(path)).codes] for path in files]
     x = np.resize(np.concatenate(pieces), (n*2**18, model.n_channels))
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         for file, codes in (("a.wav", pieces[0]), ("b.wav", x)):
-            (folder/file).write_bytes(wav_bytes(Sound(codes, form.bits, form.rate))[0])
+            (folder/file).write_bytes(wav_bytes(Sound(codes, model.depth, form.rate))[0])
         model.compress(folder/"a.wav", folder/"a.swb", progress=False)          # compile
         coded = compress(folder/"b.wav", folder/"b.swb", model, verify=False, workers=n)
         back = decompress(folder/"b.swb", folder/"c.wav", model, workers=n)

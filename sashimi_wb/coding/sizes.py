@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CODERS', 'FAST', 'MOST_BITS', 'MOST_CHANNELS', 'STRETCH', 'BUNDLED', 'Sound', 'Result', 'by_flac', 'by_ffmpeg',
-           'wav_bytes', 'by_compress', 'Measured', 'measure', 'AsStored', 'AsModelReads', 'Sizes', 'machine', 'sizes',
-           'write_sizes']
+           'wav_bytes', 'by_compress', 'by_model', 'levels_of', 'Measured', 'measure', 'AsStored', 'AsModelReads',
+           'Sizes', 'machine', 'sizes', 'write_sizes']
 
 # %% ../../nbs/coding/09_sizes.ipynb #965d0f41
 import csv
@@ -100,6 +100,27 @@ def by_compress(
     return Result(len(coded.getvalue()), decode)
 
 
+def by_model(
+    sound:Sound, # the model's codes
+    model,       # a trained model
+)->Result:
+    """Code the samples that a model's codes stand for by `compress` with the model."""
+    if model.quantizer.exact_for_pcm: return by_compress(sound, model)
+    levels = levels_of(model)
+    result = by_compress(Sound(levels[sound.codes], model.depth, sound.sample_rate), model)
+    def decode():
+        back = result.decode()
+        codes = np.searchsorted(levels, back).clip(max=len(levels) - 1)
+        return np.where(levels[codes] == back, codes, -1)
+    return Result(result.size, decode)
+
+
+def levels_of(model)->Int[np.ndarray, " v"]:
+    """The samples, as unsigned integers of the model's depth, that its codes stand for, ascending."""
+    q = model.quantizer
+    return linear_encode(q.decode(torch.arange(q.n_codes)), model.depth).numpy()
+
+
 CODERS = {"FLAC 8": by_flac, "WavPack": partial(by_ffmpeg, coder="wavpack"), "TTA": partial(by_ffmpeg, coder="tta"),
           "ALAC": partial(by_ffmpeg, coder="alac"), "predictor": by_compress}
 FAST = [code for code in CODERS.values() if code is not by_compress]   # of which a progress bar takes no notice
@@ -151,10 +172,8 @@ class AsModelReads:
     """Files converted to the rate, channels and codes of a trained model."""
 
     def __init__(self, model):
-        self.rate, self.channels, self.quantizer, self.bits = (model.sample_rate, model.channels, model.quantizer,
-                                                               model.depth)
-        written = "" if self.quantizer.bits == self.bits else f", written in {self.bits} bits"
-        self.words = f"converted to {self.quantizer.name}, {self.channels}, {self.rate:,} Hz{written}"
+        self.rate, self.channels, self.quantizer = model.sample_rate, model.channels, model.quantizer
+        self.words = f"converted to {self.quantizer.name}, {self.channels}, {self.rate:,} Hz"
 
     def n_samples(self, info:AudioInfo)->int:
         """Samples of all channels. Raises: ValueError if the file cannot be converted."""
@@ -163,10 +182,9 @@ class AsModelReads:
         return info.frames_at(self.rate)*(2 if self.channels == "stereo" else 1)
 
     def read(self, info:AudioInfo)->Sound:
-        """The samples that the model's codes of a file stand for."""
+        """The model's codes of a file."""
         wave = torch.from_numpy(read_span(info, channels=self.channels, target_sr=self.rate))
-        levels = self.quantizer.decode(self.quantizer.encode(wave[None]))[0]
-        return Sound(linear_encode(levels, self.bits).numpy(), self.bits, self.rate)
+        return Sound(self.quantizer.encode(wave[None])[0].numpy(), self.quantizer.bits, self.rate)
 
 
 def _forms(models):
@@ -174,8 +192,8 @@ def _forms(models):
     found = {}
     for name, model in models.items():
         form = AsModelReads(model)
-        width, channels = form.bits//8, model.n_channels
-        try: coder_for(model, Pcm(0, 0, form.rate, channels, width, False, width > 1))
+        width = model.depth//8
+        try: coder_for(model, Pcm(0, 0, form.rate, model.n_channels, width, False, width > 1))
         except Unsupported as e: raise ValueError(f"the model {name} cannot code files: {e}") from e
         found.setdefault(form.words, (form, {}))[1][name] = model
     return list(found.values()) or [(AsStored(), {})]
@@ -255,7 +273,7 @@ class Sizes(NamedTuple):
                    "decoded_per_s": ",.0f"}
         columns = {"coder": "coder", "bytes": "bytes", "share": "of FLAC 8", "bits_per_sample": "bits per sample",
                    "encoded_per_s": "samples/s encoded", "decoded_per_s": "samples/s decoded", "lossless": "lossless"}
-        left_out = "; ".join(f"left out: {name}: {why}" for name, why in self.left_out.items())
+        left_out = "; ".join(f"Left out: {name}: {why}" for name, why in self.left_out.items())
         return table(self.totals(), columns, formats, {"bytes": "min"}, f"{self.audio}, {self.form}",
                      f"{machine()}. {left_out}".strip())._repr_html_()
 
@@ -293,7 +311,7 @@ def _sizes_of(name, form, models, found, left_out, bar):
     "The table of a group of files in one form."
     coders = {c: code for c, code in CODERS.items() if c.lower() not in LOSSLESS or available(c.lower())}
     for coder in CODERS.keys() - coders.keys(): log.warning("this build of ffmpeg has no encoder of %s", coder)
-    coders |= {model: partial(by_compress, model=trained) for model, trained in models.items()}
+    coders |= {model: partial(by_model, model=trained) for model, trained in models.items()}
     rows, warm = [], set()
     for info, n in found:
         start = bar.n
