@@ -66,7 +66,7 @@ class PredictorCoder(SampleCoder):
         """As `SampleCoder.encode`."""
         used = int(np.bitwise_or.reduce(codes, axis=None))
         shift = (used & -used).bit_length() - 1 if used else self.bits - 1
-        if self.bits - shift > MOST_BITS: return None
+        if self.bits - shift > MOST_BITS or most < 1: return None
         groups = []
         for k in range(0, self.n_channels, GROUP):
             groups.append(encode_samples(codes[:, k:k + GROUP] >> shift, self.bits - shift, most - 1, on_samples))

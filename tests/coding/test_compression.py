@@ -139,6 +139,11 @@ def test_what_nothing_shrinks_costs_a_thousandth(name):
     assert len(coded(data, verify=False)) <= 1.001*len(data)
 
 
+def test_a_single_sample():
+    data = written([[0.5]], subtype="PCM_U8")
+    assert decoded(coded(data)) == data
+
+
 @pytest.mark.parametrize("subtype, bits", [("PCM_S8", 8), ("PCM_16", 16), ("PCM_24", 24)])
 @pytest.mark.parametrize("channels", [1, 2])
 def test_flac_gives_its_samples(tmp_path, subtype, bits, channels):
