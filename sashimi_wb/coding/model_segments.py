@@ -12,12 +12,13 @@ import struct
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 
 from .model_intervals import (code_token, fill_mixture, fill_relative, fill_table, learn_weight,
                                                new_distribution)
 from .file_format import CodedFileError, Header
 from .pcm_files import Pcm
-from .range_coder import READ_PAST, check_end, decoder, encoder, finish
+from .range_coder import READ_PAST, bits_written, check_end, decoder, encoder, finish
 from .segments import METHODS, SampleCoder
 from ..core.compiled import jit
 from ..core.system import as_array, check_int, compiles, log
@@ -153,6 +154,22 @@ class ModelCoder(SampleCoder):
         except NotFinite as e: return log.warning("a segment is coded without the model: %s", e)
         return finish(coder)
 
+    def bits_over_time(
+        self,
+        codes:Int[np.ndarray, "t c"], # as for `encode`
+        every:int,                    # samples of each channel, at least 1
+    )->Float[np.ndarray, " n"]|None:  # of each stretch of `every` samples, in token order; the last may be shorter
+        """The bits that the tokens of a segment take; None if the model cannot code them.
+
+        Raises: as `encode`, and NotFinite."""
+        own = self._own_codes(self._checked(codes))
+        if own is None: return None
+        tokens, taken = self._tokens(own), [0.0]
+        coder = encoder(5*len(tokens) + 1)
+        def note(n): taken.append(bits_written(coder))
+        self._run(coder, False, tokens, len(codes), note, every)
+        return np.diff(taken)
+
     def decode(self, coded, n_frames, on_samples=_ignore):
         """As `SampleCoder.decode`."""
         tokens, coder = np.zeros(n_frames*self.n_channels*self.places, np.int64), decoder(coded)
@@ -167,7 +184,7 @@ class ModelCoder(SampleCoder):
         own = np.searchsorted(self.levels, codes).clip(max=len(self.levels) - 1)
         return own if (self.levels[own] == codes).all() else None
 
-    def _run(self, coder, decode, tokens, n_frames, on_samples):
+    def _run(self, coder, decode, tokens, n_frames, on_samples, every=PIECE):
         "Code all tokens of a segment: its whole blocks, and what is left. Stop where the coded bytes do."
         p, d, room = self.packed, self._distribution(), len(coder.buffer) + READ_PAST*decode
         state, ids, memory = aligned_zeros(p.n_state), np.full(1, p.first_id), p.memory(1)
@@ -176,9 +193,9 @@ class ModelCoder(SampleCoder):
         whole, per_frame = n_frames - n_frames % self.block, self.places*self.n_channels
         for begin, end in ((0, whole), (whole, n_frames)):
             if beside: beside = beside._replace(block=self.block if end == whole else n_frames - whole)
-            for at in range(0, (end - begin)*per_frame, PIECE*per_frame):
+            for at in range(0, (end - begin)*per_frame, every*per_frame):
                 start = begin*per_frame + at
-                piece = tokens[start:min(start + PIECE*per_frame, end*per_frame)]
+                piece = tokens[start:min(start + every*per_frame, end*per_frame)]
                 arguments = (coder, decode, piece, start, p.plan, p.config, p.weights, p.table, state, ids, memory, d)
                 if beside is None: bad = code_alone(*arguments)
                 else: bad, weight = code_beside(*arguments, beside, at, weight)
