@@ -10,7 +10,8 @@ FACE = {"load_audio": "workbench", "fit": "workbench", "frame": "workbench", "PR
         "Experiment": "workbench", "bundled": "workbench", "load_model": "model", "ModelConfig": "model",
         "WaveModel": "model", "Quantizer": "quantization", "explore_quantization": "explore",
         "explore_layouts": "explore", "explore_state_space": "explore", "explore_forward_pass": "explore",
-        "explore_training": "explore", "explore_generation": "explore", "explore_runs": "explore"}
+        "explore_training": "explore", "explore_generation": "explore", "explore_runs": "explore",
+        "explore_compression": "explore"}
 
 
 def __getattr__(name):

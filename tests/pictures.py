@@ -14,7 +14,7 @@ from PIL import Image
 from sashimi_wb.core.system import runs_folder
 
 IMAGES = ROOT / "nbs/images"
-NAMES = ("quantization", "layouts", "state_space", "forward_pass", "training", "generation", "runs")
+NAMES = ("quantization", "layouts", "state_space", "forward_pass", "training", "generation", "runs", "compression")
 WIDTH, COLORS = 900, 255  # pixels across and entries of the palette, for small files
 
 
