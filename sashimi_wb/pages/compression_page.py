@@ -7,7 +7,7 @@ __all__ = ['DEPTHS', 'DPI', 'GROUND', 'BITS', 'COLORS', 'depth_of', 'Excerpt', '
            'predictor_bits', 'model_bits', 'per_sample', 'residual', 'Proof', 'prove', 'proof_html', 'bits_figure',
            'CompressionPage', 'explore_compression']
 
-# %% ../../nbs/pages/16_compression_page.ipynb #7e0489c3
+# %% ../../nbs/pages/16_compression_page.ipynb #983c3c9a
 import hashlib
 import io
 import time
@@ -24,15 +24,11 @@ from matplotlib import colormaps
 from matplotlib.colors import ListedColormap
 
 from ..audio.files import CHANNELS, AudioInfo, check_channels
-from ..coding.compression import compress, decompress
 from ..coding.file_format import read_header
-from ..coding.model_segments import coder_for
 from ..coding.pcm_files import Pcm, from_codes, to_codes, wav_header
 from .activations import resampled
 from .page import GRID, LivePage, control_style, note_html
 from .sound_picker import Sound, SoundPicker
-from ..prediction.adaptive import AdaptivePredictor
-from ..prediction.parts import N_PARTS
 from ..show.figures import INK, Picture, arm_colors, envelope, fixed, hz_to_mel, mel_power, new_figure, tidy
 from ..show.html import figure_html, table
 from ..show.players import level_matched
@@ -41,7 +37,7 @@ from ..studies.trained_models import ModelFile, TrainedModel, find_models, load_
 from ..tokens.quantization import Quantizer, linear_encode
 from ..training.baselines import flac_bytes
 
-# %% ../../nbs/pages/16_compression_page.ipynb #5b3c6c9d
+# %% ../../nbs/pages/16_compression_page.ipynb #aca520cc
 DEPTHS = 8, 16, 24   # bits of the samples of a WAV file
 
 
@@ -97,7 +93,7 @@ def excerpt(
     levels = q.decode(q.encode(wave.astype(np.float64), sound.name))
     return as_file(levels, trained.sample_rate, trained.depth, sound.start_s, sound.name)
 
-# %% ../../nbs/pages/16_compression_page.ipynb #e3537db0
+# %% ../../nbs/pages/16_compression_page.ipynb #97fa9b1d
 def step_of(
     x:Excerpt,
 )->int: # samples of each channel
@@ -105,8 +101,9 @@ def step_of(
     return max(round(x.pcm.sample_rate/1000), 1)
 
 
-def predictor(x:Excerpt)->AdaptivePredictor:
+def predictor(x:Excerpt)->"AdaptivePredictor":  # noqa: F821
     """The predictor that codes such samples, before the first one."""
+    from sashimi_wb.prediction.adaptive import AdaptivePredictor   # numba takes half a second to import
     return AdaptivePredictor(Quantizer("linear", x.bits), x.pcm.n_channels)
 
 
@@ -125,6 +122,7 @@ def model_bits(
     trained:TrainedModel,
 )->Float[np.ndarray, " n"]: # as `predictor_bits`
     """The bits that a model takes. Raises: Unsupported for a model that cannot code these samples."""
+    from sashimi_wb.coding.model_segments import coder_for
     return coder_for(trained, x.pcm).bits_over_time(x.codes, step_of(x))
 
 
@@ -139,18 +137,19 @@ def per_sample(
     first = np.linspace(0, len(bits), n, endpoint=False).astype(int)
     return np.add.reduceat(bits, first)/np.diff(np.append(first*step, t))/x.pcm.n_channels
 
-# %% ../../nbs/pages/16_compression_page.ipynb #625c87f6
+# %% ../../nbs/pages/16_compression_page.ipynb #22db67a5
 @lru_cache(maxsize=4)
 def residual(
     x:Excerpt,
 )->Float[np.ndarray, "t c"]: # full scale is 1
     """The samples minus their predictions, which are the means of the predictor's distributions."""
+    from sashimi_wb.prediction.parts import N_PARTS
     rows, half = predictor(x).rows(x.codes), 2 + N_PARTS + N_PARTS//2
     first = rows[:, half - N_PARTS//2:half].sum(1)       # weight of the parts at the first center
     mean = rows[:, 0]*first + rows[:, 1]*(1 - first)
     return x.wave - mean.reshape(x.wave.shape)/2**(x.bits - 1)
 
-# %% ../../nbs/pages/16_compression_page.ipynb #a7d8e545
+# %% ../../nbs/pages/16_compression_page.ipynb #ad951694
 class Proof(NamedTuple):
     """A file that was compressed and decompressed."""
     n_bytes: int        # of the file
@@ -164,6 +163,7 @@ class Proof(NamedTuple):
 @lru_cache(maxsize=8)
 def prove(x:Excerpt, trained:TrainedModel|None=None)->Proof:
     """Compress a file in memory and decompress it."""
+    from sashimi_wb.coding.compression import compress, decompress
     coded, back, times = io.BytesIO(), io.BytesIO(), [time.perf_counter()]
     compress(io.BytesIO(x.wav), coded, trained, verify=False)
     times.append(time.perf_counter())
@@ -186,7 +186,7 @@ def proof_html(p:Proof)->str:
                      f"after: {p.digest[:16]}… Compressed in {p.seconds[0]:.1f} s, decompressed in "
                      f"{p.seconds[1]:.1f} s.", "#009E73")
 
-# %% ../../nbs/pages/16_compression_page.ipynb #70ee2b5b
+# %% ../../nbs/pages/16_compression_page.ipynb #8c3cb97f
 DPI = 120
 GROUND = "#0B0F14"    # behind the colors of bits
 BITS = ListedColormap(colormaps["viridis"](np.linspace(0.2, 1, 256)))
@@ -249,7 +249,7 @@ def bits_figure(
     under.legend(loc="upper right", ncols=3, fontsize=9.5, frameon=False, labelcolor=INK)
     return fixed(fig, left=0.095, right=0.885, bottom=0.115, top=0.935, hspace=0.14)
 
-# %% ../../nbs/pages/16_compression_page.ipynb #12ac5ab4
+# %% ../../nbs/pages/16_compression_page.ipynb #46513693
 @lru_cache(maxsize=2)
 def _loaded(model:ModelFile)->TrainedModel: return load_model(model.path)
 
@@ -261,7 +261,7 @@ def _flac_bytes(x:Excerpt)->int: return len(flac_bytes(x.codes, x.bits, x.pcm.sa
 @lru_cache(maxsize=4)
 def _sound_html(x:Excerpt)->str:
     left, gain = level_matched(residual(x), x.wave)
-    clips = {"sound": x.wave, f"residual of the predictor, {gain:+.1f} dB": left}
+    clips = {"sound": x.wave, f"residual, {gain:+.1f} dB": left}
     return players_in_step(clips, x.pcm.sample_rate, dict(zip(clips, (INK, COLORS["predictor"]))),
                            "sound and residual").data
 
