@@ -52,6 +52,7 @@ GLOSSARY = {
                   "samples; differs from bits per sample only for raw input",
     "reduced signal": "what is coded where it is less than the files hold: fewer bits, a lower sample rate, or "
                       "channels averaged; its bits are not those of the files",
+    "residual": "a sample minus its prediction: what is left to code",
     "RMS": "root mean square, the usual size of a signal's values",
     "saturated gate": "a gate of a layer that is within 1 % of open or closed",
     "seed": "the number that starts the random generators; runs that differ only in it show the spread due to chance",
