@@ -259,6 +259,7 @@ def compress(
         by_model = len(coders) > 1
         header = Header(length, pcm, kind, "model" if by_model else "predictor" if pcm else "none",
                         model_extra(coders[-1], _label(model)) if by_model else b"")
+        if by_model: coders[-1].named_in = len(header.extra)
         def pieces():
             for at, n, is_samples in _pieces(length, pcm, coders):
                 data = read(n)

@@ -33,6 +33,7 @@ class SampleCoder:
     method = METHODS["stored"]                            # its number in the file
     segment_samples = SEGMENT_SAMPLES
     block = 1                                             # frames of which a segment has a multiple, if it can
+    named_in = 0                                          # bytes of the header that a file needs for it alone
 
     def encode(
         self,
@@ -103,7 +104,7 @@ def encode_piece(
     if pcm and coders:
         codes = to_codes(piece, pcm)
         for coder in coders:
-            most = len(best.coded if best else piece) - 1
+            most = len(best.coded if best else piece) - 1 - coder.named_in
             coded = coder.encode(codes, most, lambda n: on_samples(n//len(coders)))
             if coded is not None: best = segment(coder.method, coded)
     if best: return best

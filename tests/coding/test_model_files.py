@@ -12,8 +12,8 @@ from made_models import fill_exactly
 from sashimi_wb.audio.config import DataConfig
 from sashimi_wb.coding.compression import compress, decompress
 from sashimi_wb.coding.file_format import CodedFileError, Segment, read_header, records
-from sashimi_wb.coding.pcm_files import wav_header
-from sashimi_wb.coding.segments import METHODS
+from sashimi_wb.coding.pcm_files import Pcm, wav_header
+from sashimi_wb.coding.segments import METHODS, SampleCoder, encode_piece
 from sashimi_wb.models.sashimi import SaShiMiConfig
 from sashimi_wb.models.wave_model import ModelConfig, WaveModel
 from sashimi_wb.ssm.learned import KernelConfig
@@ -165,3 +165,15 @@ def test_every_version_reads_files_of_version_1(kind):
     model, data = load_model(FROZEN / f"{kind}.safetensors"), (FROZEN / f"{kind}.swb").read_bytes()
     assert METHODS["model"] in methods(data)[0]
     assert hashlib.sha256(decoded(data, model)).hexdigest()[:16] == WANT[kind]
+
+
+@pytest.mark.parametrize("gain", [1, 60, 100])
+def test_a_model_must_save_more_than_its_name_takes(gain):
+    """A file with a model is never larger than by the predictor alone: the header that names the model counts."""
+    class Coder(SampleCoder):
+        def __init__(self, method, n, named_in=0): self.method, self.n, self.named_in = method, n, named_in
+        def encode(self, codes, most, on_samples): return bytes(self.n) if self.n <= most else None
+    pcm = Pcm(0, 2000, 8000, 1, 2, False, True)
+    coders = Coder(METHODS["predictor"], 1000), Coder(METHODS["model"], 1000 - gain, 60)
+    found = encode_piece(bytes(range(250))*8, 0, pcm, coders, lambda n: None)
+    assert found.method == METHODS["model" if gain > 60 else "predictor"]
