@@ -278,7 +278,7 @@ def _numbers_html(x, proofs, taken):
     dear = np.sort(per_sample(taken, x, 10))
     tenth = max(len(dear)//10, 1)
     note += f" Cheapest and dearest tenth: {dear[:tenth].mean():.1f} and {dear[-tenth:].mean():.1f} bits per sample."
-    return table(rows, {"by": "by", "bytes": "bytes", "share": "share", "bits": "bits per sample"},
+    return table(rows, {"by": "by", "bytes": "bytes", "share": "share", "bits": "bits a sample"},
                  {"share": ".1%", "bits": ".2f"}, {"bytes": "min"}, note=note).data
 
 
@@ -292,8 +292,8 @@ class CompressionPage(LivePage):
         self.ms = SelectionSlider(options=[1, 2, 5, 10, 20, 50, 100], value=10, description="Average (ms)",
                                   tooltip="Bits are averaged over this time", **control_style())
         controls = [*picker.all, self.by, self.ms]
-        super().__init__(controls, Box(controls, layout=GRID), self.answer, ("proof", "bits", "numbers", "sound"))
-        beside = VBox([self.parts[name] for name in ("proof", "numbers", "sound")],
+        super().__init__(controls, Box(controls, layout=GRID), self.answer, ("proof", "bits", "sound", "numbers"))
+        beside = VBox([self.parts[name] for name in ("proof", "sound", "numbers")],
                       layout=Layout(flex="1 1 22em", min_width="0"))
         self.parts["bits"].layout = Layout(flex="0 1 auto", min_width="0")
         row = Box([self.parts["bits"], beside], layout=Layout(flex_flow="row wrap", grid_gap="0 16px"))
