@@ -23,6 +23,7 @@ from sashimi_wb.core.simd import (
     maximum,
     minimum,
     negate,
+    prefetch,
     store,
     sum_lanes,
 )
@@ -71,8 +72,8 @@ def _tile(y, to, x, at, w, k, n_in):
 
 
 @jit
-def _tile_of_two(y, to, to2, x, at, at2, w, k, n_in):
-    "As `_tile`, for two rows; eight vectors of sums."
+def _tile_of_two(y, to, to2, x, at, at2, w, k, n_in, ahead):
+    "As `_tile`, for two rows; eight vectors of sums. The processor foresees what is read: `ahead` is not used."
     y0, y1, y2, y3 = load(y, to), load(y, to + 16), load(y, to + 32), load(y, to + 48)
     z0, z1, z2, z3 = load(y, to2), load(y, to2 + 16), load(y, to2 + 32), load(y, to2 + 48)
     for i in range(n_in):
@@ -92,12 +93,13 @@ def _tile_of_two(y, to, to2, x, at, at2, w, k, n_in):
 
 
 @jit
-def _half_tile_of_two(y, to, to2, x, at, at2, w, k, n_in):
-    "As `_tile_of_two`, for the first 32 outputs; four vectors of sums."
+def _half_tile_of_two(y, to, to2, x, at, at2, w, k, n_in, ahead):
+    "As `_tile_of_two`, for the first 32 outputs; four vectors of sums. Prefetches the weights from index `ahead` on."
     y0, y1, z0, z1 = load(y, to), load(y, to + 16), load(y, to2), load(y, to2 + 16)
     for i in range(n_in):
         u, v, w0, w1 = broadcast_at(x, at + i), broadcast_at(x, at2 + i), load(w, k), load(w, k + 16)
         y0, y1, z0, z1 = fma(w0, u, y0), fma(w1, u, y1), fma(w0, v, z0), fma(w1, v, z1)
+        prefetch(w, ahead + 16*i)
         k += 64
     store(y, to, y0)
     store(y, to + 16, y1)
@@ -106,9 +108,9 @@ def _half_tile_of_two(y, to, to2, x, at, at2, w, k, n_in):
 
 
 @jit
-def _two_halves(y, to, to2, x, at, at2, w, k, n_in):
+def _two_halves(y, to, to2, x, at, at2, w, k, n_in, ahead):
     "As `_tile_of_two`, in two passes."
-    for h in (0, 32): _half_tile_of_two(y, to + h, to2 + h, x, at, at2, w, k + h, n_in)
+    for h in (0, 32): _half_tile_of_two(y, to + h, to2 + h, x, at, at2, w, k + h, n_in, ahead + 32*h)
 
 
 _two_rows = _tile_of_two if REGISTERS > 8 else _two_halves
@@ -128,7 +130,7 @@ def affine(y, to, sy, x, at, sx, w, o, R, n_in, n_out):
             n = min(64, n_in - first)
             for r in range(0, R - 1, 2):
                 i, k = to + r*sy + j, at + r*sx + first
-                _two_rows(y, i, i + sy, x, k, k + sx, w, o, n)
+                _two_rows(y, i, i + sy, x, k, k + sx, w, o, n, o + 64*n + r*1024)
             if R % 2: _tile(y, to + (R - 1)*sy + j, x, at + (R - 1)*sx + first, w, o, n)
             o += 64*n
     for j in range(n_out//64*64, n_out, 16):
@@ -167,16 +169,16 @@ def diagonal(y, u, S, x, p, w, o, R, H, N):
     Returns the index after the weights."""
     for h in range(0, H, 16):
         for r in range(R):
-            k, q, v = o + 16, p + (r*H + h)*2*N, load(u, r*S + h)
+            k, v = o + 16, load(u, r*S + h)
             y0, y1 = load(w, o)*v, broadcast(F(0))
             for _ in range(N):
-                xr, xi, ar, ai = load(x, q), load(x, q + 16), load(w, k), load(w, k + 16)
+                xr, xi, ar, ai = load(x, p), load(x, p + 16), load(w, k), load(w, k + 16)
                 nr, ni = xr + fma(ar, xr, v - ai*xi), xi + fma(ar, xi, ai*xr)
-                store(x, q, nr)
-                store(x, q + 16, ni)
+                store(x, p, nr)
+                store(x, p + 16, ni)
                 y0, y1 = fma(load(w, k + 32), nr, y0), fma(load(w, k + 48), ni, y1)
                 k += 64
-                q += 32
+                p += 32
             store(y, r*S + h, y0 + y1)
         o += 16 + 64*N
     return o
@@ -188,19 +190,19 @@ def dplr(y, u, S, x, p, w, o, R, H, N):
     last = p + R*H*2*N
     for h in range(0, H, 16):
         for r in range(R):
-            k, q, v, s = o + 16, p + (r*H + h)*2*N, load(u, r*S + h), load(x, last + r*H + h)
+            k, v, s = o + 16, load(u, r*S + h), load(x, last + r*H + h)
             y0, y1 = load(w, o)*v, broadcast(F(0))
             s0, s1 = y1, y1
             for _ in range(N):
-                xr, xi, ar, ai = load(x, q), load(x, q + 16), load(w, k), load(w, k + 16)
+                xr, xi, ar, ai = load(x, p), load(x, p + 16), load(w, k), load(w, k + 16)
                 nr = xr + fma(ar, xr, fma(load(w, k + 32), s, v - ai*xi))
                 ni = xi + fma(ar, xi, fma(load(w, k + 48), s, ai*xr))
-                store(x, q, nr)
-                store(x, q + 16, ni)
+                store(x, p, nr)
+                store(x, p + 16, ni)
                 y0, y1 = fma(load(w, k + 64), nr, y0), fma(load(w, k + 80), ni, y1)
                 s0, s1 = fma(load(w, k + 96), nr, s0), fma(load(w, k + 112), ni, s1)
                 k += 128
-                q += 32
+                p += 32
             store(y, r*S + h, y0 + y1)
             store(x, last + r*H + h, s0 + s1)
         o += 16 + 128*N

@@ -349,5 +349,5 @@ def _write_states(room, level, n_rows, row, x, s):
     "Scaled states x (h, n) of a layer and, with a low-rank term, the sum s of every channel after them."
     H, N = level[WIDTH], x.shape[-1]
     parts = _pad(np.stack([x.real, x.imag], -1), H, N, 2).reshape(H//LANES, LANES, N, 2).transpose(0, 2, 3, 1)
-    room[:n_rows*H*2*N].reshape(n_rows, -1, N, 2, LANES)[row] = parts
+    room[:n_rows*H*2*N].reshape(-1, n_rows, N, 2, LANES)[:, row] = parts
     if s is not None: room[n_rows*H*2*N:].reshape(n_rows, H)[row, :level[CHANNELS]] = (s*x).real.sum(-1)
