@@ -184,18 +184,19 @@ class ModelCoder(SampleCoder):
         own = np.searchsorted(self.levels, codes).clip(max=len(self.levels) - 1)
         return own if (self.levels[own] == codes).all() else None
 
-    def _run(self, coder, decode, tokens, n_frames, on_samples, every=PIECE):
+    def _run(self, coder, decode, tokens, n_frames, on_samples, every=None):
         "Code all tokens of a segment: its whole blocks, and what is left. Stop where the coded bytes do."
         p, d, room = self.packed, self._distribution(), len(coder.buffer) + READ_PAST*decode
         state, ids, memory = aligned_zeros(p.n_state), np.full(1, p.first_id), p.memory(1)
         beside, weight = None, 0.5
         if self.bins: beside = new_beside(self._predictor(), self.bins, self.head.n_params)
         whole, per_frame = n_frames - n_frames % self.block, self.places*self.n_channels
+        step = (every or PIECE)*per_frame
         for begin, end in ((0, whole), (whole, n_frames)):
             if beside: beside = beside._replace(block=self.block if end == whole else n_frames - whole)
-            for at in range(0, (end - begin)*per_frame, every*per_frame):
+            for at in range(0, (end - begin)*per_frame, step):
                 start = begin*per_frame + at
-                piece = tokens[start:min(start + every*per_frame, end*per_frame)]
+                piece = tokens[start:min(start + step, end*per_frame)]
                 arguments = (coder, decode, piece, start, p.plan, p.config, p.weights, p.table, state, ids, memory, d)
                 if beside is None: bad = code_alone(*arguments)
                 else: bad, weight = code_beside(*arguments, beside, at, weight)

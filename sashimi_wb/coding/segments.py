@@ -105,7 +105,7 @@ def encode_piece(
         codes = to_codes(piece, pcm)
         for coder in coders:
             most = len(best.coded if best else piece) - 1 - coder.named_in
-            coded = coder.encode(codes, most, lambda n: on_samples(n//len(coders)))
+            coded = coder.encode(codes, most, lambda n: on_samples(n//len(coders))) if most > 0 else None
             if coded is not None: best = segment(coder.method, coded)
     if best: return best
     coded = lzma.compress(piece, lzma.FORMAT_RAW, filters=_FILTERS)

@@ -177,3 +177,4 @@ def test_a_model_must_save_more_than_its_name_takes(gain):
     coders = Coder(METHODS["predictor"], 1000), Coder(METHODS["model"], 1000 - gain, 60)
     found = encode_piece(bytes(range(250))*8, 0, pcm, coders, lambda n: None)
     assert found.method == METHODS["model" if gain > 60 else "predictor"]
+    assert encode_piece(bytes(20), 0, pcm, coders, lambda n: None).n_bytes == 20    # shorter than the name
