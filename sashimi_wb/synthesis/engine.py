@@ -84,7 +84,7 @@ class CompiledStepper:
         self.compiled, self.packed = load_compiled(), pack_model(model, quantizer)
         self.model, self.quantizer, self.sampling, self.where = model, quantizer, sampling, where
         self.places, self.count = model.head.tokens_per_sample, 0
-        self.generators = [np.random.default_rng((sampling.seed, row)) for row in range(batch)]
+        self.generators = sampling.numpy_generators(batch)
         self.threads = min(threads or torch.get_num_threads(), batch)
         self.bins = self._beside(model, batch, quantizer, predictor)
         parts = np.array_split(np.arange(batch), batch if self.bins else max(self.threads, -(-batch//ROWS)))

@@ -33,7 +33,7 @@ def device_kernels(device:torch.device)->type:
 
 
 class FusedStepper:
-    """`Stepper` for a graphics card, in float32 on the card, without the processor between two tokens.
+    """`Stepper` for a graphics card, in float32 on the card, which does not wait for the processor between two tokens.
 
     It works on a CPU too, slowly. Raises: Unsupported, with the reason, for a model that `DeviceModel` does not cover;
     ValueError that names the sample at which the output is not finite."""
@@ -53,7 +53,7 @@ class FusedStepper:
         self.device = next(model.parameters()).device
         self.steps = DeviceModel(model, batch, quantizer, kernels or device_kernels(self.device), dtype)
         self.model, self.quantizer, self.sampling, self.where = model, quantizer, sampling, where
-        self.generators = [np.random.default_rng((sampling.seed, row)) for row in range(batch)]
+        self.generators = sampling.numpy_generators(batch)
         self.uniforms, self.count = np.zeros((batch, 0, 2)), 0
         self.period = math.lcm(math.prod(model.config.backbone.pool), self.steps.places)
         def integers(*shape, value=0): return torch.full(shape, value, device=self.device)
@@ -65,7 +65,9 @@ class FusedStepper:
     def feed(self, tokens:Int[Tensor, "b l"])->None:
         """Read known tokens: by convolution at the beginning, otherwise step by step."""
         if tokens.shape[1] == 0: return
-        if self.count: return self._run(tokens.shape[1], tokens)
+        if self.count:
+            for part in tokens.split(ROOM, 1): self._run(part.shape[1], part)
+            return
         after = after_prompt(self.model, tokens, self.sampling, self.quantizer, self.where)
         for row, (state, _) in enumerate(after): self.steps.load(state, row)
         self.count = tokens.shape[1]
@@ -78,8 +80,7 @@ class FusedStepper:
         return torch.cat([self._run(min(ROOM, n - i)) for i in range(0, n, ROOM)], 1)
 
     def _run(self, n, known=None):
-        "The next n tokens, at most `ROOM` if they are drawn."
-        if n > ROOM: return [self._run(part.shape[1], part) for part in known.split(ROOM, 1)]
+        "The next n tokens, at most `ROOM`: the known ones, or new ones."
         block, start = self.block, self.count
         block.at.zero_()
         block.bad.fill_(-1)

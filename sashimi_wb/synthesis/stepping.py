@@ -39,6 +39,10 @@ class Sampling:
         words = [np.random.SeedSequence((self.seed, row)).generate_state(1, np.uint64)[0] for row in range(n_rows)]
         return [torch.Generator(device).manual_seed(int(word) >> 1) for word in words]
 
+    def numpy_generators(self, n_rows: int) -> list[np.random.Generator]:
+        """As `generators`, for engines that draw by uniform numbers from NumPy: they all get the same ones."""
+        return [np.random.default_rng((self.seed, row)) for row in range(n_rows)]
+
 # %% ../../nbs/synthesis/01_stepping.ipynb #989a5870
 def batch_predictor(
     model:WaveModel,
@@ -152,14 +156,12 @@ def after_prompt(
     predictor=None,             # as of `Stepper`
 )->list[tuple]:                 # of every row: the backbone's state for a batch of one, and its predictor or None
     """What the reference knows after a prompt, read row by row; equal rows are read once and share it."""
-    found = {}
-    for row in tokens.cpu():
-        key = row.numpy().tobytes()
-        if key in found: continue
+    found, rows = {}, [tuple(row) for row in tokens.tolist()]
+    for row in dict.fromkeys(rows):
         reference = Stepper(model, 1, sampling, quantizer, where, predictor)
-        reference.feed(row[None])
-        found[key] = reference.state, reference.predictors and reference.predictors.of[0]
-    return [found[row.numpy().tobytes()] for row in tokens.cpu()]
+        reference.feed(torch.tensor([row]))
+        found[row] = reference.state, reference.predictors and reference.predictors.of[0]
+    return [found[row] for row in rows]
 
 # %% ../../nbs/synthesis/01_stepping.ipynb #d35e354b
 def _leaves(state):

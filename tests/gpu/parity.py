@@ -36,25 +36,6 @@ def close_gradients(module, exact, tolerance):
         else: close(p.grad, wanted.grad, tolerance, name)
 
 
-def leaves(state): return [x for part in state for x in leaves(part)] if isinstance(state, tuple) else [state]
-
-
-def step_through(module, x, state):
-    out = []
-    for k in range(x.shape[1]):
-        y, state = module.step(x[:, k], state)
-        out.append(y)
-    return torch.stack(out, 1), state
-
-
-def in_windows(module, x, sizes, state=None):
-    out = []
-    for part in x.split(sizes, 1):
-        y, state = module(part, state)
-        out.append(y)
-    return torch.cat(out, 1), state
-
-
 MODELS = {   # encoder, head, bits, predictor
     "categorical": ("embedding", "categorical", 8, "none"),
     "dml": ("linear_projection", "dml", 16, "none"),

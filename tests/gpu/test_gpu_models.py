@@ -9,13 +9,11 @@ from parity import (
     batch_of,
     close,
     close_gradients,
-    in_windows,
-    leaves,
     placed,
     small_model,
-    step_through,
     twins,
 )
+from three_ways import in_windows, leaves, step_through
 
 from sashimi_wb.core.system import to_json
 from sashimi_wb.models.blocked_cross_entropy import blocked_cross_entropy, cross_entropy_ref

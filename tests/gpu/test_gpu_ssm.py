@@ -1,17 +1,8 @@
 """State spaces on a GPU: kernels, their gradients, states, sums over the spectrum, convolution, the S4 layer."""
 import pytest
 import torch
-from parity import (
-    DTYPES,
-    FORMS,
-    THREE_WAYS,
-    TOLERANCE,
-    close,
-    close_gradients,
-    in_windows,
-    step_through,
-    twins,
-)
+from parity import DTYPES, FORMS, THREE_WAYS, TOLERANCE, close, close_gradients, twins
+from three_ways import in_windows, step_through
 
 from sashimi_wb.ssm.convolution import fft_conv
 from sashimi_wb.ssm.kernel_cauchy import dplr_kernel_cauchy

@@ -5,7 +5,8 @@ import warnings
 
 import pytest
 import torch
-from test_sequence import close, in_windows, leaves, step_through
+from test_sequence import close
+from three_ways import in_windows, leaves, step_through
 
 from sashimi_wb.models.sashimi import SaShiMiConfig
 from sashimi_wb.models.wave_model import ModelConfig, WaveModel

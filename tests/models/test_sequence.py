@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+from three_ways import in_windows, leaves, step_through
 
 from sashimi_wb.models.sashimi import SaShiMi, SaShiMiConfig
 from sashimi_wb.models.wave_model import ModelConfig, WaveModel
@@ -25,9 +26,6 @@ INITS = [*(KernelConfig("dplr", 8, init) for init in MEASURES), KernelConfig("dp
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-11}
 
 
-def leaves(state): return [x for part in state for x in leaves(part)] if isinstance(state, tuple) else [state]
-
-
 def close(a, b, tolerance):
     "Equal to a share of the largest value."
     assert a.shape == b.shape
@@ -38,22 +36,6 @@ def same_state(a, b, tolerance):
     for x, y in zip(leaves(a), leaves(b), strict=True):
         if x.numel(): close(x, y, tolerance)
         else: assert x.shape == y.shape
-
-
-def step_through(module, x, state=None):
-    state, out = module.initial_state(len(x)) if state is None else state, []
-    for k in range(x.shape[1]):
-        y, state = module.step(x[:, k], state)
-        out.append(y)
-    return torch.stack(out, 1), state
-
-
-def in_windows(module, x, sizes, state=None):
-    out = []
-    for part in x.split(sizes, 1):
-        y, state = module(part, state)
-        out.append(y)
-    return torch.cat(out, 1), state
 
 
 def cut(length, sizes):
