@@ -21,7 +21,7 @@ endif
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test test-portable test-browser ablations checkpoints pictures lab export readme hooks clean stale
+.PHONY: help setup check test test-portable test-browser ablations checkpoints pictures docs lab export readme hooks clean stale
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -57,6 +57,9 @@ checkpoints: $(STAMP)  ## retrain the two models of data/checkpoints, some minut
 pictures: $(STAMP)  ## retake the pictures of the interactive pages in nbs/images (needs Chromium) [ARGS="layouts runs"]
 	@$(PY) tests/pictures.py $(ARGS)
 
+docs: $(STAMP)  ## build the site in docs/_build/html from executed notebooks [ARGS="nbs/tokens howto"]
+	@$(PY) docs/build.py $(ARGS)
+
 lab: $(STAMP)  ## open the start page of the notebooks in JupyterLab, on this machine only
 	@$(PY) -m jupyterlab --ip=127.0.0.1 --ServerApp.root_dir="$(HERE)" --LabApp.default_url=/lab/tree/nbs/start.ipynb \
 		--LabApp.news_url= --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate \
@@ -74,7 +77,7 @@ hooks: $(STAMP)  ## once per clone: git hooks for notebooks (nbdev; also writes 
 	@$(VENV)/bin/nbdev_install_hooks
 
 clean:  ## remove caches and build leftovers (.venv and runs stay)
-	@rm -rf build dist lightning_logs .pytest_cache .ruff_cache .hypothesis
+	@rm -rf build dist docs/_build lightning_logs .pytest_cache .ruff_cache .hypothesis
 	@find . \( -path ./$(VENV) -o -path ./runs -o -path ./.git \) -prune -o -type d \
 		\( -name __pycache__ -o -name .ipynb_checkpoints \) -print | while IFS= read -r d; do rm -rf "$$d"; done
 

@@ -1,0 +1,133 @@
+"""Execute notebooks, and keep the executed copies, each with a hash of all that decides its outputs."""
+import hashlib
+import inspect
+import json
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from configparser import ConfigParser
+from pathlib import Path
+
+import nbformat
+
+from sashimi_wb.core.processes import ForkServer, end_tree
+from sashimi_wb.core.sources import code_sources
+from sashimi_wb.core.system import write_atomic
+
+ROOT = Path(__file__).resolve().parents[1]
+TIMEOUT_S = 1200   # ends a notebook that hangs
+
+
+def directives(source: str) -> set[str]:
+    """The directives of a cell, such as "export", "hide" or "eval: false"."""
+    return {line[2:].strip() for line in source.splitlines() if line.startswith("#|")}
+
+
+def skipped_flags() -> set[str]:
+    """Directives of cells that are not executed; such a cell keeps the outputs that its notebook was saved with."""
+    config = ConfigParser(delimiters=["="])
+    config.read(ROOT / "settings.ini", encoding="utf-8")
+    return {"eval: false", *config["DEFAULT"]["tst_flags"].split()}
+
+
+def prepare() -> None:
+    """Import what most notebooks need, once, before processes are forked."""
+    import matplotlib.pyplot  # noqa: F401
+    import torch  # noqa: F401
+
+    import sashimi_wb.core.notebooks  # noqa: F401
+
+
+def execute(source: str, output: str, runs: str) -> None:
+    """Execute the cells of a notebook in this process, up to the first error, and save the copy.
+
+    Figures are saved with twice the pixels. Raises: SystemExit with the number of the cell and its error."""
+    from matplotlib_inline.backend_inline import configure_inline_support, set_matplotlib_formats
+    from traitlets.config import Config
+
+    from sashimi_wb.core.notebooks import NotebookShell
+    os.environ["SASHIMI_WB_RUNS"] = runs
+    os.chdir(ROOT / "nbs")
+    notebook, skipped, failed = nbformat.read(source, 4), skipped_flags(), ""
+    shell = NotebookShell.instance(config=Config(HistoryManager={"enabled": False}))
+    configure_inline_support(shell, "module://matplotlib_inline.backend_inline")
+    set_matplotlib_formats("retina")
+    for i, cell in enumerate(notebook.cells):
+        if cell.cell_type != "code" or not cell.source.strip() or directives(cell.source) & skipped: continue
+        cell.outputs, cell.execution_count = [], shell.execution_count
+        if not shell.run(cell.source, cell.outputs):
+            error = next((o for o in cell.outputs[::-1] if o.output_type == "error"), None)
+            failed = f"cell {i}: {error.ename}: {error.evalue}" if error else f"cell {i} failed"
+            break
+    write_atomic(output, nbformat.writes(notebook))
+    if failed: sys.exit(failed)
+
+
+def data_fingerprint() -> str:
+    """A hash of the names and sizes of the files under data/, and of the recorded results."""
+    files = sorted(p for p in (ROOT / "data").rglob("*") if p.is_file())
+    sizes = json.dumps([(p.relative_to(ROOT).as_posix(), p.stat().st_size) for p in files])
+    return hashlib.sha256(sizes.encode() + (ROOT / "nbs/results.json").read_bytes()).hexdigest()
+
+
+def key(path: Path, data: str) -> str:
+    """The hash of a notebook, of the code of the package that it imports, of `execute`, and of the data."""
+    notebook = nbformat.read(ROOT / path, 4)
+    text = "\n".join(c.source for c in notebook.cells if c.cell_type == "code")
+    modules = {p.relative_to(ROOT / "sashimi_wb").with_suffix("").as_posix().replace("/", ".")
+               for p in (ROOT / "sashimi_wb").rglob("*.py") if p.stem not in ("__init__", "_modidx")}
+    named = {name.removeprefix("sashimi_wb.") for name in re.findall(r"\bsashimi_wb\.[a-z_0-9.]*[a-z_0-9]", text)}
+    whole = re.search(r"\bimport sashimi_wb\b(?!\.)", text) or path.parent.name == "experiments"
+    parts = [[(c.cell_type, c.source) for c in notebook.cells], data, inspect.getsource(execute),
+             code_sources(*sorted(modules if whole else named & modules))]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def finish(server: ForkServer, arguments: list[str], text: Path) -> str:
+    """Call the server's function in a process and wait for its end: the last line of its error, empty if none."""
+    process, began = server.start(arguments, text), time.perf_counter()
+    while (code := process.poll()) is None:
+        if time.perf_counter() - began > TIMEOUT_S:
+            end_tree(process.pid)
+            return f"did not end within {TIMEOUT_S} s"
+        time.sleep(0.1)
+    lines = text.read_text(errors="replace").split("\n")
+    return (next((line for line in lines[::-1] if line.strip()), "") or f"exit code {code}") if code else ""
+
+
+def execute_all(
+    notebooks: list[Path],  # relative to the project
+    kept: Path,             # folder of the executed copies
+    jobs: int = 2,
+    say: Callable[[str], None] = print,
+) -> dict[Path, str]:       # notebook -> error, of those that failed
+    """Execute the notebooks whose copies in `kept` are missing or outdated.
+
+    The copy of nbs/tokens/x.ipynb is kept/nbs/tokens/x.ipynb, and x.key beside it has its hash. A notebook that fails
+    leaves a copy with the outputs before the error, and no hash, so that it is executed again next time."""
+    data, errors = data_fingerprint(), {}
+    keys = {path: key(path, data) for path in notebooks}
+    copies = {path: kept.resolve() / path for path in notebooks}
+    old = [path for path, copy in copies.items() if not (copy.exists() and copy.with_suffix(".key").exists()
+           and copy.with_suffix(".key").read_text() == keys[path])]
+    if not old: return errors
+    say(f"executing {len(old)} of {len(notebooks)} notebooks")
+    env = os.environ | {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")}
+    env["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
+    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(Path(__file__).parent), env.get("PYTHONPATH", "")])
+    with (tempfile.TemporaryDirectory() as folder, ForkServer("executed:execute", "executed:prepare", env) as server,
+          ThreadPoolExecutor(jobs) as pool):
+        def run(path):
+            began, name = time.perf_counter(), path.as_posix().replace("/", "_")
+            copies[path].with_suffix(".key").unlink(missing_ok=True)
+            arguments = [str(ROOT / path), str(copies[path]), f"{folder}/{name}"]
+            error = finish(server, arguments, Path(folder, name + ".txt"))
+            if error: errors[path] = error
+            else: write_atomic(copies[path].with_suffix(".key"), keys[path])
+            say(f"{time.perf_counter() - began:6.1f} s  {path}" + f"  FAILED: {error}"*bool(error))
+        list(pool.map(run, old))
+    return errors
