@@ -25,11 +25,11 @@ def copy_mathjax(target: Path) -> None:
         (shutil.copytree if (source / name).is_dir() else shutil.copyfile)(source / name, place)
 
 
-def generate(script: str, target: Path) -> list[str]:
+def generate(script: str, target: Path, only: list[str]) -> list[str]:
     """Let a script of this folder write pages into a folder: their paths relative to the parent of the folder."""
     if not (DOCS / script).exists(): return []
     target.mkdir(parents=True, exist_ok=True)
-    subprocess.run([sys.executable, str(DOCS / script), str(target)], check=True, cwd=ROOT)
+    subprocess.run([sys.executable, str(DOCS / script), str(target), *only], check=True, cwd=ROOT)
     return [p.relative_to(target.parent).as_posix() for p in target.rglob("*") if p.is_file()]
 
 
@@ -40,7 +40,8 @@ def build(only: list[str], output: Path = DOCS / "_build") -> int:
     errors = execute_all([Path(p) for p in chosen if p.endswith(".ipynb")], output / "executed")
     for path in errors:
         if not (output / "executed" / path).exists(): chosen.pop(path.as_posix())
-    generated = generate("reference.py", source / "api") if not only or "api" in only else []
+    wanted = not only or any(name.startswith("api") for name in only)
+    generated = generate("reference.py", source / "api", only) if wanted else []
     broken = stage(output / "executed", source, chosen, generated, partial=bool(only))
     done = subprocess.run([sys.executable, "-m", "sphinx", "-q", "-j", "2", "-c", str(DOCS), str(source), str(html)])
     copy_mathjax_once(html / "_static")

@@ -31,3 +31,8 @@ html_theme_options = {"navigation_with_keys": True, "top_of_page_buttons": []}
 mathjax_path = "mathjax/tex-chtml.js" # the local copy that docs/build.py makes
 mathjax3_config = {"options": {"enableMenu": False}}
 copybutton_selector = "div.highlight-ipython3 pre, div.highlight-python pre, div.highlight-bash pre"
+
+add_module_names = False
+python_maximum_signature_line_length = 60   # longer ones have a line for every parameter
+python_trailing_comma_in_multi_line_signatures = False
+toc_object_entries_show_parents = "hide"

@@ -3,10 +3,11 @@
 The sources are parsed and not imported, so that an annotation is shown as it was written (`Float[Tensor, "b t c"]`),
 modules for other machines are included, and a page takes milliseconds. A comment belongs to the parameters on its
 line, or on the next line if it stands alone, as in fastcore's docments; behind the end of the signature it belongs to
-the returned value. An object that a public module offers is described there, and linked from the module that defines it.
+the returned value. An object that a public module offers is described there, and linked from the module that
+defines it.
 
-    python docs/reference.py docs/api              # links to all lessons
-    python docs/reference.py docs/api nbs/tokens   # only to these, for a site without the others
+    python docs/reference.py folder                               # all pages
+    python docs/reference.py folder api/quantization nbs/tokens   # this page, with links to these lessons
 """
 import argparse
 import ast
@@ -18,6 +19,7 @@ import re
 import sys
 import tokenize
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -121,8 +123,12 @@ class Entry:
             if text := ast.get_docstring(self.node): return text
             one_line = isinstance(self.node, FUNCTION) and self.node.body[0].lineno == self.node.lineno
             return self.module.comments.get(self.node.lineno, "") if one_line else ""
-        after = [c for n in range(self.node.lineno, self.node.end_lineno + 1) if (c := self.module.comments.get(n))]
-        return self.module.above(self.node.lineno) or (after[0] if len(after) == 1 else "")
+        comments, first, last = self.module.comments, self.node.lineno, self.node.end_lineno
+        text = self.module.above(first) or comments.get(first) or comments.get(last, "")
+        target = getattr(self.node, "targets", [None])[0]
+        names = [t.id for t in target.elts] if isinstance(target, ast.Tuple) else []
+        parts = text.split("; ")                       # of several values, each has its part of the comment
+        return parts[names.index(self.name)] if self.name in names and len(parts) == len(names) else text
 
     @cached_property
     def fields(self) -> list["Entry"]:
@@ -172,17 +178,16 @@ def read_package() -> dict[str, Module]:
                  else PUBLIC.index(m.name) - len(PUBLIC) if m.name in PUBLIC else -0.5)
     for module in modules: _read_entries(module)
     found = {m.name: m for m in modules}
-    for module in modules:                      # the public modules
-        if "." in module.name: continue
+    for module in modules:                      # objects of other modules; the public modules come first
         for name in [n for n in module.names if n not in module.entries]:
             entry = _origin(found, module, name)
-            if not entry.public:
+            if not entry.public and "." not in module.name:
                 entry.public = f"{module.full}.{name}"
                 for member in entry.members.values():
                     member.public = f"{entry.public}.{member.name.split('.')[1]}"
             module.entries[name] = entry
-        order = [e for m in modules for e in m.entries.values() if "." in m.name]
-        if module.name != "cli": module.entries = dict(sorted(module.entries.items(), key=lambda i: order.index(i[1])))
+        order = [e for m in modules for e in m.entries.values() if e.module is m]
+        module.entries = dict(sorted(module.entries.items(), key=lambda item: order.index(item[1])))
     return found
 
 
@@ -197,6 +202,8 @@ def _read_entries(module):
             if isinstance(node, ast.AugAssign) and name in module.entries: continue
             entry = module.entries[name] = Entry(name, module, node)
             for n in node.body if isinstance(node, ast.ClassDef) else []:
+                if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Name) and n.lineno in module.comments:
+                    entry.members[n.targets[0].id] = Entry(f"{name}.{n.targets[0].id}", module, n)
                 if not isinstance(n, FUNCTION) or n.name.startswith("_") and n.name != "__call__": continue
                 if any("setter" in ast.unparse(d) for d in n.decorator_list): continue
                 entry.members[n.name] = Entry(f"{name}.{n.name}", module, n)
@@ -211,6 +218,10 @@ def _origin(modules, public, name):
 
 
 # Names and texts
+
+# what is no plain text: code in backticks, an exception, a paper
+SPECIAL = re.compile(r"``?([^`\n]+)``?|\b([A-Z]\w*(?:Error|Interrupt|Exception))\b|\barXiv[ :](\d{4}\.\d{4,5})\b")
+
 
 class Names:
     """What a name in a docstring or an annotation means."""
@@ -262,7 +273,7 @@ class Names:
     def text(self, text: str, entry: Entry) -> str:
         """A text of a docstring or comment as reStructuredText; words in backticks and errors are code or links."""
         text = re.sub(r"""(?<!\w)(["'][\w./-]+["'])""", r"`\1`", text)       # "full_scale" is a value
-        parts = re.split(r"``?([^`\n]+)``?|\b([A-Z]\w*(?:Error|Interrupt|Exception))\b|\barXiv[ :](\d{4}\.\d{4,5})\b", text)
+        parts = SPECIAL.split(text)
         out = []
         for i in range(0, len(parts), 4):
             plain = re.sub(r"([*_|\\`<])", r"\\\1", parts[i])
@@ -420,17 +431,23 @@ def wrap_import(module: str, names: list[str]) -> list[str]:
     """The lines that import names of a module."""
     line = f"from {module} import {', '.join(names)}"
     if len(line) <= 80: return [line] if names else []
-    return [f"from {module} import (", *wrap(", ".join(names) + ")", 76, initial_indent="    ", subsequent_indent="    ")]
+    inside = wrap(", ".join(names) + ")", 76, initial_indent="    ", subsequent_indent="    ")
+    return [f"from {module} import (", *inside]
 
 
 def lesson(notebook: str) -> str:
     """A link to the page of a notebook, under its title."""
     cells = json.loads((ROOT / notebook).read_text(encoding="utf-8"))["cells"]
-    title = next(m[1] for c in cells if (m := re.match(r"# (.+)", "".join(c["source"]))) and c["cell_type"] == "markdown")
+    texts = ["".join(c["source"]) for c in cells if c["cell_type"] == "markdown"]
+    title = next(found[1] for text in texts if (found := re.match(r"# (.+)", text)))
     return f":doc:`{title.replace('`', '')} </{notebook.removesuffix('.ipynb')}>`"
 
 
-def module_page(module: Module, names: Names, lessons: tuple[str, ...]) -> str:
+def module_page(
+    module: Module,
+    names: Names,
+    lessons: tuple[str, ...],  # beginnings of the paths of notebooks to which it links
+) -> str:
     """The page of a module: its sentence, a link to its lesson, an example if it is a public one, its objects."""
     about = Entry("", module, module.tree)
     parts = [heading(module.name), body(module.doc, about, names) + "\n", f".. py:module:: {module.full}\n"]
@@ -444,8 +461,7 @@ def module_page(module: Module, names: Names, lessons: tuple[str, ...]) -> str:
     here = [e for e in module.entries.values() if e.full.startswith(f"{module.full}.")]
     if elsewhere := [e for e in module.entries.values() if e not in here]:
         listed = [f"- :py:obj:`{e.name} <{e.full}>`: {names.text(first_sentence(e.doc), e)}" for e in elsewhere]
-        title = "Described with the public names:" if "." in module.name else "Also here:"
-        parts += [f"{title}\n", "\n".join(listed) + "\n"]
+        parts += ["Described on other pages:\n", "\n".join(listed) + "\n"]
     return "\n".join(parts + [describe(e, names) for e in here])
 
 
@@ -459,9 +475,9 @@ def listing(modules: list[Module], names: Names, prefix: str = "") -> str:
     return "\n".join(lines)
 
 
-def toctree(pages: list[str], hidden: bool = True) -> str:
-    """A table of contents."""
-    return "\n".join([".. toctree::", "   :hidden:" if hidden else "   :maxdepth: 1", "", *(f"   {p}" for p in pages), ""])
+def toctree(pages: list[str]) -> str:
+    """The pages below a page, for the navigation of the site."""
+    return "\n".join([".. toctree::", "   :hidden:", "", *(f"   {p}" for p in pages), ""])
 
 
 def folder_page(folder: str, modules: list[Module], names: Names) -> str:
@@ -469,14 +485,13 @@ def folder_page(folder: str, modules: list[Module], names: Names) -> str:
     readme = (NOTEBOOKS / folder / "README.md").read_text(encoding="utf-8")
     title, about = re.match(r"# `\w+`: (.*)\n+(.*)", readme).groups()
     anything = Entry("", modules[0], modules[0].tree)
-    return "\n".join([heading(f"{folder}: {title}"), names.text(about, anything) + "\n", listing(modules, names, f"{folder}/"),
-                      toctree([m.name.replace(".", "/") for m in modules])])
+    return "\n".join([heading(f"{folder}: {title}"), names.text(about, anything) + "\n",
+                      listing(modules, names, f"{folder}/"), toctree([m.name.replace(".", "/") for m in modules])])
 
 
-def index_page(modules: dict[str, Module], names: Names) -> str:
+def index_page(public: list[Module], folders: Iterable[str], names: Names) -> str:
     """The first page: the names of the package itself, the public modules, the folders."""
     import sashimi_wb as wb
-    public = [m for m in modules.values() if "." not in m.name]
     face = [names.entries[f"{module}.{name}"] for name, module in wb.FACE.items()]
     short = [f"- :py:obj:`wb.{e.name} <{e.full}>`: {names.text(first_sentence(e.doc), e)}" for e in face]
     return "\n".join([
@@ -485,8 +500,8 @@ def index_page(modules: dict[str, Module], names: Names) -> str:
         "from one version to the next. The folders hold the code behind them, in the order in which it can be read.\n",
         heading("The package", "-"), "After ``import sashimi_wb as wb``:\n", *short, "",
         heading("Public modules", "-"), listing(public, names),
-        heading("Folders", "-"), *(f"- :doc:`{f}`" for f in FOLDERS), "",
-        toctree([*(m.name for m in public), *FOLDERS])])
+        heading("Folders", "-"), *(f"- :doc:`{f}`" for f in folders), "",
+        toctree([*(m.name for m in public), *folders])])
 
 
 def command_page(names: Names, module: Module) -> str:
@@ -500,7 +515,8 @@ def command_page(names: Names, module: Module) -> str:
     for name, sub in commands.choices.items():
         sub.formatter_class = partial(argparse.HelpFormatter, width=64)
         usage = dedent(sub.format_usage().replace("usage: ", "       ", 1)).strip()
-        parts += [heading(f"{p.prog} {name}", "-"), names.text(f"{about[name][0].upper()}{about[name][1:]}.", anything) + "\n",
+        sentence = f"{about[name][0].upper()}{about[name][1:]}."
+        parts += [heading(f"{p.prog} {name}", "-"), names.text(sentence, anything) + "\n",
                   ".. code-block:: text\n", indent(usage, "   ") + "\n", f".. program:: {p.prog} {name}\n"]
         for a in sub._actions:
             if a.dest == "help": continue
@@ -511,19 +527,20 @@ def command_page(names: Names, module: Module) -> str:
 
 
 def write_reference(
-    target: Path,                           # folder of the pages; other pages in it are removed
-    lessons: tuple[str, ...] = ("nbs/",),   # beginnings of the paths of the notebooks that the site has
-) -> list[Path]:                            # the pages; a page that has not changed is not written again
-    """Write all pages."""
+    target: Path,                # folder of the pages; other pages in it are removed
+    only: tuple[str, ...] = (),  # beginnings of the site's pages: "api/quantization", "nbs/tokens"; (): all pages
+) -> list[Path]:                 # the pages; a page that has not changed is not written again
+    """Write all pages, or those chosen, with links to the lessons that the site has."""
+    def chosen(page): return not only or f"api/{page}".startswith(only)
     modules = read_package()
     names = Names(modules)
-    pages = {"index": index_page(modules, names)}
-    for m in modules.values():
-        page = m.name.replace(".", "/")
-        text = module_page(m, names, lessons)
+    here = {m.name.replace(".", "/"): m for m in modules.values() if chosen(m.name.replace(".", "/"))}
+    folders = {f: [m for page, m in here.items() if page.startswith(f"{f}/")] for f in FOLDERS if chosen(f)}
+    pages = {"index": index_page([m for m in here.values() if "." not in m.name], folders, names)}
+    pages |= {folder: folder_page(folder, inside, names) for folder, inside in folders.items()}
+    for page, m in here.items():
+        text = module_page(m, names, only or ("nbs/",))
         pages[page] = text if m.name != "cli" else command_page(names, m) + "\n" + text.replace("\n=", "\n-")
-    for folder in FOLDERS:
-        pages[folder] = folder_page(folder, [m for m in modules.values() if m.name.startswith(f"{folder}.")], names)
     paths = {target / f"{name}.rst": text for name, text in pages.items()}
     for path, text in paths.items():
         if path.exists() and path.read_text(encoding="utf-8") == text: continue
@@ -535,4 +552,4 @@ def write_reference(
 
 if __name__ == "__main__":
     sys.path.insert(0, os.fspath(ROOT))
-    print(len(write_reference(Path(sys.argv[1]), tuple(sys.argv[2:]) or ("nbs/",))), "pages")
+    write_reference(Path(sys.argv[1]), tuple(sys.argv[2:]))

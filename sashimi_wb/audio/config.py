@@ -107,13 +107,19 @@ class DataConfig:
                                  f"of a block; expected a multiple of {self.block} for {name}, got {n}")
 
     @property
-    def quantizer(self)->Quantizer: return Quantizer(self.quantization, self.bits, self.scaling)
+    def quantizer(self)->Quantizer:
+        """The quantizer of the samples."""
+        return Quantizer(self.quantization, self.bits, self.scaling)
 
     @property
-    def stream(self)->TokenStream: return TokenStream(self.quantizer, self.input, self.tokens)
+    def stream(self)->TokenStream:
+        """What the samples become: targets, and what a model is fed."""
+        return TokenStream(self.quantizer, self.input, self.tokens)
 
     @property
-    def n_channels(self)->int: return 2 if self.channels == "stereo" else 1
+    def n_channels(self)->int:
+        """Channels that are coded: 1 or 2."""
+        return 2 if self.channels == "stereo" else 1
 
     @property
     def block(self)->int:
@@ -121,7 +127,9 @@ class DataConfig:
         return parse_strategy(self.interleaving_strategy, self.sample_len) if self.n_channels > 1 else 1
 
     @property
-    def tokens_per_sample(self)->int: return self.stream.tokens_per_sample
+    def tokens_per_sample(self)->int:
+        """Tokens of one sample: 1, or its bytes."""
+        return self.stream.tokens_per_sample
 
     @property
     def n_tokens(self)->int:

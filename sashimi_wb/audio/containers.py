@@ -22,8 +22,12 @@ _FORMS = {"WAV": (b"WAVE",), "AIFF": (b"AIFF", b"AIFC")}
 _MAX_POSITION = 2**42  # a damaged header may name a position that no file system accepts
 
 
-def read_at(f:BinaryIO, at:int, n:int)->bytes:
-    """Read n bytes from a position; fewer at the end of the file, none before its start or far beyond its end."""
+def read_at(
+    f:BinaryIO, # a file, whose position is changed
+    at:int,     # first byte
+    n:int,      # how many bytes
+)->bytes:       # fewer at the end of the file, none before its start or far beyond its end
+    """Read bytes from a position."""
     if not 0 <= at < _MAX_POSITION: return b""
     f.seek(at)
     return f.read(n)
@@ -51,6 +55,7 @@ def _before_tags(f, start, end):
         end -= size
 
 
+# the remedy in errors
 CONVERT = "convert it, for example with ffmpeg -i old new.flac"
 _KINDS = "WAV, RF64, W64, AIFF, AU, CAF, NIST, FLAC, Ogg, MPEG audio or MP4"
 

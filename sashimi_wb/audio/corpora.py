@@ -103,7 +103,9 @@ def _in_order(names, share):
 
 # %% ../../nbs/audio/08_corpora.ipynb #6391c1db
 STEMS = ("mixture", "drums", "bass", "other", "vocals")  # in the order of the streams of a .stem.mp4
+# the words of sc09, which are also its folders
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+# tracks of MUSDB18's training part that are used for validation
 MUSDB_VALIDATION = (
     "Actions - One Minute Smile", "Alexander Ross - Goodbye Bolero", "ANiMAL - Rockshow",
     "Clara Berry And Wooldog - Waltz For My Victims", "Fergessen - Nos Palpitants", "James May - On The Line",
@@ -255,7 +257,7 @@ DATASETS |= {
 }
 
 # %% ../../nbs/audio/08_corpora.ipynb #6ecf2728
-PARTS = ("training", "validation", "test")
+PARTS = ("training", "validation", "test")   # in the order of every function here
 
 
 def _wrong_folder(name, root, difference):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from .files import AudioInfo
 
 # %% ../../nbs/audio/09_fidelity.ipynb #a9dac563
-FLOATS = ("FLOAT", "DOUBLE")
+FLOATS = ("FLOAT", "DOUBLE")   # libsndfile's names of files with float samples
 
 
 def _sentences(files:list[AudioInfo], key:Callable, text:str)->list[str]:

@@ -239,6 +239,7 @@ def _read_opus(info, start, frames):
     return _read_sndfile(info, start, frames, read)
 
 
+# name -> function that reads (info, start, frames) as (t c)
 READERS = {"array": _read_sndfile, "sndfile": _read_sndfile, "opus": _read_opus,
            "mpeg": lambda info, start, frames: read_mpeg(info.path, info.parts[0][:2], start, frames),
            "mp4": lambda info, start, frames: read_packets(info.path, "MP4", info.stream, start, frames),

@@ -16,6 +16,7 @@ from pathlib import Path
 from ..core.system import log
 
 # %% ../../nbs/audio/01_folders.ipynb #c9d11551
+# folders of operating systems and file servers, in lower case, which a search ignores
 SYSTEM_FOLDERS = frozenset((
     "$recycle.bin", "recycler", "recycled", "@recycle", "#recycle", "#snapshot", "@eadir", "__macosx", "lost+found",
     "system volume information", "network trash folder", "temporary items"))
@@ -76,6 +77,7 @@ def walk(
     return sorted(files, key=os.fsencode), sorted(folders, key=os.fsencode)
 
 # %% ../../nbs/audio/01_folders.ipynb #17ec6543
+# endings of audio files, in lower case
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".mp4")
 
 

@@ -48,13 +48,22 @@ class ChunkSampler(Sampler):
             raise ValueError(f"expected at least one batch per process, got {self.chunk} batches for {world}")
         self.set_epoch(0)
 
-    def set_epoch(self, epoch:int, skip:int=0)->None:
-        """Choose the epoch; `skip` leaves out its first batches (of this process), to resume in the middle."""
+    def set_epoch(self,
+        epoch:int,   # from 0
+        skip:int=0,  # batches of this process to leave out at the beginning, to resume in the middle
+    )->None:
+        """Choose the epoch."""
         self.epoch, self.skip = check_int("epoch", epoch), check_int("skip", skip)
 
-    def state_dict(self)->dict: return dict(epoch=self.epoch, skip=self.skip)
+    def state_dict(self)->dict:
+        """Epoch and skipped batches, for `load_state_dict`."""
+        return dict(epoch=self.epoch, skip=self.skip)
 
-    def load_state_dict(self, state:dict)->None: self.set_epoch(state["epoch"], state["skip"])
+    def load_state_dict(self,
+        state:dict, # from `state_dict`
+    )->None:
+        """Go on where another sampler was."""
+        self.set_epoch(state["epoch"], state["skip"])
 
     def _numbers(self):
         "Numbers of this epoch's batches in the endless sequence."

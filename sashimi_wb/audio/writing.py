@@ -18,6 +18,7 @@ from ..core.system import as_array, check_target, choose, file_name
 from ..tokens.quantization import check_wave, linear_encode
 
 # %% ../../nbs/audio/14_writing.ipynb #1ab70159
+# ending of a file -> bits of a sample -> libsndfile's name of such samples
 SUBTYPES = {"wav": {8: "PCM_U8", 16: "PCM_16", 24: "PCM_24"}, "flac": {8: "PCM_S8", 16: "PCM_16", 24: "PCM_24"}}
 
 

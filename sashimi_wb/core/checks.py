@@ -86,21 +86,24 @@ class Range:
 
 class OneOf:
     """A text that is one of the given names."""
-    def __init__(self, options:Iterable[str], what:str=""):
+    def __init__(self,
+        options:Iterable[str], # the names
+        what:str="",           # what they stand for, for errors; empty: the name of the field
+    ):
         self.options, self.what = dict.fromkeys(options), what
 
 
 Count = Annotated[int, Range(1)]             # 1, 2, 3, ...
 Natural = Annotated[int, Range(0)]           # 0, 1, 2, ...
-Seed = Annotated[int, Range(0, 2**32 - 1, words="an integer from 0 to 2**32 - 1")]
+Seed = Annotated[int, Range(0, 2**32 - 1, words="an integer from 0 to 2**32 - 1")] # of random generators
 ClassBits = Annotated[int, Range(1, 16)]     # size in bits of an alphabet with one class per level
 Depth = Annotated[int, Range(1, 24)]         # bit depth of a sample
-Positive = Annotated[float, Range(0, ends="(]")]
-NonNegative = Annotated[float, Range(0)]
-Probability = Annotated[float, Range(0, 1, "(]", "a probability above 0 and at most 1")]
-Share = Annotated[float, Range(0, 1, "()", "a share between 0 and 1, such as 0.88")]
+Positive = Annotated[float, Range(0, ends="(]")] # above 0
+NonNegative = Annotated[float, Range(0)]     # 0 or above
+Probability = Annotated[float, Range(0, 1, "(]", "a probability above 0 and at most 1")] # above 0, at most 1
+Share = Annotated[float, Range(0, 1, "()", "a share between 0 and 1, such as 0.88")]     # above 0, below 1
 Seconds = Annotated[float, Range(0, 3600)]   # duration of a clip: an hour at most
-Temperature = Annotated[float, Range(0, 1000)]
+Temperature = Annotated[float, Range(0, 1000)] # of sampling; 0 takes the likeliest
 
 # %% ../../nbs/core/01_checks.ipynb #ce688971
 _NAMES = {bool: "True or False", int: "an integer", float: "a number", str: "text", NoneType: "None",
@@ -190,6 +193,7 @@ def check_int(
 # %% ../../nbs/core/01_checks.ipynb #5f3814a2
 def check_class_bits(
     bits:int,   # size of a code in bits
+    # what the caller can do, for the error
     remedy:str="use head='bytes' (tokens='bytes' of the data), which writes deeper samples as bytes",
 )->int:         # the same
     """Return `bits` if it is an integer from 1 to 16, the sizes of an alphabet with one class per level.

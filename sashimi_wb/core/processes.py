@@ -95,7 +95,7 @@ def _find(function):
     return getattr(import_module(module), name)
 
 # %% ../../nbs/core/04_processes.ipynb #79972cab
-FORKS = sys.platform == "linux"
+FORKS = sys.platform == "linux"   # whether processes are forked from a warm one on this system
 
 
 class ForkServer:

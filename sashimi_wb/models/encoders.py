@@ -51,8 +51,11 @@ class Encoder(nn.Module):
         self.d_model = check_int(f"{type(self).__name__}.d_model", d_model, 1)
 
     @classmethod
-    def build(cls, n_codes:int, d_model:int)->"Encoder":
-        """A new encoder; `n_codes` is ignored by encoders of floats."""
+    def build(cls,
+        n_codes:int, # number of code values, 2**bits; encoders of floats ignore it
+        d_model:int, # width of the features
+    )->"Encoder":
+        """A new encoder."""
         return cls(n_codes, d_model)
 
     def step(
@@ -97,6 +100,7 @@ class Embedding(Encoder):
         self,
         x:Int[Tensor, "b l 1"],  # codes in [0, n_codes); (b, l) works as well
     )->Float[Tensor, "b l h"]:   # features
+        """Look up the features of codes."""
         x = as_tensor(x, type(self).__name__, self.weight.device)
         if not (x.ndim == 2 or (x.ndim == 3 and x.shape[-1] == 1)):
             raise ValueError(f"Embedding: expected codes of shape (b, l, 1) or (b, l), got {tuple(x.shape)}; "
@@ -114,6 +118,7 @@ class EmbeddingSqueeze(Embedding):
         self,
         x:Int[Tensor, "b l 1"],  # codes in [0, n_codes)
     )->Float[Tensor, "b l h"]:   # features
+        """Look up the features of codes."""
         x = as_tensor(x, type(self).__name__)
         if x.ndim != 3 or x.shape[-1] != 1:
             raise ValueError(f"EmbeddingSqueeze: expected codes of shape (b, l, 1), got {tuple(x.shape)}; "
@@ -144,6 +149,7 @@ class LinearProjection(Encoder):
         self,
         x:Float[Tensor, "b l 1"], # samples in [-1, 1]
     )->Float[Tensor, "b l h"]:    # features
+        """Project samples."""
         x = as_tensor(x, type(self).__name__, self.linear.weight.device)
         if not x.is_floating_point():
             raise ValueError(f"LinearProjection: expected float samples in [-1, 1], got {x.dtype}; "
@@ -154,6 +160,7 @@ class LinearProjection(Encoder):
         return self.linear(x.to(self.linear.weight.dtype))
 
 # %% ../../nbs/models/01_encoders.ipynb #8e06b6ac
+# name of an encoder -> its class
 ENCODERS = {"embedding": Embedding, "embedding_squeeze": EmbeddingSqueeze, "linear_projection": LinearProjection}
 
 

@@ -80,64 +80,106 @@ class Head(nn.Module, ABC):
                                        use_lengths)
 
     @abstractmethod
-    def log_prob(self, params:Float[Tensor, "... p"], codes:Int[Tensor, "..."])->Float[Tensor, "..."]:
-        """Log-probability of codes, nats."""
+    def log_prob(self,
+        params:Float[Tensor, "... p"],  # parameters from `forward`
+        codes:Int[Tensor, "..."],       # codes in [0, 2**bits); with a last axis of 1 they do as well
+    )->Float[Tensor, "..."]:            # nats, at most 0
+        """Log-probability of codes."""
 
     @abstractmethod
-    def log_probs(self, params:Float[Tensor, "... p"])->Float[Tensor, "... v"]:
-        """Log-probabilities of all codes, nats."""
+    def log_probs(self,
+        params:Float[Tensor, "... p"],  # parameters from `forward`
+    )->Float[Tensor, "... v"]:          # nats; the probabilities sum to 1
+        """Log-probabilities of all codes."""
 
     @abstractmethod
-    def cdf(self, params:Float[Tensor, "... p"], codes:Int[Tensor, "..."])->Float[Tensor, "..."]:
-        """P(code <= codes)."""
+    def cdf(self,
+        params:Float[Tensor, "... p"],  # parameters from `forward`
+        codes:Int[Tensor, "..."],       # codes in [0, 2**bits)
+    )->Float[Tensor, "..."]:            # 0 to 1; 1 at the last code
+        """Cumulative probability: that of all codes up to the given ones."""
 
     @abstractmethod
-    def rank(self, params:Float[Tensor, "... p"], codes:Int[Tensor, "..."], k:int)->Int[Tensor, "..."]:
+    def rank(self,
+        params:Float[Tensor, "... p"],  # parameters from `forward`
+        codes:Int[Tensor, "..."],       # the true codes, in [0, 2**bits)
+        k:int,                          # count no further than this
+    )->Int[Tensor, "..."]:              # 0 to k; 0: the true code is the likeliest
         """Number of codes before the true one, at most k: likelier ones, and of equally likely ones the lower."""
 
     @abstractmethod
-    def sample(self, params:Float[Tensor, "... p"], temperature=1.0, generator=None, top_k=None, top_p=None):
-        """Draw one code per token."""
+    def sample(self,
+        params:Float[Tensor, "... p"],       # parameters from `forward`
+        temperature:float=1.0,               # divides logits, widens mixtures; 0 takes the likeliest code
+        generator:torch.Generator|None=None, # source of randomness, on the device of the parameters
+        top_k:int|None=None,                 # only the k likeliest codes; not for mixtures
+        top_p:float|None=None,               # only the likeliest codes, up to this probability; not for mixtures
+    )->Int[Tensor, "..."]:                   # codes
+        """Draw one code per token. Raises: ValueError for settings that are out of range or that the head lacks."""
 
     @abstractmethod
-    def tie(self, encoder:nn.Module)->"Head":
+    def tie(self,
+        encoder:nn.Module,  # an encoder with a table of one row per code
+    )->"Head":              # itself
         """Share the weight of an embedding. Raises: ValueError, with the reason, where that is not possible."""
 
     @classmethod
-    def build(cls, d_model:int, bits:int, n_mixtures:int, **steps)->"Head":
-        """A new head; `n_mixtures` is ignored by heads without a mixture, `steps` are options of `SequenceDecoder`."""
+    def build(cls,
+        d_model:int,     # width of the features
+        bits:int,        # size of a sample in bits
+        n_mixtures:int,  # number of mixture parts; heads without a mixture ignore it
+        **steps,         # further options: mode, l_output, use_lengths, bins
+    )->"Head":
+        """A new head."""
         return cls(d_model, bits, **steps)
 
     @abstractmethod
-    def relative(self, outputs:Float[Tensor, "... o"], rows:Float[Tensor, "... r"])->Float[Tensor, "... p"]:
+    def relative(self,
+        outputs:Float[Tensor, "... o"], # of the projection
+        rows:Float[Tensor, "... r"],    # of the predictor, one per token, as of `row_features`
+    )->Float[Tensor, "... p"]:          # parameters of the distributions
         """Parameters from the outputs of the projection and the rows of a predictor."""
 
-    def predicted_log_prob(self, rows:Float[Tensor, "... r"], codes:Int[Tensor, "..."])->Float[Tensor, "..."]:
-        """Log-probability of codes according to the rows of a predictor alone, nats, float64."""
+    def predicted_log_prob(self,
+        rows:Float[Tensor, "... r"],    # of the predictor, one per token
+        codes:Int[Tensor, "..."],       # codes in [0, 2**bits)
+    )->Float[Tensor, "..."]:            # nats, float64
+        """Log-probability of codes according to the rows of a predictor alone."""
         return code_log_masses(rows, valid_codes(codes, rows, self.token_bits), self.bins)
 
     @classmethod
-    def check_predictor(cls, bits:int)->None:
-        """Raises: ValueError if the head cannot stand beside a predictor at this depth."""
+    def check_predictor(cls,
+        bits:int, # size of a sample in bits
+    )->None:
+        """Check that the head can stand beside a predictor. Raises: ValueError if it cannot at this depth."""
 
     @classmethod
-    def check_depth(cls, bits:int)->int:
-        """Return the size of a sample. Raises: ValueError if the head does not support it."""
+    def check_depth(cls,
+        bits:int, # size of a sample in bits
+    )->int:       # the same
+        """Check the size of a sample. Raises: ValueError if the head does not support it."""
         return check_class_bits(bits)
 
     @classmethod
-    def n_inputs(cls, bits:int)->int:
+    def n_inputs(cls,
+        bits:int, # size of a sample in bits
+    )->int:
         """Number of different input tokens: rows of an embedding."""
         return 2**bits
 
     @classmethod
     @abstractmethod
-    def n_outputs(cls, bits:int, n_mixtures:int)->int:
+    def n_outputs(cls,
+        bits:int,       # size of a sample in bits
+        n_mixtures:int, # number of mixture parts
+    )->int:
         """Number of parameters per token."""
 
     @abstractmethod
-    def bias_like(self, probabilities:Float[np.ndarray, " v"])->Float[Tensor, " p"]:
-        """The parameters whose distribution resembles the given one, of all codes, each above 0."""
+    def bias_like(self,
+        probabilities:Float[np.ndarray, " v"], # of all codes, each above 0, with sum 1
+    )->Float[Tensor, " p"]:
+        """The parameters whose distribution resembles the given one."""
 
     def start_at(
         self,
@@ -217,7 +259,7 @@ class Head(nn.Module, ABC):
         return self.loss(self(feats, lengths, rows, places), codes, mask)
 
     def projection(self)->tuple[Float[Tensor, "o h"], Float[Tensor, "n o"]]:
-        """Weight, and bias of every place, with which features become parameters, or outputs for `relative`."""
+        """Weight and bias by which features become parameters, or outputs for `relative`; one bias for every place."""
         weight, own = self.decoder.output.weight.split([self.d_model, self.n_places], 1)
         return weight, self.decoder.output.bias + own.T if self.n_places else self.decoder.output.bias
 
@@ -344,8 +386,10 @@ class CategoricalHead(Head):
     @classmethod
     def n_outputs(cls, bits, n_mixtures): return 2**bits
 
-    def predicted(self, rows:Float[Tensor, "... r"])->Float[Tensor, "... v"]:
-        """Log-probabilities of all codes according to the rows of a predictor, float64."""
+    def predicted(self,
+        rows:Float[Tensor, "... r"], # of the predictor, one per token
+    )->Float[Tensor, "... v"]:       # nats, float64
+        """Log-probabilities of all codes according to the rows of a predictor."""
         return log_masses(rows, self.bins)
 
     def relative(self, outputs, rows):
@@ -543,6 +587,7 @@ class ByteHead(CategoricalHead):
         return super().tie(encoder)
 
 # %% ../../nbs/models/07_heads.ipynb #0e6dcd24
+# name of a head -> its class
 HEADS = {"categorical": CategoricalHead, "dml": DMLHead, "bytes": ByteHead}
 
 

@@ -129,7 +129,7 @@ def mixture_cdf(
     return torch.where(top, 1.0, below.clamp(max=1))
 
 # %% ../../nbs/models/04_mixtures.ipynb #7cda16fb
-EDGES_PER_BLOCK = 2**22
+EDGES_PER_BLOCK = 2**22   # cumulative probabilities of parts that are held at a time
 
 
 def mixture_log_probs(

@@ -34,10 +34,14 @@ class Row(NamedTuple):
     error: Tensor    # (...) the last error of `center`, in `scale`
 
     @property
-    def center(self)->Float[Tensor, "..."]: return (self.weights*self.centers).sum(-1)
+    def center(self)->Float[Tensor, "..."]:
+        """The mean of the mixture, in the linear domain."""
+        return (self.weights*self.centers).sum(-1)
 
     @property
-    def scale(self)->Float[Tensor, "..."]: return (self.weights*self.scales).sum(-1)
+    def scale(self)->Float[Tensor, "..."]:
+        """The mean scale of its parts."""
+        return (self.weights*self.scales).sum(-1)
 
 
 def read_rows(
@@ -207,7 +211,7 @@ def start_relative(
     return torch.cat([logits, means, torch.log(0.4 + 0.2*means.abs())])
 
 # %% ../../nbs/models/06_predicted.ipynb #7eb929ea
-N_FEATURES = N_PARTS + 3
+N_FEATURES = N_PARTS + 3   # numbers that `row_features` gives
 
 
 def row_features(
@@ -233,5 +237,8 @@ class RowEncoder(nn.Module):
         super().__init__()
         self.bins, self.linear = bins, nn.Linear(N_FEATURES, d_model)
 
-    def forward(self, rows:Float[Tensor, "... r"])->Float[Tensor, "... h"]:
+    def forward(self,
+        rows:Float[Tensor, "... r"], # of the predictor, one per token
+    )->Float[Tensor, "... h"]:       # features, to be added to those of the tokens
+        """Project what the rows say."""
         return self.linear(row_features(rows, self.bins).to(self.linear.weight.dtype))

@@ -82,7 +82,10 @@ class SaShiMi(nn.Module):
     Raises: ValueError for a wrong shape or configuration, or for a state where there is none.
     Source: SaShiMi (arXiv 2202.09729), section 3.2."""
 
-    def __init__(self, *fields, **named_fields):
+    def __init__(self,
+        *fields,        # a `SaShiMiConfig`, or its first fields in their order
+        **named_fields, # fields of a `SaShiMiConfig` by name
+    ):
         super().__init__()
         given = fields and isinstance(fields[0], SaShiMiConfig)
         if given and (len(fields) > 1 or named_fields):
@@ -106,9 +109,13 @@ class SaShiMi(nn.Module):
         self.interp = nn.ModuleList(stage(Stage, c.d_model, 2) for _ in range(n_interpolating))
 
     @property
-    def d_output(self) -> int: return self.config.d_model
+    def d_output(self) -> int:
+        """Width of the output: d_model."""
+        return self.config.d_model
 
-    def initial_state(self, batch: int = 1) -> SaShiMiState:
+    def initial_state(self,
+        batch: int = 1,                    # b, number of rows
+    ) -> SaShiMiState:
         """The state before the first sample."""
         self._need_state()
         def of(modules): return tuple(m.initial_state(batch) for m in modules)
@@ -117,7 +124,7 @@ class SaShiMi(nn.Module):
 
     def forward(
         self,
-        x: Float[Tensor, "b l h"],
+        x: Float[Tensor, "b l h"],         # features of a window, l at least 1
         state: SaShiMiState | None = None, # state before the window; None: silence
         need_state: bool = True,           # False saves the cost of the state after the window
     ) -> tuple[Float[Tensor, "b l h"], SaShiMiState | None]:
@@ -126,8 +133,8 @@ class SaShiMi(nn.Module):
 
     def step(
         self,
-        x: Float[Tensor, "b h"],
-        state: SaShiMiState | None,        # not changed; None: silence
+        x: Float[Tensor, "b h"],           # features of one sample
+        state: SaShiMiState | None,        # state before it, which is not changed; None: silence
     ) -> tuple[Float[Tensor, "b h"], SaShiMiState]:
         """One sample: the output, and the next state."""
         return run_uncompiled(self._step, x, state)

@@ -20,24 +20,36 @@ from ..ssm.s4 import S4Block
 class FeedForward(nn.Module):
     """Two linear maps with a GELU between them, applied to every sample."""
 
-    def __init__(self, d_model: int, expand: int, dropout: float):
+    def __init__(self,
+        d_model: int,   # h, width
+        expand: int,    # factor of the width between the two maps
+        dropout: float, # share of the features set to zero in training
+    ):
         super().__init__()
         self.up, self.down = nn.Linear(d_model, expand*d_model), nn.Linear(expand*d_model, d_model)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "... h"]) -> Float[Tensor, "... h"]:
+        """Both maps, for any leading axes."""
         return self.down(self.dropout(F.gelu(self.up(x))))
 
 
 class Residual(nn.Module):
     """x + layer(norm(x)), or norm(x + layer(x)) when `prenorm` is off; `layer` with or without a state."""
 
-    def __init__(self, layer: nn.Module, norm: nn.Module, prenorm: bool, dropout: float):
+    def __init__(self,
+        layer: nn.Module, # with a state if it has a method `step`
+        norm: nn.Module,  # over the channels
+        prenorm: bool,    # norm before the layer, not after the sum
+        dropout: float,   # share of the layer's outputs set to zero in training
+    ):
         super().__init__()
         self.layer, self.norm, self.prenorm, self.dropout = layer, norm, prenorm, nn.Dropout(dropout)
 
     @property
-    def stateful(self): return hasattr(self.layer, "step")
+    def stateful(self) -> bool:
+        """Whether the layer has a state."""
+        return hasattr(self.layer, "step")
 
     def forward(self, x: Float[Tensor, "b l h"], state=None, need_state: bool = True):
         """A window: the output, and the state after it (None for a layer without a state)."""
@@ -59,6 +71,7 @@ class Residual(nn.Module):
         return x if self.prenorm else self.norm(x)
 
 # %% ../../nbs/models/08_sashimi_layers.ipynb #b6172a4d
+# the remedy in errors about a state
 STATE_SOURCE = "take it from initial_state, forward or step for the same model and batch"
 
 
@@ -97,6 +110,7 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(blocks)
 
     def initial_state(self, batch: int) -> tuple[Tensor, ...]:
+        """The states of the S4 layers before the first sample."""
         return tuple(block.layer.initial_state(batch) for block in self.blocks if block.stateful)
 
     def forward(self, x: Float[Tensor, "b l h"], state: tuple | None = None, need_state: bool = True):
@@ -131,7 +145,12 @@ class Stage(nn.Module):
 class PoolLinear(nn.Module):
     """Linear map, weight-normalized unless `weight_norm` is off (as in the public code), with an optional GELU."""
 
-    def __init__(self, d_input: int, d_output: int, weight_norm: bool, activate: bool):
+    def __init__(self,
+        d_input: int,      # width of the input
+        d_output: int,     # width of the output
+        weight_norm: bool, # learn direction and length of every row apart
+        activate: bool,    # GELU after the map
+    ):
         super().__init__()
         linear = nn.Linear(d_input, d_output)
         self.bias, self.activate, self.weight_norm = linear.bias, activate, weight_norm
@@ -143,9 +162,11 @@ class PoolLinear(nn.Module):
 
     @property
     def matrix(self) -> Float[Tensor, "o i"]:
+        """The weight of the map."""
         return self.weight_g*F.normalize(self.weight_v, dim=1) if self.weight_norm else self.weight
 
     def forward(self, x: Float[Tensor, "... i"]) -> Float[Tensor, "... o"]:
+        """The map, and the GELU if there is one."""
         y = F.linear(x, self.matrix, self.bias)
         return F.gelu(y) if self.activate else y
 
@@ -158,7 +179,9 @@ class DownPool(nn.Module):
         self.pool, self.d_input = pool, d_input
         self.linear = PoolLinear(pool*d_input, d_output, weight_norm, activate)
 
-    def initial_state(self, batch: int) -> Tensor: return self.linear.bias.new_zeros(batch, 0, self.d_input)
+    def initial_state(self, batch: int) -> Tensor:
+        """No samples: (b, 0, h)."""
+        return self.linear.bias.new_zeros(batch, 0, self.d_input)
 
     def forward(self, x: Float[Tensor, "b l h"], state: Tensor | None = None):
         """One output per whole group, and the samples that are left."""
@@ -177,7 +200,9 @@ class UpPool(nn.Module):
         self.pool, self.d_output = pool, d_output
         self.linear = PoolLinear(d_input, pool*d_output, weight_norm, activate)
 
-    def initial_state(self, batch: int) -> Tensor: return self.linear.bias.new_zeros(batch, self.pool, self.d_output)
+    def initial_state(self, batch: int) -> Tensor:
+        """One group of zeros: (b, pool, d_output)."""
+        return self.linear.bias.new_zeros(batch, self.pool, self.d_output)
 
     def forward(self, x: Float[Tensor, "b m i"], length: int, state: Tensor | None = None):
         """The next `length` outputs, and the rest of the queue."""

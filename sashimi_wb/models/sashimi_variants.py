@@ -27,6 +27,7 @@ class ScalarNorm(nn.Module):
         return self.s/std*(x - mean + self.m)
 
 
+# name -> class of a norm over channels
 NORMS = {"layer": nn.LayerNorm, "scalar": ScalarNorm}
 
 # %% ../../nbs/models/09_sashimi_variants.ipynb #1e0f9838
@@ -85,6 +86,7 @@ def unet_walk(
     return x, (tuple(down), center, tuple(up), tuple(stages), tuple(down_stages))
 
 # %% ../../nbs/models/09_sashimi_variants.ipynb #e22ac226
+# why there is no state, for errors
 INTERPOLATING = ("with interp an output depends on later samples, so there is no recurrent state: "
                  "call forward on whole windows")
 

@@ -25,6 +25,8 @@ def _keep_pool(x, n):
     return _keep_sum(x, n) / torch.arange(l - n + 1, l + 1, device=x.device, dtype=x.dtype)[:, None]
 
 
+# mode -> the n steps that it keeps of l: the last or the first; for each of the last n the mean ("pool") or the sum
+# of all steps up to it; all steps, of every row its own length and the rest padded ("ragged"), or simply all ("full")
 MODES = {"last": _keep_last, "first": _keep_first, "pool": _keep_pool, "sum": _keep_sum,
          "ragged": _keep_all, "full": _keep_all}
 
@@ -66,7 +68,7 @@ class SequenceDecoder(nn.Module):
         d_model:int,              # width of the features
         d_output:int|None=None,   # width of the outputs; None: no projection
         l_output:int|None=None,   # number of steps to keep; None: all; 0: one, without its time axis
-        mode:str="full",          # last, first, pool, sum, ragged or full
+        mode:str="full",          # a name of MODES: which steps are kept
         use_lengths:bool=False,   # cut every row to its own length first
     ):
         super().__init__()
@@ -103,6 +105,7 @@ class SequenceDecoder(nn.Module):
         lengths:Int[Tensor, " b"]|None=None, # true length of every row, 1 to l
         l_output:int|None=None,              # steps to keep in this call, if none were fixed before
     )->Float[Tensor, "b n v"]:               # outputs
+        """Select the steps that are kept, and project them."""
         return self.output(self.select(x, lengths, l_output))
 
     def step(

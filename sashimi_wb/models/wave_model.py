@@ -33,7 +33,7 @@ class ModelConfig:
     head: Annotated[str, OneOf(HEADS)] = "categorical" # "categorical", "dml" or "bytes"
     n_mixtures: Annotated[int, Range(1, 1024)] = 10 # parts of the mixture of logistics
     tie_weights: bool = False                   # one table for the embedding and the categorical output
-    backbone: SaShiMiConfig = SaShiMiConfig()
+    backbone: SaShiMiConfig = SaShiMiConfig()   # sizes and options of SaShiMi
     predictor: Annotated[str, OneOf(PREDICTORS)] = "none" # "none", or "adaptive": all is relative to a prediction
     quantization: Annotated[str, OneOf(QUANTIZATIONS)] | None = None # of the codes; None: that of the training
     scaling: Annotated[str, OneOf(SCALINGS)] = "full_scale" # of the codes, if their quantization is stated
@@ -79,7 +79,9 @@ class ModelConfig:
         """The quantizer of the codes; None if it is not stated."""
         return None if self.quantization is None else Quantizer(self.quantization, self.bits, self.scaling)
 
-    def quantizer_for(self, given: Quantizer | None = None) -> Quantizer:
+    def quantizer_for(self,
+        given: Quantizer | None = None, # the caller's; None: no wish
+    ) -> Quantizer:
         """The quantizer of the codes: the stated one, else the given one, else linear at the model's depth.
 
         Raises: ValueError if the given one has another depth, or is not the stated one."""
@@ -92,7 +94,9 @@ class ModelConfig:
             raise ValueError(f"quantizer: expected {self.bits} bits, as the model has, got {given.bits}")
         return given
 
-    def stream(self, quantizer: Quantizer | None = None) -> TokenStream:
+    def stream(self,
+        quantizer: Quantizer | None = None, # of the codes, where the model does not state it
+    ) -> TokenStream:
         """What the model is fed and what it predicts. A model on floats is given the levels of the quantizer.
 
         Raises: ValueError as `quantizer_for`."""
@@ -106,7 +110,9 @@ class WaveModel(nn.Module):
     Raises: ValueError if weights cannot be tied.
     Source: SaShiMi (arXiv 2202.09729)."""
 
-    def __init__(self, config: ModelConfig = ModelConfig()):
+    def __init__(self,
+        config: ModelConfig = ModelConfig(), # encoder, backbone, head and their sizes
+    ):
         super().__init__()
         c = config.backbone
         self.config = config
@@ -116,22 +122,28 @@ class WaveModel(nn.Module):
         if config.bins: self.row_encoder = RowEncoder(c.d_model, config.bins)
         if config.tie_weights: self.head.tie(self.encoder)
 
-    def trained_on(self, quantizer: Quantizer) -> None:
+    def trained_on(self,
+        quantizer: Quantizer, # of the codes
+    ) -> None:
         """State the quantizer of the codes of the training. Raises: ValueError as `ModelConfig.quantizer_for`."""
         known = self.config.quantizer_for(quantizer)
         self.config = replace(self.config, quantization=known.quantization, scaling=known.scaling)
 
-    def quantizer_for(self, given: Quantizer | None = None) -> Quantizer:
+    def quantizer_for(self,
+        given: Quantizer | None = None, # the caller's; None: no wish
+    ) -> Quantizer:
         """The quantizer of the codes, as `ModelConfig.quantizer_for`.
 
-        Raises: ValueError as there, and if the model was trained on codes of which nobody has told it."""
+        Raises: ValueError as there, and for a trained model that states no quantizer, if none is given."""
         unknown = given is None and self.config.quantizer is None
         if unknown and any(p.grad is not None for p in self.parameters()):
             raise ValueError("quantizer: this model was trained, and nothing says on which codes: expected "
                              "model.trained_on(quantizer), which `fit` does itself, or a quantizer, got none")
         return self.config.quantizer_for(given)
 
-    def initial_state(self, batch: int = 1) -> SaShiMiState:
+    def initial_state(self,
+        batch: int = 1, # b, number of rows
+    ) -> SaShiMiState:
         """The state before the first token."""
         return self.backbone.initial_state(batch)
 

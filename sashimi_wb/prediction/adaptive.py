@@ -24,6 +24,7 @@ from ..tokens.quantization import Quantizer
 # %% ../../nbs/prediction/07_adaptive.ipynb #69b2cca0
 ROW = 2 + 2*N_PARTS + 1   # numbers of a row: two centers, eight scales, eight weights, the last error
 VERSION = 1               # of the rows: raise it with every change of any bit of them, since they are kept on disk
+# a row in 42 bytes, as on disk
 PACKED = np.dtype([("centers", "<i4", 2), ("scales", "<u2", N_PARTS), ("weights", "<u2", N_PARTS), ("error", "<i2")])
 
 

@@ -17,7 +17,7 @@ from ..core.simd import broadcast, load, store
 from .least_squares import LANES, back_substitute, dot, factor
 
 # %% ../../nbs/prediction/05_blending.ipynb #97ac6c78
-ERROR_DECAY = 0.95
+ERROR_DECAY = 0.95    # weight of a squared error relative to the next one
 ERROR_FLOOR = 1e-6   # squared steps; keeps silence from dividing by zero
 
 
@@ -37,7 +37,7 @@ def soft_blend(predictions, errors):
     return total/weights
 
 # %% ../../nbs/prediction/05_blending.ipynb #9664595f
-STACK_DECAY, STACK_EVERY = 0.998, 4
+STACK_DECAY, STACK_EVERY = 0.998, 4   # weight of a sample relative to the next one; samples between two solutions
 
 
 class Stack(NamedTuple):

@@ -78,7 +78,9 @@ class Problem(NamedTuple):
     every: int                # samples between two solutions, a power of two
 
 
+# a short memory and few lags, for what changes quickly
 FAST = Problem((16, 32), 0.98, 16)
+# a long memory and many lags
 SLOW = Problem((16, 32, 64, 128, 256), 0.999, 128)
 AHEAD = 8                     # farthest look ahead into an earlier channel, in samples
 OTHER_LAGS = 16               # lags of all other channels together, at least 4 of each

@@ -17,8 +17,8 @@ from .least_squares import dot
 from ..tokens.portable import LN_2, LOG2_E
 
 # %% ../../nbs/prediction/06_parts.ipynb #93149351
-N_SCALES = 4
-N_PARTS = 2*N_SCALES
+N_SCALES = 4            # scales, one for every memory
+N_PARTS = 2*N_SCALES    # parts of the mixture: every scale at both centers
 SCALE_RATES = (0.2, 0.05, 0.01, 0.002)   # one over the memory in samples
 LOGISTIC = 0.72                          # scale of a logistic of mean absolute deviation 1: 1/(2 ln 2)
 LEAST_SCALE = 0.02                       # of a logistic, in steps
@@ -75,7 +75,7 @@ def below(p, k, edge, out):
         if edge > p.centers[k, i]: out[i] = 1 - out[i]
 
 # %% ../../nbs/prediction/06_parts.ipynb #a72157ce
-TOTAL_BITS = 40
+TOTAL_BITS = 40   # the frequencies of all codes sum to 2**40
 
 
 @jit

@@ -113,7 +113,9 @@ class TokenPredictor:
         self.levels = np.zeros((2, self.predictor.n_channels))
 
     @property
-    def row_size(self)->int: return ROW if self.n_places == 1 else ROW + 2
+    def row_size(self)->int:
+        """Numbers of a row, as `read` gives it."""
+        return ROW if self.n_places == 1 else ROW + 2
 
     def read(
         self,

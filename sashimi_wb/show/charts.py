@@ -192,6 +192,7 @@ def _draw_seeds(ax, name, runs, color):
         ax.plot(*mean_curve(runs), color=color, linewidth=2.2, label=label_text(f"{name}, mean of {len(runs)}"))
 
 # %% ../../nbs/show/02_charts.ipynb #737be4c1
+# line and marker of every baseline
 BASELINE_STYLES = [(":", "^"), ("--", "s"), ("-.", "v"), ((0, (6, 2)), "P"), ((0, (1, 3)), "X")]
 
 def plot_bits(
@@ -249,6 +250,7 @@ def _draw_bits(ax, y, row, colors, narrow):
     ax.text(*place, said, transform=ax.get_yaxis_transform(), va="center", fontsize=9.5, color=INK)
 
 # %% ../../nbs/show/02_charts.ipynb #7ad2bd78
+# kind of a stage -> color
 KIND_COLORS = {"encoder": "#56B4E9", "down": "#E69F00", "blocks": "#0072B2", "center": "#0072B2", "up": "#009E73",
                "head": "#CC79A7"}
 

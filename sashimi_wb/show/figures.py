@@ -26,9 +26,11 @@ from matplotlib.ticker import LogFormatter
 from ..core.checks import printable
 
 # %% ../../nbs/show/01_figures.ipynb #e1a83dac
+# name of an arm -> color
 ARM_COLORS = {"codes": "#0072B2", "dequantized": "#CC79A7", "raw": "#D55E00", "left": "#56B4E9", "right": "#E69F00",
               "mid": "#7A7A7A", "side": "#5E5200", "mono": "#7A7A7A", "temporal": "#000000", "blocking": "#3A1259",
               "linear": "#0072B2", "mu_law": "#009E73"}
+# colors of arms without a color of their own
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000",      # Okabe and Ito
            "#882255", "#999933", "#332288", "#44AA99", "#AA4499", "#117733", "#661100", "#6699CC")   # Tol
 INK, FAINT, MARK = "#26323F", "#C9CED3", "#D55E00" # text and single waves; grids; boundaries

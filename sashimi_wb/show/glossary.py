@@ -11,6 +11,7 @@ from IPython.display import HTML
 from .html import markup
 
 # %% ../../nbs/show/06_glossary.ipynb #0487578f
+# word -> explanation
 GLOSSARY = {
     "adaptive prediction": "the baseline that needs no training: linear predictors that adapt to the past samples, and "
                            "the bits per sample that their own distribution takes",

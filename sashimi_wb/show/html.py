@@ -44,6 +44,7 @@ def dark_style(
             f"{root} .swb-areas img{{filter:none;border-radius:0}}{root} .swb-areas i{{backdrop-filter:{_INVERTED}}}")
 
 
+# the style sheet of players, tables and figures
 STYLE = HTML("""<style>
 .swb-player{display:inline-block;box-sizing:border-box;width:clamp(240px,47%,320px);max-width:100%;
  margin:4px 12px 8px 0;vertical-align:top;font:14px/1.35 system-ui,sans-serif}

@@ -43,6 +43,7 @@ def pcm16(
     return np.minimum(np.rint(x.astype(np.float64) * 32768), 32767).astype(np.int16)
 
 # %% ../../nbs/show/04_players.ipynb #89c672a3
+# a sample rate that browsers play, in Hz
 PlayableRate = Annotated[int, Range(3_000, 384_000, words=(
     "a whole sample rate from 3,000 to 384,000 Hz, which browsers play (resample the wave)"))]
 

@@ -48,6 +48,7 @@ def _legt_low_rank(n): return np.sqrt(np.arange(n) + 0.5)*(np.arange(n) % 2 == [
 def _fout_low_rank(n): return hippo_fout(n)[1][None]
 
 
+# name -> functions that give A and B, and the low-rank vectors, for a state size
 MEASURES = {"legs": (hippo_legs, _legs_low_rank), "legt": (hippo_legt, _legt_low_rank),
             "fout": (hippo_fout, _fout_low_rank)}
 

@@ -16,26 +16,34 @@ from torch import Tensor
 from torch.nn import functional as F
 
 # %% ../../nbs/ssm/02_kernels.ipynb #4dd6c0ba
-def bilinear(A, B, dt):
-    """Bilinear (Tustin) rule for diagonal A: (dA, dB). Source: S4 (arXiv 2111.00396), equation 3."""
+def bilinear(
+    A,  # diagonal of the state matrix, complex (h n)
+    B,  # input vector, complex (h n)
+    dt, # step, (h 1)
+):      # dA and dB, complex (h n)
+    """Bilinear (Tustin) rule for a diagonal state matrix. Source: S4 (arXiv 2111.00396), equation 3."""
     denominator = 1 - dt*A/2
     return (1 + dt*A/2)/denominator, dt*B/denominator
 
 
-def zero_order_hold(A, B, dt):
-    """Zero-order hold for diagonal A: (dA, dB). Source: S4D (arXiv 2206.11893), section 3.1."""
+def zero_order_hold(
+    A,  # diagonal of the state matrix, complex (h n), not 0
+    B,  # input vector, complex (h n)
+    dt, # step, (h 1)
+):      # dA and dB, complex (h n)
+    """Zero-order hold for a diagonal state matrix. Source: S4D (arXiv 2206.11893), section 3.1."""
     return torch.exp(dt*A), B*torch.expm1(dt*A)/A
 
 
-DISCRETIZATIONS = {"bilinear": bilinear, "zoh": zero_order_hold}
+DISCRETIZATIONS = {"bilinear": bilinear, "zoh": zero_order_hold}   # name -> rule for diagonal state matrices
 
 # %% ../../nbs/ssm/02_kernels.ipynb #539cb005
 class Discrete(NamedTuple):
     """A sampled state space: `x -> dA x - q s(x) + dB u` with `s(x) = 2 Re(p^* x)`; q and p are None when diagonal."""
-    dA: Complex[Tensor, "h n"]
-    dB: Complex[Tensor, "h n"]
-    q: Complex[Tensor, "r h n"] | None = None
-    p: Complex[Tensor, "r h n"] | None = None
+    dA: Complex[Tensor, "h n"]                # diagonal of the step
+    dB: Complex[Tensor, "h n"]                # what one sample of the input adds
+    q: Complex[Tensor, "r h n"] | None = None # low-rank part of the step; None: diagonal
+    p: Complex[Tensor, "r h n"] | None = None # low-rank part of the step; None: diagonal
 
     def advance(self, x: Complex[Tensor, "... h n"]) -> Complex[Tensor, "... h n"]:
         """One step without input."""
@@ -56,9 +64,9 @@ def _inverse(x):
 
 def discretize_dplr(
     A:Complex[Tensor, "h n"],   # diagonal, real part negative
-    B:Complex[Tensor, "h n"],
+    B:Complex[Tensor, "h n"],   # input vector
     P:Complex[Tensor, "r h n"], # low-rank vectors: the state matrix is diag(A) - sum_r P_r P_r^*
-    dt:Float[Tensor, "h 1"],    # step
+    dt:Float[Tensor, "h 1"],    # step, above 0
 )->Discrete:
     """Bilinear rule for a diagonal-plus-low-rank state matrix. Source: S4 (arXiv 2111.00396), appendix C.2."""
     def inner(p, x): return 2*torch.einsum("shn,hn->hs", p.conj(), x).real.to(x.dtype)   # s(x) for every rank
@@ -74,9 +82,9 @@ def discretize_dplr(
 
 # %% ../../nbs/ssm/02_kernels.ipynb #0922aaf0
 def kernel_ref(
-    ssm:Discrete,
-    C:Complex[Tensor, "c h n"],
-    length:int, # l, at least 1
+    ssm:Discrete,               # the sampled system
+    C:Complex[Tensor, "c h n"], # output vectors of c outputs
+    length:int,                 # l, at least 1
 )->Float[Tensor, "c h l"]:
     """Impulse response by stepping: the slow reference."""
     x, out = ssm.dB, []
@@ -156,7 +164,7 @@ def product_of_factors(V, W, length):
 
 class Window(NamedTuple):
     """The kernel over a window, and the factors that give states; m = 2 n stacked parts."""
-    K: Float[Tensor, "c h l"]
+    K: Float[Tensor, "c h l"]              # the kernel
     V: Float[Tensor, "h t m"]              # column i: step^i dB
     W: Float[Tensor, "h k c m"]            # row k: C step^(k t), such that K[k t + i] = W[k] . V[i]
     powers: list[Tensor]                   # step^1, step^2, step^4, ... step^t: (h m m), or (h n) complex when diagonal
@@ -164,7 +172,7 @@ class Window(NamedTuple):
 
 def kernel_by_doubling(
     ssm:Discrete,                    # in double precision
-    C:Complex[Tensor, "c h n"],
+    C:Complex[Tensor, "c h n"],      # output vectors of c outputs
     length:int,                      # l, at least 1
     dtype:torch.dtype=torch.float32, # of the product
 )->Window:
@@ -184,7 +192,7 @@ def _as_column(state, like):
 
 
 def state_response(
-    window:Window,
+    window:Window,                  # from `kernel_by_doubling`
     state:Complex[Tensor, "b h n"], # state before the window
 )->Float[Tensor, "b c h l"]:
     """What the state before a window adds to the output of the window."""
@@ -196,7 +204,7 @@ def state_response(
 
 
 def state_after(
-    window:Window,
+    window:Window,                            # from `kernel_by_doubling`
     u:Float[Tensor, "b h l"],                 # input, as long as the window
     state:Complex[Tensor, "b h n"]|None=None, # state before it; None: zero
 )->Complex[Tensor, "b h n"]:

@@ -26,7 +26,7 @@ from .kernels import (DISCRETIZATIONS, Discrete, Window, complex_dtype, discreti
                                     kernel_by_doubling)
 
 # %% ../../nbs/ssm/07_learned.ipynb #4de754e6
-METHODS = ("auto", "torch", "keops")
+METHODS = ("auto", "torch", "keops")   # ways to compute the kernel; see `KernelConfig`
 FORMS = {   # form: its initializations, its discretizations
     "dplr": (MEASURES, ("bilinear",)),
     "diag": (S4D_INITS, tuple(DISCRETIZATIONS)),

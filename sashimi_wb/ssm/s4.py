@@ -17,8 +17,10 @@ from .kernels import complex_dtype, state_after, state_response
 from .learned import KernelConfig, SSMKernel
 
 # %% ../../nbs/ssm/08_s4.ipynb #5c5dc0be
+# why a layer has no state, for errors
 BIDIRECTIONAL = ("a bidirectional layer depends on future samples, so it has no recurrent state: "
                  "call forward on whole windows")
+# why a layer with l_max has no state, for errors
 CUT = "a kernel cut at l_max has no finite recurrent state: use l_max=None to step or to carry a state"
 
 
@@ -46,7 +48,9 @@ class S4(nn.Module):
         self.D = nn.Parameter(torch.randn(channels, d_model))
 
     @property
-    def d_output(self): return self.channels*self.d_model
+    def d_output(self) -> int:
+        """Width of the output: channels * d_model."""
+        return self.channels*self.d_model
 
     def _need_state(self):
         if self.no_state: raise ValueError(f"S4: {self.no_state}")
@@ -61,18 +65,20 @@ class S4(nn.Module):
         return check_shape(state, f"{batch} {self.d_model} {self.kernel.config.d_state//2}", "state of S4",
                            "take it from initial_state, forward or step for the same batch")
 
-    def initial_state(self, batch: int) -> Complex[Tensor, "b h n"]:
-        """The zero state."""
+    def initial_state(self,
+        batch: int,                     # b, number of rows
+    ) -> Complex[Tensor, "b h n"]:      # zeros; n is d_state / 2, one number for a conjugate pair
+        """The state before the first sample."""
         self._need_state()
         shape = batch, self.d_model, self.kernel.config.d_state//2
         return torch.zeros(shape, dtype=complex_dtype(self.D.dtype), device=self.D.device)
 
     def forward(
         self,
-        u: Float[Tensor, "b l h"],
+        u: Float[Tensor, "b l h"],                     # a window of any length
         state: Complex[Tensor, "b h n"] | None = None, # state before the window; None: zero
         need_state: bool = True,                       # False saves the cost of the state after the window
-        rate: float = 1.0,                             # 2: the input has half of the sampling rate
+        rate: float = 1.0,                             # factor of all steps dt; 2: the input has half the sample rate
     ) -> tuple[Float[Tensor, "b l ch"], Complex[Tensor, "b h n"] | None]:
         """Convolve a window: the output, and the state after it (None if not needed, or if the layer has none)."""
         if state is not None: self._need_state()
@@ -97,8 +103,8 @@ class S4(nn.Module):
 
     def step(
         self,
-        u: Float[Tensor, "b h"],
-        state: Complex[Tensor, "b h n"] | None, # not changed; None: zero
+        u: Float[Tensor, "b h"],                # one sample
+        state: Complex[Tensor, "b h n"] | None, # state before it, which is not changed; None: zero
     ) -> tuple[Float[Tensor, "b ch"], Complex[Tensor, "b h n"]]:
         """One sample: the output and the next state."""
         self._need_state()
@@ -132,33 +138,41 @@ class S4Block(nn.Module):
         kernel: KernelConfig = KernelConfig(), # form and initialization of the state space
         channels: int = 1,                     # outputs of S4 per channel, before the linear map
         dropout: float = 0.0,                  # share of the features set to zero in training
-        bidirectional: bool = False,           # as of `S4`
-        l_max: int | None = None,              # as of `S4`
+        bidirectional: bool = False,           # a second kernel, over the future
+        l_max: int | None = None,              # length to which kernels are cut, in samples; None: not cut
     ):
         super().__init__()
         self.s4 = S4(d_model, kernel, channels, bidirectional, l_max)
         self.dropout = nn.Dropout(dropout)
         self.mix = nn.Linear(channels*d_model, 2*d_model)
 
-    def initial_state(self, batch: int) -> Complex[Tensor, "b h n"]: return self.s4.initial_state(batch)
+    def initial_state(self,
+        batch: int,                     # b, number of rows
+    ) -> Complex[Tensor, "b h n"]:      # as of `S4.initial_state`
+        """The state before the first sample."""
+        return self.s4.initial_state(batch)
 
     def _pointwise(self, y): return F.glu(self.mix(self.dropout(F.gelu(y))), -1)
 
     def forward(
         self,
-        x: Float[Tensor, "b l h"],
+        x: Float[Tensor, "b l h"],                     # a window of any length
         state: Complex[Tensor, "b h n"] | None = None, # state before the window; None: zero
         need_state: bool = True,                       # False saves the cost of the state after the window
-        rate: float = 1.0,                             # 2: the input has half of the sampling rate
+        rate: float = 1.0,                             # factor of all steps dt; 2: the input has half the sample rate
         lengths: Int[Tensor, " b"] | None = None,      # number of valid samples in every row; None: all
     ) -> tuple[Float[Tensor, "b l h"], Complex[Tensor, "b h n"] | None]:
-        """A window: the output, and the state after it."""
+        """A window: the output, and the state after it (None if not needed, or if the layer has none)."""
         if lengths is not None: x = silence_after(x, lengths)
         y, state = self.s4(x, state, need_state, rate)
         return self._pointwise(y), state
 
-    def step(self, x: Float[Tensor, "b h"], state: Complex[Tensor, "b h n"] | None):
-        """One sample: the output and the next state, from the zero state for None."""
+    def step(
+        self,
+        x: Float[Tensor, "b h"],                # one sample
+        state: Complex[Tensor, "b h n"] | None, # state before it, which is not changed; None: zero
+    ) -> tuple[Float[Tensor, "b h"], Complex[Tensor, "b h n"]]:
+        """One sample: the output and the next state."""
         y, state = self.s4.step(x, state)
         return self._pointwise(y), state
 

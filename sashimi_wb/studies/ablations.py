@@ -164,6 +164,7 @@ def _layout_notes(rows):
             "matched by seconds."]
 
 
+# each channel alone, their mean, and the layouts of both
 MONO_VS_STEREO = Ablation(
     name="mono_vs_stereo",
     question="How should two channels be laid out for one sequence model?",
@@ -216,6 +217,7 @@ def _output_notes(rows):
             "number and not the rate of any code."]
 
 
+# depths, and the heads that code them
 BIT_DEPTH = Ablation(
     name="bit_depth",
     question="How many bits, and by which output?",
@@ -266,6 +268,7 @@ def _added_notes(rows):
             f"{np.mean(row['whole']):.3f}, both {np.mean(both['whole']):.3f}." for arm, row, both in _added(rows)]
 
 
+# models with and without the adaptive predictor inside
 ADDED_TO_PREDICTION = Ablation(
     name="added_to_prediction",
     question="What does a model add to prediction?",
@@ -277,6 +280,7 @@ ADDED_TO_PREDICTION = Ablation(
     prepare_bundled=_resampled_with_fewer_test_files,
     same_codes=False)
 
+# name -> ablation
 ABLATIONS = {a.name: a for a in (QUANTIZED_VS_RAW, MONO_VS_STEREO, BIT_DEPTH, ADDED_TO_PREDICTION)}
 
 

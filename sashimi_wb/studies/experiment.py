@@ -31,7 +31,7 @@ class Experiment:
     # the audio, and how it becomes tokens
     bits: int = 8                            # bits per sample, 1 to 16; 8, 16 or 24 with head="bytes"
     quantization: str = "linear"             # "linear" or "mu_law"
-    scaling: str = "full_scale"              # or "clip_minmax" (per window, not lossless)
+    scaling: str = "full_scale"              # "full_scale", or "clip_minmax" (per window, not lossless)
     input: str = "codes"                     # what the model sees: "codes", "dequantized" or "raw"
     sample_len: Count = 8192                 # samples per channel in a window
     channels: str = "mono"                   # "mono" (mean), "left", "right" or "stereo"
@@ -52,7 +52,7 @@ class Experiment:
     # the model
     encoder: str | None = None               # "embedding", "embedding_squeeze" or "linear_projection"; None: what fits
     head: str = "categorical"                # "categorical", "dml" or "bytes"
-    n_mixtures: int = 10                     # components of the mixture of logistics
+    n_mixtures: int = 10                     # parts of the mixture of logistics, for the head "dml"
     tie_weights: bool = False                # one table for both embedding and output
     d_model: int = 64                        # width of the outermost stage
     n_layers: int = 8                        # pairs of S4 and feed-forward blocks per stage
@@ -72,12 +72,12 @@ class Experiment:
     beta2: float = 0.999                     # memory of AdamW's mean of squared gradients, 0 to 1
     scheduler: str = "plateau"               # "plateau", "constant", "linear" or "cosine"
     warmup_steps: int = 0                    # steps with a rising learning rate
-    precision: str = "32-true"               # or "bf16-mixed", matrix products in half precision: for a GPU
+    precision: str = "32-true"               # "32-true", or "bf16-mixed": matrix products in half precision, for a GPU
     seed: Seed = 0                           # seed of weights, order and sampling
     # the clips
     prompt_s: Seconds = 0.5                  # seconds of a test file that the model continues
     continuation_s: Seconds = 1.0            # seconds that it generates
-    temperature: Temperature = 1.0           # 0 always takes the most likely code
+    temperature: Temperature = 1.0           # of the clips; 0 always takes the most likely code
 
     def __post_init__(self):
         check_fields(self)
@@ -113,7 +113,9 @@ class Experiment:
             return ("tokens", "seconds")
         return tuple(f"{n} steps" for n in self.steps)
 
-    def data_config(self, path) -> DataConfig:
+    def data_config(self,
+        path, # folder of the audio
+    ) -> DataConfig:
         """How the audio of a folder becomes batches."""
         shared = {f.name for f in fields(DataConfig)} & {f.name for f in fields(Experiment)} - {"seed"}
         return DataConfig(path=str(path), seed=self.split_seed, tokens=HEADS[self.head].tokens,
@@ -128,8 +130,10 @@ class Experiment:
         return ModelConfig(self.bits, self.encoder, self.head, self.n_mixtures, self.tie_weights, backbone,
                            self.predictor, self.quantization, self.scaling)
 
-    def train_config(self, max_steps: int | None = None) -> TrainConfig:
-        """How to train, up to a number of steps; None: up to `max_epochs`."""
+    def train_config(self,
+        max_steps: int | None = None, # optimizer steps; None: up to `max_epochs`
+    ) -> TrainConfig:
+        """How to train."""
         config = TrainConfig(max_steps, None if max_steps else self.max_epochs, self.lr, self.ssm_lr,
                              self.weight_decay, self.beta2, self.scheduler, warmup_steps=self.warmup_steps,
                              seed=self.seed, precision=self.precision)
@@ -155,6 +159,7 @@ _MUSDB = {"dataset": "musdb18hq"}
 _SMOKE = {"d_model": 8, "d_state": 8, "sample_len": 512, "batch_size": 1, "train_chunk_size": 2, "val_chunk_size": 1,
           "steps": (4,), "prompt_s": 0.02, "continuation_s": 0.02, "target_sr": 4000, "test_s": 0.5}
 
+# name -> parameters of an `Experiment` that differ from its defaults
 PRESETS = {
     "sashimi-musdb18mono": _MUSDB,
     "sashimi-musdb18mono-raw": _MUSDB | _RAW,

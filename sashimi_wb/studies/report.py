@@ -83,7 +83,7 @@ def curves_figure(ablation, records):
                        y="training bits per token", x="step", colors=_colors(records))
 
 
-KINDS = ("original", "quantized", "continuation")
+KINDS = ("original", "quantized", "continuation")   # clips of a run
 _CLIP_REMEDY = "delete that run's folder and run it again"
 
 
@@ -238,6 +238,7 @@ def layouts_figure(ablation, records):
 
 # %% ../../nbs/studies/06_report.ipynb #305507cd
 Sections = list[tuple[str, Callable, str]]      # heading, what builds it, and what its figure shows
+# of every ablation, in order
 SECTIONS: Sections = [
     ("", answer_html, ""),
     ("", bits_figure, "Bits per sample of every arm with the spread of its runs, beside adaptive prediction and FLAC"),

@@ -19,10 +19,12 @@ from ..training.metrics import bits_per_byte, compression_ratio
 from ..training.verdicts import difference, listed, n_runs
 
 # %% ../../nbs/studies/05_results.ipynb #78dca2f0
+# figure of a record -> its heading
 METRICS = {"whole": "bits per sample, whole files", "bits_per_sample": "windows",
            "realisable": "windows, dequantized input",
            "bits_per_byte": "bits per byte", "compression_ratio": "compression ratio",
            "accuracy": "accuracy", "accuracy@3": "@3", "accuracy@5": "@5", "accuracy@10": "@10"}
+# baseline of a record -> its name
 BASELINES = {"adaptive": "adaptive prediction",
              "order0": "order-0 entropy", "flac5": "FLAC level 5", "flac8": "FLAC level 8",
              "lpc_rice": "linear prediction, Rice", "wavpack": "WavPack", "tta": "TTA", "alac": "ALAC"}
@@ -107,6 +109,7 @@ def outcome(
 
 # %% ../../nbs/studies/05_results.ipynb #f3da9100
 _FIRST = ("whole", "bits_per_sample", "realisable")      # the figures that stand before the baselines
+# key of a row -> heading of its column
 COLUMNS = {"arm": "arm", "matched": "matched by", "whole": METRICS["whole"],
            "of_adaptive": "× prediction", "of_flac": "× FLAC", "seeds": "runs",
            "bits_per_sample": METRICS["bits_per_sample"], "realisable": METRICS["realisable"],
@@ -118,6 +121,7 @@ COLUMNS = {"arm": "arm", "matched": "matched by", "whole": METRICS["whole"],
 MAIN = ("arm", "whole", "of_adaptive", "of_flac", "seeds")    # the columns that answer the question
 
 
+# below every main table
 NOTE = "Bits per sample over whole files, and as multiples of what adaptive prediction and FLAC need: fewer is better."
 DETAILS = {"Bits": ("whole", "bits_per_sample", "realisable", "bits_per_byte", "compression_ratio"),
            "Accuracy per token": ("accuracy", "accuracy@3", "accuracy@5", "accuracy@10"),

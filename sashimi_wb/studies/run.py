@@ -121,6 +121,7 @@ RECORD = {                  # the content of a record; "?" marks keys that recor
     "reductions?": [str], "remarks?": [str], "own_files?": {str: [str]},
     "test_files": [str], "parameter_count": int, "seconds": {"training": float, "all": float}, "peak_bytes?": int,
     "provenance": {"finished": str}, "no_continuation?": str}
+# what to do about a damaged record, for errors
 REMEDY = "it is made again when the run is carried out; or delete it"
 
 

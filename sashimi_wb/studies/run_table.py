@@ -28,7 +28,9 @@ from .trained_models import describe
 from ..show.figures import arm_colors
 
 # %% ../../nbs/studies/10_run_table.ipynb #bc3cde1d
+# names of all parameters of a run
 PARAMETERS = tuple(f.name for f in fields(Experiment))
+# figure of a run -> heading of its column
 FIGURES = {k: COLUMNS[k] for k in ("bits_per_sample", "realisable", "whole", "adaptive", "of_adaptive", "flac8",
                                    "of_flac", "coded", "params")}
 FIGURES |= {"minutes": "minutes", "finished": "finished"}

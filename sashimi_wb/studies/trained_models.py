@@ -85,15 +85,15 @@ Place = Annotated[float, Range(0, 10**7)]   # seconds from the start of a file, 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TrainedModel:
-    """A model that knows what it needs to be used.
+    """A trained model together with its quantizer, sample rate, channels and layout; see `load_model`.
 
-    Raises: ValueError if the model has codes of another quantizer than its training."""
-    model: WaveModel
-    experiment: Experiment | None = None  # of its run; None for a checkpoint of `sashimi_wb.trainer.fit`
+    Raises: ValueError if the model states another quantizer than the data of its training."""
+    model: WaveModel                      # encoder, backbone, head
+    experiment: Experiment | None = None  # the parameters of its run; None for a checkpoint of `sashimi_wb.trainer.fit`
     sample_rate: int = 16000              # Hz
     path: Path | None = None              # the file it was read from
     data: DataConfig | None = None        # how audio becomes tokens; None: as the experiment says
-    origin: dict | None = None            # the run, its data and its code, as the file tells
+    origin: dict | None = None            # run, data and code that the file names
 
     def __post_init__(self):
         if self.data is None: object.__setattr__(self, "data", self.experiment.data_config("own files"))
@@ -152,7 +152,7 @@ class TrainedModel:
         return {"file": str(self.path), **(self.origin or {}), **((self.record or {}).get("provenance", {}))}
 
     def read_prompt(self,
-        path: str | Path,
+        path: str | Path,               # an audio file
         start_s: float = 0.0,           # where the prompt begins, in seconds
         seconds: float | None = None,   # its length; None: that of the prompts in its own run, or what the file has
     ) -> Float[Tensor, "t c"]:

@@ -31,7 +31,7 @@ from ..tokens.quantization import Quantizer
 @dataclass(frozen=True, eq=False, repr=False)
 class Sounds:
     """Files for training, validation and test, and how they become codes."""
-    parts: AudioParts
+    parts: AudioParts             # files for training, validation and test
     settings: dict[str, object]   # parameters of an `Experiment`
     sample_rate: int              # Hz
 
@@ -68,7 +68,7 @@ class Sounds:
         seconds: float = 2.0,   # length of each, at most that of its file
         seed: int = 0,          # which stretches
     ) -> HTML:
-        """Stretches of the training files, as they are and as a model hears them, with players."""
+        """Stretches of the training files, as they are and as the codes of a model render them, with players."""
         rng, rows, q = random.Random(seed), [], self.quantizer
         for k in range(check_value("n", n, Count)):
             info = rng.choice(self.parts.train)

@@ -42,7 +42,7 @@ class GenerationSettings:
     batch: int = 1                   # rows; those of the prompt if it has several
     sampling: Sampling = Sampling()  # temperature, cuts of the tail, seed
     quantizer: Quantizer|None = None # of the training, for a model that does not know it
-    n_channels: int = 1
+    n_channels: int = 1              # of the training, at least 1
     strategy: str = "temporal"       # layout of the training
     block: int = 1024                # samples per block, rounded up to whole units of the layout
     keep_prompt: bool = False        # whether the output begins with the prompt, quantized
@@ -163,7 +163,7 @@ class _Bar(tqdm):
 
 # %% ../../nbs/synthesis/10_generation.ipynb #fa1fa7b9
 def generate_stream(
-    model:WaveModel,
+    model:WaveModel,             # a trained model, in any mode and on any device; not changed
     settings:GenerationSettings,     # what to generate and how
     progress:bool=False,             # a bar with samples per second
     sample_rate:int|None=None,       # Hz, to show the ratio to real time in the bar

@@ -34,13 +34,18 @@ class Sampling:
 
     def __post_init__(self): check_fields(self)
 
-    def generators(self, n_rows: int, device: torch.device) -> list[torch.Generator]:
+    def generators(self,
+        n_rows: int,           # rows of the batch
+        device: torch.device,  # where they draw
+    ) -> list[torch.Generator]:
         """A generator for every row of a batch, seeded by (seed, row)."""
         words = [np.random.SeedSequence((self.seed, row)).generate_state(1, np.uint64)[0] for row in range(n_rows)]
         return [torch.Generator(device).manual_seed(int(word) >> 1) for word in words]
 
-    def numpy_generators(self, n_rows: int) -> list[np.random.Generator]:
-        """As `generators`, for engines that draw by uniform numbers from NumPy: they all get the same ones."""
+    def numpy_generators(self,
+        n_rows: int,           # rows of the batch
+    ) -> list[np.random.Generator]:
+        """As `generators`, for the engines that draw by uniform numbers of NumPy; all of them get the same numbers."""
         return [np.random.default_rng((self.seed, row)) for row in range(n_rows)]
 
 # %% ../../nbs/synthesis/01_stepping.ipynb #989a5870

@@ -75,7 +75,8 @@ def _linear_bits(bits, scaling):
     return check_depth(bits) if scaling == "full_scale" else check_class_bits(bits, _STOPS_AT_16)
 
 
-SCALINGS = {"full_scale": lambda wave: wave, "clip_minmax": lambda wave: 2*clip_minmax(wave) - 1}  # to [-1, 1]
+# name -> function that scales a waveform to [-1, 1] before it is rounded
+SCALINGS = {"full_scale": lambda wave: wave, "clip_minmax": lambda wave: 2*clip_minmax(wave) - 1}
 
 
 def scale_wave(
@@ -131,7 +132,7 @@ def check_codes(
 def linear_decode(
     codes:Int[Tensor, "b t c"], # codes in [0, 2**bits)
     bits:int=8,                 # code size in bits, 1 to 24; clip_minmax up to 16
-    scaling:str="full_scale",   # makes no difference: the range of a clip is lost in encoding
+    scaling:str="full_scale",   # that of the encoding; the levels are the same, since a clip's own range is not kept
 )->Float[Tensor, "b t c"]:      # float32 levels in [-1, 1 - 2**(1 - bits)]
     """Turn codes into the levels that they stand for; this is exact, since float32 holds 24 bits.
 
@@ -176,7 +177,7 @@ def _mu_levels(bits, scaling):
 def mu_law_decode(
     codes:Int[Tensor, "b t c"], # codes in [0, 2**bits)
     bits:int=8,                 # code size in bits, 1 to 16
-    scaling:str="full_scale",   # as in encoding: the grids differ by half a code
+    scaling:str="full_scale",   # that of the encoding: the levels of the two differ by half a code
 )->Float[Tensor, "b t c"]:      # float32 levels in [-1, 1], the same bits on every processor
     """Turn mu-law codes into the levels that they stand for.
 
@@ -186,6 +187,7 @@ def mu_law_decode(
     return torch.from_numpy(_mu_levels(bits, scaling)).to(codes.device)[codes.long()]
 
 # %% ../../nbs/tokens/02_quantization.ipynb #bdb2b8b5
+# name -> encoder and decoder
 QUANTIZATIONS = {"linear": (linear_encode, linear_decode), "mu_law": (mu_law_encode, mu_law_decode)}
 
 
@@ -202,23 +204,35 @@ class Quantizer:
         check_fields(self)
         if not self.exact_for_pcm: check_class_bits(self.bits, _STOPS_AT_16)
 
-    def encode(self, wave:Float[Tensor, "b t c"], source:str|None=None)->Int[Tensor, "b t c"]:
-        """Turn samples in [-1, 1] into codes; `source` is the name of the file, for errors."""
+    def encode(self,
+        wave:Float[Tensor, "b t c"],  # samples in [-1, 1]
+        source:str|None=None,         # name of the file, for errors
+    )->Int[Tensor, "b t c"]:          # codes in [0, 2**bits)
+        """Turn samples into codes. Raises: ValueError for a sample outside [-1, 1] or not a number."""
         return QUANTIZATIONS[self.quantization][0](wave, self.bits, self.scaling, source)
 
-    def decode(self, codes:Int[Tensor, "b t c"])->Float[Tensor, "b t c"]:
-        """Turn codes into the levels in [-1, 1] that they stand for."""
+    def decode(self,
+        codes:Int[Tensor, "b t c"],   # codes in [0, 2**bits)
+    )->Float[Tensor, "b t c"]:        # float32 levels in [-1, 1]
+        """Turn codes into the levels that they stand for. Raises: ValueError for a code out of range."""
         return QUANTIZATIONS[self.quantization][1](codes, self.bits, self.scaling)
 
-    def scale(self, wave:Float[Tensor, "b t c"], source:str|None=None)->Float[Tensor, "b t c"]:
-        """Scale samples as encoding does before it rounds: unchanged, or each clip stretched to [-1, 1)."""
+    def scale(self,
+        wave:Float[Tensor, "b t c"],  # samples in [-1, 1]
+        source:str|None=None,         # name of the file, for errors
+    )->Float[Tensor, "b t c"]:        # unchanged, or each clip stretched to [-1, 1)
+        """Scale samples as encoding does before it rounds. Raises: ValueError as `encode`."""
         return scale_wave(wave, self.scaling, source)
 
     @property
-    def n_codes(self)->int: return 2**self.bits
+    def n_codes(self)->int:
+        """Number of codes: 2**bits."""
+        return 2**self.bits
 
     @property
-    def zero_code(self)->int: return 2**(self.bits - 1)  # the code of the sample 0.0
+    def zero_code(self)->int:
+        """The code of the sample 0.0."""
+        return 2**(self.bits - 1)
 
     @property
     def exact_for_pcm(self)->bool:

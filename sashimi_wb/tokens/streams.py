@@ -29,7 +29,7 @@ def shift(
 
 # %% ../../nbs/tokens/05_streams.ipynb #dcebde1b
 INPUTS = {"codes": "codes", "dequantized": "float", "raw": "float"} # what a model may be fed -> what its encoder takes
-TOKENS = ("codes", "bytes")
+TOKENS = ("codes", "bytes")                         # what a token is: the code of a sample, or a byte of it
 PREDICTORS = ("none", "adaptive") # what a model is told beside the tokens: nothing, or what linear prediction says
 
 
@@ -49,7 +49,9 @@ class TokenStream:
                              f"expected input='codes', got {self.input!r}")
 
     @property
-    def tokens_per_sample(self)->int: return n_bytes(self.quantizer.bits) if self.tokens == "bytes" else 1
+    def tokens_per_sample(self)->int:
+        """Tokens of one sample: 1, or its bytes."""
+        return n_bytes(self.quantizer.bits) if self.tokens == "bytes" else 1
 
     @property
     def first_input(self)->int|float:

@@ -86,6 +86,7 @@ class Coder(NamedTuple):
     options: dict         # of the encoder
     shortest: dict = {}   # bits of a stored sample -> samples up to which a shorter last block is filled
 
+# name -> coder
 LOSSLESS = {"wavpack": Coder("wavpack", "wv", {16: "s16p", 24: "s32p"}, {"compression_level": "4"}),
             "tta": Coder("tta", "tta", {16: "s16", 24: "s32"}, {}, {16: 64, 24: 4096}),
             "alac": Coder("alac", "ipod", {16: "s16p", 24: "s32p"}, {})}
@@ -196,7 +197,7 @@ def rice_bits(
 # %% ../../nbs/training/02_baselines.ipynb #7e7b6b0b
 # (largest order, precision of the weights); for each, the best order is tried
 PREDICTORS = (12, 10), (12, 15), (32, 12), (32, 15)
-MAX_ORDER = 32
+MAX_ORDER = 32            # of a predictor
 WINDOWS = (0, 1), (0, 1/2), (1/2, 1)  # parts of a block on which weights are computed
 
 def block_bits(

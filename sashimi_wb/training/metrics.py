@@ -96,10 +96,14 @@ class Tally:
         self.by_place = torch.zeros(2, tokens_per_sample, dtype=torch.float64) # rows: nats, tokens
 
     @property
-    def nats(self)->float: return self.by_place[0].sum().item()
+    def nats(self)->float:
+        """Sum over all counted tokens."""
+        return self.by_place[0].sum().item()
 
     @property
-    def tokens(self)->int: return int(self.by_place[1].sum())
+    def tokens(self)->int:
+        """Number of counted tokens."""
+        return int(self.by_place[1].sum())
 
     def add(
         self,

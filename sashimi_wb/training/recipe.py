@@ -23,6 +23,7 @@ from ..core.system import check_fields
 SCHEDULES = {"plateau": lambda done: 1.0, "constant": lambda done: 1.0,
              "linear": lambda done: 1 - min(done, 1.0),
              "cosine": lambda done: 0.5*(1 + math.cos(math.pi*min(done, 1.0)))}
+# precision of Lightning -> type of the matrix products
 PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
 
 @dataclass(frozen=True)
@@ -94,7 +95,9 @@ class History:
     restarts:int = 0                                     # how often the run resumed from a checkpoint
 
     @property
-    def steps(self)->int: return len(self.train_nats)
+    def steps(self)->int:
+        """Number of optimizer steps done."""
+        return len(self.train_nats)
 
 def peak_bytes()->int:
     """Largest memory of this process so far, in bytes; 0 if the system does not report it."""

@@ -57,6 +57,7 @@ def loop_state(
                          "epoch_loop.automatic_optimization.optim_progress": optimizer}}
 
 # %% ../../nbs/training/07_run_checkpoints.ipynb #3d14a56e
+# files in the folder of a run: the last state of the training; the best weights; the record
 LAST, BEST, HISTORY = "last.ckpt", "best.safetensors", "history.json"
 TOGETHER = {"cpu": 1}   # losses that are read together, by device; reading one waits for a GPU, so there it is ten
 

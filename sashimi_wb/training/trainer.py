@@ -45,6 +45,7 @@ from .run_checkpoints import BEST, HISTORY, LAST, Interrupted, RunCheckpoints, T
 # fields that may change between a run and its continuation
 MAY_CHANGE = {"train": ("max_steps", "max_epochs", "device", "val_ks", "save_every", "save_every_s", "log_every"),
               "data": ("path", "num_workers", "skip_bad")}
+# content of the record of an epoch
 EPOCH_RECORD = {"epoch": int, "step": int, "train_nats": float, "val": {str: (float, list)}, "lr": float,
                 "seconds": float, "tokens": int}
 # the content that the checkpoint of a run must have
