@@ -212,7 +212,8 @@ def test_imports_are_light():
     Lightning comes with training only, numba with the compiled functions only."""
     code = """
 import importlib, sys
-slow = {"lightning", "pytorch_lightning", "librosa", "numba", "pykeops", "papermill", "torchaudio", "nbdev", "fastcore"}
+slow = {"lightning", "pytorch_lightning", "librosa", "numba", "pykeops", "papermill", "torchaudio", "nbdev", "fastcore",
+        "nbformat"}
 import sashimi_wb
 loaded = ({"torch", "matplotlib", "numpy"} | slow) & sys.modules.keys()
 assert not loaded, f"import sashimi_wb loads {sorted(loaded)}"

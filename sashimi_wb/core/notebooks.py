@@ -13,13 +13,18 @@ import sys
 from base64 import b64encode
 from pathlib import Path
 
-import nbformat.v4 as nbf
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
 # %% ../../nbs/core/10_notebooks.ipynb #184c984c
+def _new_output(*content, **named):
+    "An output of a cell, as nbformat makes it."
+    from nbformat.v4 import new_output   # takes seconds to import, and the pages import this module but make no output
+    return new_output(*content, **named)
+
+
 def add_text(
     outputs:list, # of a cell
     name:str,     # "stdout" or "stderr"
@@ -29,7 +34,7 @@ def add_text(
     last = outputs[-1] if outputs else {}
     if (last.get("output_type"), last.get("name")) != ("stream", name):
         if not text: return
-        outputs.append(last := nbf.new_output("stream", name=name, text=""))
+        outputs.append(last := _new_output("stream", name=name, text=""))
     begin = last["text"].rfind("\n") + 1        # of the last line
     last["text"] = last["text"][:begin] + re.sub(r"[^\n]*\r(?=[^\r\n])", "", last["text"][begin:] + text)
 
@@ -58,14 +63,14 @@ class _Results(DisplayHook):
     def write_output_prompt(self): pass
 
     def write_format_data(self, data, metadata=None):
-        self.shell.add(nbf.new_output("execute_result", _plain(data), metadata=_plain(metadata or {}),
-                                      execution_count=self.prompt_count))
+        self.shell.add(_new_output("execute_result", _plain(data), metadata=_plain(metadata or {}),
+                                    execution_count=self.prompt_count))
 
 
 class _Displays(DisplayPublisher):
     "What a cell displays becomes an output of the cell."
     def publish(self, data, metadata=None, *, transient=None, update=False, **rest):
-        self.shell.add(nbf.new_output("display_data", _plain(data), metadata=_plain(metadata or {})))
+        self.shell.add(_new_output("display_data", _plain(data), metadata=_plain(metadata or {})))
 
     def clear_output(self, wait=False): self.shell.outputs.clear()
 
@@ -81,7 +86,7 @@ class NotebookShell(InteractiveShell):
         self.on_output()
 
     def _showtraceback(self, etype, evalue, stb):
-        self.add(nbf.new_output("error", ename=etype.__name__, evalue=str(evalue), traceback=stb))
+        self.add(_new_output("error", ename=etype.__name__, evalue=str(evalue), traceback=stb))
 
     def run(
         self,
