@@ -87,10 +87,10 @@ class Range:
 class OneOf:
     """A text that is one of the given names."""
     def __init__(self,
-        options:Iterable[str], # the names
+        options:Iterable[str], # the names; those that are added to a dict later count too
         what:str="",           # what they stand for, for errors; empty: the name of the field
     ):
-        self.options, self.what = dict.fromkeys(options), what
+        self.options, self.what = options if isinstance(options, dict) else dict.fromkeys(options), what
 
 
 Count = Annotated[int, Range(1)]             # 1, 2, 3, ...

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from ..models.encoders import Embedding, EmbeddingSqueeze, LinearProjection
+from ..models.heads import ByteHead, CategoricalHead, DMLHead
 from ..models.sashimi import SaShiMiState
 from ..models.wave_model import WaveModel
 from ..tokens.portable import LOG2_E, cos_sin, exp2, log1p
@@ -201,6 +203,10 @@ def _pack_state_space(s4):
     return np.concatenate(parts), torch.complex(*dB).numpy(), None if s is None else torch.complex(*s).numpy()
 
 # %% ../../nbs/synthesis/03_packing.ipynb #c6bff2d6
+# encoders and heads whose functions are written out in the engines; a subclass may compute something else
+_PARTS = {Embedding, EmbeddingSqueeze, LinearProjection, CategoricalHead, DMLHead, ByteHead}
+
+
 def unsupported_reason(model:WaveModel)->str: # empty if the model is supported
     """Why the compiled engine does not support a model."""
     weights = next(model.parameters())
@@ -210,7 +216,9 @@ def unsupported_reason(model:WaveModel)->str: # empty if the model is supported
 
 
 def unsupported_option(model:WaveModel)->str: # empty if there is none
-    """The option of a model that no fast engine supports."""
+    """The part or option of a model that no fast engine supports."""
+    for part in (model.encoder, model.head):
+        if type(part) not in _PARTS: return f"a {type(part).__name__} is computed by its own class only"
     c = model.config.backbone
     for name, supported in (("unet", False), ("norm", "layer"), ("prenorm", True)):
         found = getattr(c, name)

@@ -6,12 +6,23 @@ import json
 import math
 import pickle
 from dataclasses import MISSING, dataclass, fields, replace
+from typing import Annotated
 
 import numpy as np
 import pytest
 
 from sashimi_wb.audio.config import DataConfig
-from sashimi_wb.core.checks import Count, check_int, check_value, field_types, from_json, read_values, to_json, words
+from sashimi_wb.core.checks import (
+    Count,
+    OneOf,
+    check_int,
+    check_value,
+    field_types,
+    from_json,
+    read_values,
+    to_json,
+    words,
+)
 from sashimi_wb.models.sashimi import SaShiMi, SaShiMiConfig
 from sashimi_wb.models.wave_model import ModelConfig
 from sashimi_wb.pages.activations import PassSettings
@@ -207,3 +218,11 @@ def test_fields_without_a_range_are_checked_by_type():
                            ({"n": None}, "Plain.n: expected an integer, got None"),
                            ({"n": 1, "names": [1]}, "Plain.names: expected a list, each item text")):
         with pytest.raises(ValueError, match=message): from_json(Plain, wrong)
+
+
+def test_names_that_are_added_later_count():
+    names = {"a": 1}
+    hint = Annotated[str, OneOf(names)]
+    with pytest.raises(ValueError, match="unknown letter 'b'; known: a"): check_value("letter", "b", hint)
+    names["b"] = 2
+    assert check_value("letter", "b", hint) == "b"

@@ -191,6 +191,8 @@ def test_draws_of_a_mixture_follow_its_probabilities(bits, temperature):
 @pytest.mark.parametrize("change,why", [
     (lambda m: m.double(), "float64"), (lambda m: m.to("meta"), "meta"),
     (lambda m: m.backbone.center.blocks[0].layer.s4.kernel.B.data.zero_(), "without input"),
+    (lambda m: setattr(m.head, "__class__", type("Bounded", (type(m.head),), {})), "Bounded"),
+    (lambda m: setattr(m.encoder, "__class__", type("Sines", (type(m.encoder),), {})), "Sines"),
 ])
 def test_unsupported_models(change, why):
     model = make()
