@@ -95,7 +95,8 @@ def verdict(
     tied = [arm for arm, d in found.items() if not d.separated]
     above = sorted((arm for arm in found if arm not in tied), key=lambda arm: found[arm].mean)
     if tied:
-        rest = f", and {best} needs fewer bits than {listed(above)}" if above else ""
+        amounts = [f"{found[arm].size} bits fewer than {arm}" for arm in above]
+        rest = f", and {best} needs {listed(amounts)}" if above else ""
         return f"{listed(sorted([best, *tied]))} are not separated{rest}"
     next_best, d = above[0], found[above[0]]
     others = f", the next of {len(arms)}" if len(arms) > 2 else ""
