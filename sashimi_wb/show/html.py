@@ -104,6 +104,7 @@ DARK
 .swb-page{container-type:inline-size}
 .swb-page select[multiple]{font-size:12px}
 @container (max-width:35em){.swb-page .swb-wide{grid-area:auto/1/auto/-1!important}}
+@container (min-width:60em){.swb-page .swb-modest{grid-area:auto/span 2}}
 div.output_scroll:has(.swb-page){height:auto;overflow:visible;box-shadow:none}
 </style>""".replace("DARK", dark_style("[data-jp-theme-light=false]")))
 
@@ -204,9 +205,10 @@ def _areas_of_data(fig):
     for ax in fig.axes:
         maps = [*ax.images, *(a for a in ax.collections if isinstance(a, QuadMesh))]
         if not any(a.get_array().ndim == 2 for a in maps): continue
-        x0, x1 = ax.get_position().intervalx
-        y0, y1 = ax.get_position(original=True).intervaly          # with the tips of a color bar
-        polygons.append([(100*x, 100 - 100*y) for x, y in ((x0, y0), (x1, y0), (x1, y1), (x0, y1), (x0, y0))])
+        outline = ax.spines.get("outline")                         # of a color bar, with its tips
+        corners = outline.get_path().vertices if outline else [(0, 0), (1, 0), (1, 1), (0, 1), (0, 0)]
+        in_figure = (ax.transAxes + fig.transFigure.inverted()).transform(corners)
+        polygons.append([(100*x, 100 - 100*y) for x, y in in_figure])
     return polygons
 
 
