@@ -56,7 +56,7 @@ class Controls:
         self.files = files
         self.model = Dropdown(options=[(m.name, m) for m in models], description="Model", **control_style(53))
         self.prompt = Dropdown(options=[NO_PROMPT, OWN_FILE, *files], value=prompt, description="Prompt",
-                               **control_style())
+                               **control_style(53, modest=True))
         self.own = Text(own, placeholder="path, from the notebook's folder", description="Own file",
                         tooltip="An audio file; a relative path begins at the folder of the notebook",
                         continuous_update=False, **control_style(53))

@@ -122,11 +122,13 @@ def width_layout(
 def control_style(
     em:int=26,        # largest width in letters, label included; above 26 it takes two columns of a grid, from 60 a row
     label:str="8em",  # width of the label
+    modest:bool=False,# take a second column only where there are four
 )->dict: # the arguments `style` and `layout` of a widget, and a class for the style sheet
     """Style and layout of one control; in a grid of one column it takes this one."""
     layout = width_layout(em)
-    if em > 26: layout.grid_area = "auto / span 2" if em < 60 else "auto / 1 / auto / -1"
-    return {"style": {"description_width": label}, "layout": layout, "_dom_classes": ("swb-wide",)*(em > 26)}
+    if em > 26 and not modest: layout.grid_area = "auto / span 2" if em < 60 else "auto / 1 / auto / -1"
+    classes = () if em <= 26 else ("swb-modest",) if modest else ("swb-wide",)
+    return {"style": {"description_width": label}, "layout": layout, "_dom_classes": classes}
 
 
 def show_only(
