@@ -21,7 +21,7 @@ endif
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test test-portable test-browser ablations checkpoints pictures docs lab export readme hooks clean stale
+.PHONY: help setup check test test-portable test-browser ablations checkpoints pictures film docs lab export readme hooks release-check clean stale
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -54,8 +54,11 @@ checkpoints: $(STAMP)  ## retrain the two models of data/checkpoints, some minut
 		cp "$$(ls -t runs/demo-$$name/*/model.safetensors | head -1)" data/checkpoints/$$name.safetensors; \
 	done
 
-pictures: $(STAMP)  ## retake the pictures of the interactive pages in nbs/images (needs Chromium) [ARGS="layouts runs"]
+pictures: $(STAMP)  ## retake the pictures of the pages and the first lesson (needs Chromium) [ARGS="layouts runs"]
 	@$(PY) tests/pictures.py $(ARGS)
+
+film: $(STAMP)  ## retake the film of a page in use, nbs/images/explore.webp (needs Chromium)
+	@$(PY) tests/film.py
 
 docs: $(STAMP)  ## build the site in docs/_build/html from executed notebooks [ARGS="nbs/tokens howto"]
 	@$(PY) docs/build.py $(ARGS)
@@ -72,6 +75,9 @@ export: $(STAMP)  ## write the package from the notebooks, then clean them
 
 readme: $(STAMP)  ## write README.md from nbs/index.ipynb
 	@$(PY) tests/readme.py
+
+release-check: $(STAMP)  ## build source distribution and wheel, check them, install the wheel and use it
+	@$(PY) tests/release.py
 
 hooks: $(STAMP)  ## once per clone: git hooks for notebooks (nbdev; also writes your Jupyter config)
 	@$(VENV)/bin/nbdev_install_hooks

@@ -1,91 +1,42 @@
 """A wheel works outside any clone: command, experiment, checkpoint and pages run, and the package stays unchanged."""
 import json
-import os
-import shutil
-import subprocess
-import sys
-import sysconfig
-import venv
-import zipfile
 from pathlib import Path
 
 import pytest
+import release
 import soundfile
 
-ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.slow
 pytest.importorskip("setuptools", minversion="77",
                     reason="the set-up of the development tools brings setuptools 77 or later: call make")
 
 
-def call(*words, **options):
-    done = subprocess.run([str(w) for w in words], stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                          timeout=300, **options)
-    assert done.returncode == 0, f"{words}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-    return done.stdout
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    "A source distribution of the clone, and the wheel that is built from it."
+    return release.build(tmp_path_factory.mktemp("build"))
+
+
+def test_they_hold_what_they_need_and_no_more(built):
+    source, wheel = built
+    release.check_source(source)
+    release.check_wheel(wheel)
+
+
+def test_the_metadata_are_what_a_registry_shows(built): release.check_metadata(built[1])
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    "A wheel, built from a source distribution, which is built from the files of a clone."
-    top = tmp_path_factory.mktemp("build")
-    unwanted = shutil.ignore_patterns(".git", ".venv*", "runs", "build", "dist", "*.egg-info", "__pycache__", "tests",
-                                      "lightning_logs")
-    shutil.copytree(ROOT, top/"clone", ignore=unwanted)
-    (top/"clone/nbs/.ipynb_checkpoints").mkdir()
-    (top/"clone/nbs/.ipynb_checkpoints/start-checkpoint.ipynb").write_text("{}")
-    call(sys.executable, "setup.py", "-q", "sdist", "-d", top, cwd=top/"clone")
-    source, = top.glob("*.tar.gz")
-    call(sys.executable, "-m", "pip", "wheel", source, "--no-deps", "--no-build-isolation", "--no-index", "-q", "-w",
-         top)
-    return next(top.glob("*.whl"))
-
-
-def test_the_wheel_holds_what_it_needs_and_no_more(wheel):
-    names = set(zipfile.ZipFile(wheel).namelist())
-    kinds = ("sashimi_wb/**/*.py", "data/music/*.flac", "data/digits/*.flac", "data/checkpoints/*", "nbs/**/*.ipynb",
-             "nbs/*.json", "nbs/images/*")
-    found = {p.relative_to(ROOT) for kind in kinds for p in ROOT.glob(kind)}
-    wanted = {p.as_posix() for p in found if not any(part.startswith(".") for part in p.parts)} | {"data/README.md"}
-    shared = {name.removeprefix("sashimi_wb/_share/") for name in names
-              if not name.split("/")[0].endswith(".dist-info")}
-    assert shared == wanted
-    assert wheel.stat().st_size < 25e6
-
-
-@pytest.fixture(scope="module")
-def installed(wheel, tmp_path_factory):
-    "A function that runs a script of a new environment in an empty folder inside another project's repository."
-    top = tmp_path_factory.mktemp("away")
-    for folder in ("home", "work"): (top/folder).mkdir()
-    (top/"work/sashimi_wb.py").write_text("raise SystemExit('a module of the current folder was imported')")
-    keep = ("PATH", "LANG", "SYSTEMROOT", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
-    # compiling takes long and is tested elsewhere
-    env = {k: os.environ[k] for k in keep if k in os.environ} | {"HOME": str(top/"home"), "NUMBA_DISABLE_JIT": "1"}
-    venv.create(top/"env", with_pip=False, symlinks=os.name != "nt")
-    paths = sysconfig.get_paths(vars={"base": str(top/"env"), "platbase": str(top/"env")})
-    bin_folder, site = Path(paths["scripts"]), Path(paths["purelib"])
-    call(sys.executable, "-m", "pip", "--python", bin_folder/"python", "install", "--no-deps", "--no-index", "-q",
-         wheel, env=env)
-    others = dict.fromkeys((sysconfig.get_path("purelib"), sysconfig.get_path("platlib")))
-    # the development environment's packages, without its editable install, which is not a folder
-    (site/"dependencies.pth").write_text("\n".join(others))
-    identity = ("-c", "user.name=a", "-c", "user.email=a@example.org")
-    call("git", "init", "-q", top)
-    call("git", "-C", top, *identity, "commit", "-q", "--allow-empty", "-m", "of another project")
-
-    def run(script, *words): return call(bin_folder/script, *words, cwd=top/"work", env=env)
-    run.work, run.package = top/"work", site/"sashimi_wb"
-    return run
+def installed(built, tmp_path_factory):
+    "The scripts of a new environment; compiling takes long and is tested elsewhere."
+    return release.Installed(built[1], tmp_path_factory.mktemp("away"), NUMBA_DISABLE_JIT="1")
 
 
 def files(folder): return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if "__pycache__" not in p.parts}
 
 
 @pytest.fixture(scope="module")
-def lines(installed):
-    "What `sashimi-wb where` prints, by name."
-    return dict(line.split(": ", 1) for line in installed("sashimi-wb", "where").splitlines())
+def lines(installed): return installed.places()
 
 
 @pytest.fixture
@@ -122,7 +73,7 @@ def test_an_installed_notebook_trains_and_its_run_is_shown(installed, lines, unc
     assert soundfile.info(work/"made.wav").samplerate == record["sample_rate"]
     assert (record["provenance"]["revision"], record["provenance"]["changed"]) == ("", False)
     assert "flac8" in record["baselines"] and "adaptive" not in record["baselines"]    # it is compiled or left out
-    assert str(ROOT) not in result.read_text() + (work/"in {br}aces/out.ipynb").read_text()
+    assert str(release.ROOT) not in result.read_text() + (work/"in {br}aces/out.ipynb").read_text()
 
     program = """if True:
         import sys, sashimi_wb, sashimi_wb.core.system as core
