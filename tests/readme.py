@@ -1,9 +1,9 @@
 """Make README.md and its pictures from the saved outputs of nbs/index.ipynb, without running it: `make readme`.
 
-A code host plays no audio and ignores styles, so a player becomes a link to the notebook and a table loses its style.
+Outputs are Markdown, figures and text; HTML is refused, since code hosts and registries change it.
 New results: copy runs/results.json to nbs/, run nbs/index.ipynb, save it, and make the README.
-Cells marked `#| hide` are left out, `#| echo: false` keeps only the output, and relative links are adapted to the
-other folder.
+Cells marked `#| hide` are left out, `#| echo: false` keeps only the output, `#| fig-alt: text` describes its figure,
+and relative links are adapted to the other folder.
 """
 import re
 import sys
@@ -16,7 +16,6 @@ from nbconvert import MarkdownExporter
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = "nbs/images"
 NOTE = "<!-- Made from nbs/index.ipynb by `make readme`: edit the notebook, not this file. -->\n\n"
-PLAYER = "*(A player: open [nbs/index.ipynb](index.ipynb) to listen.)*"
 
 
 def move_link(match: re.Match) -> str:
@@ -35,24 +34,15 @@ def move_links(text: str) -> str:
     return "".join(parts)
 
 
-def plain_html(html: str) -> str:
-    """Reduce HTML to what a code host shows: no style, script or class, no blank line (it would end the block)."""
-    if "<audio" in html: return PLAYER
-    html = re.sub(r"<(style|script)\b.*?</\1>", "", html, flags=re.S)
-    html = re.sub(r"""\s(?:class|style|tabindex|role|aria-[a-z]+)=(?:"[^"]*"|'[^']*'|[^\s>]+)""", "", html)
-    return re.sub(r"\n\s*\n", "\n", html.replace("</tr>", "</tr>\n")).strip()
-
-
 def readable(output: dict) -> dict | None:
     """The part of a cell's output that a README can show, or None."""
     if output.output_type == "stream": return output if output.name == "stdout" else None
     if output.output_type == "error": raise ValueError(f"nbs/index.ipynb was saved with an error: {output.evalue}")
     data = output.data
-    for kind in ("text/markdown", "image/png", "image/svg+xml", "text/html", "text/plain"):
-        if kind not in data: continue
-        value = data[kind]
-        if kind == "text/html": kind, value = "text/markdown", plain_html(value)
-        return nbformat.v4.new_output("display_data", {kind: value})
+    for kind in ("text/markdown", "image/png", "image/svg+xml", "text/plain"):
+        if kind == "text/plain" and "text/html" in data:
+            raise ValueError("nbs/index.ipynb shows HTML, which a README cannot: show Markdown or a figure")
+        if kind in data: return nbformat.v4.new_output("display_data", {kind: data[kind]})
     return None
 
 
@@ -60,7 +50,7 @@ def render(path: Path) -> tuple[str, dict[str, bytes]]:
     """The text of the README, and its pictures by path relative to the top folder."""
     notebook = nbformat.read(path, 4)
     notebook.metadata["language_info"] = {"name": "python"}
-    cells = []
+    cells, alts = [], []
     for cell in notebook.cells:
         if cell.cell_type == "code":
             lines = cell.source.splitlines()
@@ -69,12 +59,15 @@ def render(path: Path) -> tuple[str, dict[str, bytes]]:
             cell.source = "\n".join(line for line in lines if not line.startswith("#|")).strip()
             if words & {"echo: false", "hide_input"}: cell.source = ""
             cell.outputs = [] if "output: false" in words else [o for o in map(readable, cell.outputs) if o]
+            alt = next((word.split(":", 1)[1].strip() for word in words if word.startswith("fig-alt:")), "figure")
+            alts += [alt for o in cell.outputs if {"image/png", "image/svg+xml"} & set(o.get("data", {}))]
             if not cell.source and not cell.outputs: continue
         cells.append(cell)
     notebook.cells = cells
     resources = {"unique_key": "index", "output_files_dir": "images"}
     text, resources = MarkdownExporter(exclude_input_prompt=True).from_notebook_node(notebook, resources)
-    text = re.sub(r"```python\n\s*```\n", "", text).replace("![png](", "![figure](").replace("![svg](", "![figure](")
+    text = re.sub(r"```python\n\s*```\n", "", text)
+    text = re.sub(r"!\[(png|svg)\]\(", lambda match: f"![{alts.pop(0)}](", text)
     text = re.sub(r"^[ \t]+$", "", move_links(text), flags=re.M)
     text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
     return NOTE + text, {f"nbs/{name}": value for name, value in resources.get("outputs", {}).items()}

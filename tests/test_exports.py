@@ -12,7 +12,9 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
-from readme import differences, move_links, plain_html
+import yaml
+from nbformat.v4 import new_output
+from readme import NOTE, differences, move_links, readable
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "sashimi_wb"
@@ -108,12 +110,19 @@ def test_readme_matches_index():
     assert not differences(), "README.md differs from nbs/index.ipynb: run `make readme`"
 
 
+def test_readme_is_short_and_plain():
+    """A first page, without HTML beside the first line's comment, which code hosts and registries show alike."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    prose = re.sub(r"^```.*?^```|`[^`\n]+`", "", text.removeprefix(NOTE), flags=re.M | re.S)
+    assert text.startswith(NOTE) and not re.findall(r"<[a-z/!][^>]*>", prose)
+
+
 def test_readme_tools():
     assert move_links("![a](images/a.png) [b](../data/README.md) [c](https://x.org) [d](#d) `[e](f)`") == \
         "![a](nbs/images/a.png) [b](data/README.md) [c](https://x.org) [d](#d) `[e](f)`"
-    assert plain_html('<style>td {}</style>\n\n<table class="t"><tr><td style="x">1</td></tr></table>') == \
-        "<table><tr><td>1</td></tr>\n</table>"
-    assert "<audio" not in plain_html('<audio src="data:audio/flac;base64,AAAA"></audio>')
+    with pytest.raises(ValueError, match="show Markdown or a figure"):
+        readable(new_output("display_data", {"text/html": "<b>1</b>", "text/plain": "1"}))
 
 
 def dead_links(text: str, folder: Path) -> list[str]:
@@ -139,8 +148,19 @@ def test_links_lead_somewhere():
 
 
 def test_pictures_are_small():
-    large = {p.name: p.stat().st_size for p in (ROOT / "nbs/images").glob("*") if p.stat().st_size > 400_000}
-    assert not large
+    largest = {".png": 400_000, ".webp": 1_000_000}
+    sizes = {p: p.stat().st_size for p in (ROOT / "nbs/images").glob("*")}
+    assert not {p.name: size for p, size in sizes.items() if size > largest[p.suffix]}
+
+
+def test_citation_names_this_version():
+    """The file follows version 1.2.0 of the Citation File Format and agrees with the settings."""
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= set(cited) and cited["cff-version"] == "1.2.0"
+    assert (cited["version"], cited["authors"]) == (SETTINGS["version"], [{"name": SETTINGS["author"]}])
+    assert cited["license"] == "Apache-2.0" and {r["url"] for r in cited["references"]} == {
+        "https://arxiv.org/abs/2202.09729", "https://arxiv.org/abs/2111.00396"}
+    for work in cited["references"]: assert {"type", "title", "authors"} <= set(work)
 
 
 def public_names_without_docstring(path: Path) -> list[str]:
