@@ -34,7 +34,7 @@ from sashimi_wb.coding.file_format import (
     segment_bytes,
 )
 from .model_segments import check_model, coder_for, model_extra, model_name
-from .pcm_files import FLAC_WIDTHS, FlacAsWav, find_pcm
+from .pcm_files import FLAC_WIDTHS, FlacAsWav, find_pcm, is_flac
 from .segments import METHODS, PredictorCoder, decode_segment, encode_piece
 from ..core.system import cannot_write, check_int, check_target, file_name, log
 from ..synthesis.packing import Unsupported
@@ -177,13 +177,11 @@ class _Output:
 _OTHER_PIECE = 2**20      # bytes of a piece that is not samples
 
 
-def _coders(pcm, model, name):
-    "What codes samples: the predictor, and the model if it can."
-    coders = [PredictorCoder(pcm)] if pcm else []
-    if not coders or model is None: return coders
-    try: return [*coders, coder_for(model, pcm)]
+def _model_coder(pcm, model, name):
+    "The coder of a model; None if there is no model, or it cannot code such samples."
+    if not pcm or model is None: return None
+    try: return coder_for(model, pcm)
     except Unsupported as reason: log.warning("%s is coded without the model: %s", name, reason)
-    return coders
 
 
 def _label(model):
@@ -199,16 +197,35 @@ def _divided(start, n, most, block=1):
     return [(at, min(step, start + n - at)) for at in range(start, start + n, step)] if n else []
 
 
-def _pieces(length, pcm, coders):
-    "Position, length, and whether it is samples, of every piece of a file."
+def _segments(start, n, pcm, coder):
+    "Positions and lengths of the segments of n bytes of samples."
+    most = min(coder.segment_samples//max(pcm.n_channels, 2), MOST_PIECE//pcm.frame)
+    most = max(most - most % coder.block, 1)
+    return _divided(start, n, most*pcm.frame, coder.block*pcm.frame)
+
+
+def _pieces(length, pcm, predictor):
+    "Position, length, and coder of every piece of a file."
     first, last = (pcm.start, pcm.start + pcm.n_bytes) if pcm else (length, length)
-    pieces = [(at, n, False) for at, n in _divided(0, first, _OTHER_PIECE)]
-    if pcm:
-        block, total = coders[-1].block, pcm.n_bytes//pcm.frame
-        frames = min(min(c.segment_samples for c in coders)//max(pcm.n_channels, 2), MOST_PIECE//pcm.frame)
-        frames = max(frames - frames % block, 1)
-        pieces += [(pcm.start + at*pcm.frame, n*pcm.frame, True) for at, n in _divided(0, total, frames, block)]
-    return pieces + [(at, n, False) for at, n in _divided(last, length - last, _OTHER_PIECE)]
+    samples = _segments(first, pcm.n_bytes, pcm, predictor) if pcm else []
+    for pieces, coder in ((_divided(0, first, _OTHER_PIECE), None), (samples, predictor),
+                          (_divided(last, length - last, _OTHER_PIECE), None)):
+        for at, n in pieces: yield at, n, coder
+
+
+def _size(segments): return sum(len(segment_bytes(s)) for s in segments)
+
+
+def _smaller(segments, pcm, n_extra):
+    "Of each stretch, the segment of the predictor or those of the model that follow it, which must save n_extra bytes."
+    for whole in segments:
+        parts, end = [], whole.position + whole.n_bytes
+        if not pcm.start < end <= pcm.start + pcm.n_bytes:
+            yield whole
+            continue
+        while not parts or parts[-1].position + parts[-1].n_bytes < end: parts.append(next(segments))
+        by_model = all(s.method == METHODS["model"] for s in parts)
+        yield from parts if by_model and _size(parts) + n_extra < _size([whole]) else [whole]
 
 
 class Coded(NamedTuple):
@@ -227,7 +244,7 @@ class Coded(NamedTuple):
 def _open(f, size, name):
     "What is coded of a file: how to read it, its length, its samples, and the kind of source."
     try:
-        if f.read(4) == b"fLaC":
+        if is_flac(f):
             flac = FlacAsWav(f)
             return flac.read, flac.size, flac.pcm, "flac"
         pcm, why = find_pcm(f, size), ""
@@ -255,24 +272,27 @@ def compress(
         if output.path and _is_path(source) and output.path == Path(os.path.realpath(source)):
             raise ValueError(f"{output.path} is source and target: choose another name for the target")
         read, length, pcm, kind = _open(f, size, name)
-        coders, digest, count, methods = _coders(pcm, model, name), hashlib.sha256(), 0, set()
-        by_model = len(coders) > 1
+        predictor, by_model = PredictorCoder(pcm) if pcm else None, _model_coder(pcm, model, name)
         header = Header(length, pcm, kind, "model" if by_model else "predictor" if pcm else "none",
-                        model_extra(coders[-1], _label(model)) if by_model else b"")
-        if by_model: coders[-1].named_in = len(header.extra)
+                        model_extra(by_model, _label(model)) if by_model else b"")
+        digest, count, methods = hashlib.sha256(), 0, set()
         def pieces():
-            for at, n, is_samples in _pieces(length, pcm, coders):
+            for at, n, coder in _pieces(length, pcm, predictor):
                 data = read(n)
                 if len(data) < n: raise OSError(f"{name} became shorter while it was read: expected {length:,} bytes")
                 digest.update(data)
-                yield data, at, is_samples
+                yield data, at, coder
+                for part, m in _segments(at, n, pcm, by_model) if coder and by_model else []:
+                    yield data[part - at:part - at + m], part, by_model
+        def shown(piece):      # of a stretch that is coded twice, the bar shows the slower coder
+            return 0 if by_model and piece[2] is predictor else len(piece[0])
         def coded(piece, on_bytes):
-            data, at, is_samples = piece
-            if not is_samples: return encode_piece(data, at)
-            return encode_piece(data, at, pcm, coders, lambda n: on_bytes(n*pcm.width))
+            data, at, coder = piece
+            return encode_piece(data, at, pcm, coder, lambda n: on_bytes(n*pcm.width if shown(piece) else 0))
         output.write(header_bytes(header))
         with _Work("compress", length, workers, progress) as work:
-            for segment in work.in_order(coded, pieces(), lambda piece: len(piece[0])):
+            segments = work.in_order(coded, pieces(), shown)
+            for segment in _smaller(segments, pcm, len(header.extra)) if by_model else segments:
                 output.write(segment_bytes(segment))
                 methods.add(segment.method)
                 count += 1
@@ -305,7 +325,8 @@ def _missing(header, first, last):
 
 def _decoders(header, model):
     "What decodes the samples of a file. Raises: CodedFileError if it needs a model that is not there."
-    if header.coder != "model" or not header.pcm: return _coders(header.pcm, None, "")
+    if not header.pcm: return []
+    if header.coder != "model": return [PredictorCoder(header.pcm)]
     if model is None:
         raise CodedFileError(f"coded with a model named {model_name(header)!r}: give it (model, --model)")
     try: coder = coder_for(model, header.pcm)

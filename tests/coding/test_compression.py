@@ -4,9 +4,12 @@ import io
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +77,28 @@ def short_segments(monkeypatch):
     monkeypatch.setattr(SampleCoder, "segment_samples", 2000)
 
 
+def caf(samples: bytes, length: int | None = None) -> bytes:
+    """A CAF file of 16 bits and two channels, lowest byte first."""
+    desc = struct.pack(">d4sIIIII", 44_100, b"lpcm", 2, 4, 1, 2, 16)
+    n = 4 + len(samples) if length is None else length
+    return (b"caff\0\1\0\0" + b"free" + struct.pack(">q", 5) + bytes(5) + b"desc" + struct.pack(">q", 32) + desc
+            + b"data" + struct.pack(">q", n) + bytes(4) + samples)
+
+
+def au(samples: bytes, length: int | None = None) -> bytes:
+    """An AU file of 16 bits and two channels, highest byte first, whose header has a comment of seven bytes."""
+    n = len(samples) if length is None else length
+    head = b".snd" + struct.pack(">5I", 31, n, 3, 44_100, 2) + b"comment"
+    return head + np.frombuffer(samples, "<i2").astype(">i2").tobytes()
+
+
+def rf64(samples: bytes, length: int) -> bytes:
+    """A WAV file of 16 bits and two channels whose length is in the chunk ds64, with a chunk behind the samples."""
+    ds64 = b"ds64" + struct.pack("<IQQQI", 28, 0, length, 0, 0)
+    data = wav(samples, 2, 2, ds64, LIST)
+    return b"RF64" + data[4:].replace(b"data" + struct.pack("<I", len(samples)), b"data\xff\xff\xff\xff")
+
+
 LIST = b"LIST\7\0\0\0abcdefg\0"
 x16, x24 = little(walk(500, 2, 12), 2), little(walk(400, 3, 20), 3)
 FILES = {
@@ -94,12 +119,23 @@ FILES = {
     **{f"{f} {s} {e}": written(music(500), f, s, endian=e)
        for f, s, e in (("WAVEX", "PCM_24", "FILE"), ("RF64", "PCM_16", "FILE"), ("WAV", "PCM_16", "BIG"),
                        ("AIFF", "PCM_S8", "FILE"), ("AIFF", "PCM_16", "FILE"), ("AIFF", "PCM_16", "LITTLE"),
-                       ("AIFF", "PCM_24", "FILE"), ("AIFF", "PCM_32", "FILE"), ("W64", "PCM_16", "FILE"))},
+                       ("AIFF", "PCM_24", "FILE"), ("AIFF", "PCM_32", "FILE"), ("W64", "PCM_U8", "FILE"),
+                       ("W64", "PCM_16", "FILE"), ("W64", "PCM_24", "FILE"), ("W64", "PCM_32", "FILE"),
+                       ("CAF", "PCM_S8", "FILE"), ("CAF", "PCM_16", "FILE"), ("CAF", "PCM_24", "LITTLE"),
+                       ("AU", "PCM_S8", "FILE"), ("AU", "PCM_16", "FILE"), ("AU", "PCM_24", "FILE"))},
+    **{f"{f} float": written(music(500)/2**15, f, "FLOAT") for f in ("W64", "CAF", "AU")},
+    "W64 cut": written(music(500), "W64")[:-333], "W64 and more": written(music(500), "W64") + b"more",
+    "CAF of unknown length": caf(x16, -1), "CAF with a chunk behind": caf(x16) + b"info\0\0\0\0\0\0\0\3abc",
+    "CAF cut in its header": caf(x16)[:50], "AU of unknown length": au(x16, 2**32 - 1), "AU cut": au(x16)[:20],
+    "RF64 of given length": rf64(x16, len(x16)), "RF64 of no length": rf64(x16, 0),
+    "extensible, one byte too short": wav(x16, 2, 2).replace(b"fmt \x10\0\0\0\1\0", b"fmt \x10\0\0\0\xfe\xff"),
 }
 CODED_BY_PREDICTOR = [n for n in FILES if n.startswith("wav, ") or n in (
     "chunks around", "odd samples", "cut", "length 0", "length unknown", "12 bits in 16", "24 bits in 32", "silence",
     "WAVEX PCM_24 FILE", "RF64 PCM_16 FILE", "WAV PCM_16 BIG", "AIFF PCM_16 FILE", "AIFF PCM_16 LITTLE",
-    "AIFF PCM_24 FILE", "AIFF PCM_S8 FILE")]
+    "AIFF PCM_24 FILE", "AIFF PCM_S8 FILE", "32 bits", "W64 cut", "W64 and more", "CAF of unknown length",
+    "CAF with a chunk behind", "AU of unknown length", "RF64 of given length", "RF64 of no length")
+    or n.startswith(("W64 PCM", "CAF PCM", "AU PCM"))]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -157,6 +193,42 @@ def test_flac_gives_its_samples(tmp_path, subtype, bits, channels):
         assert (info.subtype, info.channels, info.samplerate) == (kind, channels, 44_100)
         assert np.array_equal(*(sf.read(tmp_path / n, dtype="int32")[0] for n in ("a.flac", name)))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.flac", "a.swb", "b.flac", "b.wav"]
+
+
+def test_a_flac_behind_an_id3_tag_gives_its_samples(tmp_path):
+    tag = b"ID3\4\0\0" + bytes([0, 0, 1, 20]) + b"x"*148
+    (tmp_path / "a.flac").write_bytes(tag + written(music(700), "FLAC"))
+    compress(tmp_path / "a.flac", tmp_path / "a.swb")
+    assert METHODS["predictor"] in methods((tmp_path / "a.swb").read_bytes())
+    decompress(tmp_path / "a.swb", tmp_path / "b.wav")
+    assert np.array_equal(sf.read(tmp_path / "b.wav", dtype="int16")[0], music(700))
+
+
+def test_what_comes_back_when_all_32_bits_are_used():
+    """The lowest 8 bits are stored, and the others predicted."""
+    x = (music(2000).astype(np.int64) << 16) + np.random.default_rng(0).integers(0, 2**16, (2000, 2))
+    data = wav(little(x, 4), 4, 2)
+    found = coded(data)
+    assert methods(found) == [METHODS["stored"], METHODS["predictor"]] and len(found) < 0.9*len(data)
+    assert decoded(found) == data
+
+
+@pytest.mark.parametrize("format", ["WAV", "FLAC"])
+def test_memory_does_not_grow_with_the_length(format, tmp_path, monkeypatch):
+    """Segments of 128 KiB, kept as they are: 5 MB take no more memory than 1 MB, in coding, proof and decoding."""
+    def store(piece, position, *args): return Segment(0, position, len(piece), zlib.crc32(piece), piece)
+    monkeypatch.setattr(compression, "encode_piece", store)
+    monkeypatch.setattr(SampleCoder, "segment_samples", 2**16)
+    peaks = {}
+    for seconds in (2, 1, 6, 30):                                     # the first loads what is loaded once
+        sf.write(tmp_path / "a", np.tile(music(44_100), (seconds, 1)), 44_100, format=format, subtype="PCM_16")
+        for action, source, target in ((compress, "a", "a.swb"), (decompress, "a.swb", "b.wav")):
+            tracemalloc.start()
+            action(tmp_path / source, tmp_path / target, workers=2, overwrite=True)
+            peaks[action, seconds] = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+    for action in (compress, decompress):
+        assert peaks[action, 30] < peaks[action, 6] + 2**18 < 2**22, peaks
 
 
 def test_threads_and_streams_give_the_same_bytes(tmp_path, short_segments):

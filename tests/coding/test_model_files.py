@@ -10,10 +10,11 @@ import pytest
 from made_models import fill_exactly
 
 from sashimi_wb.audio.config import DataConfig
-from sashimi_wb.coding.compression import compress, decompress
+from sashimi_wb.coding import compression
+from sashimi_wb.coding.compression import _smaller, compress, decompress
 from sashimi_wb.coding.file_format import CodedFileError, Segment, read_header, records
 from sashimi_wb.coding.pcm_files import Pcm, wav_header
-from sashimi_wb.coding.segments import METHODS, SampleCoder, encode_piece
+from sashimi_wb.coding.segments import METHODS, PredictorCoder, SampleCoder
 from sashimi_wb.models.sashimi import SaShiMiConfig
 from sashimi_wb.models.wave_model import ModelConfig, WaveModel
 from sashimi_wb.ssm.learned import KernelConfig
@@ -75,7 +76,7 @@ def methods(data):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_file_comes_back(kind, monkeypatch):
     monkeypatch.setattr("sashimi_wb.coding.model_segments.MODEL_SAMPLES", 2**10)
-    monkeypatch.setattr("sashimi_wb.coding.segments.PredictorCoder.encode", lambda *args: None)
+    monkeypatch.setattr(PredictorCoder, "encode", lambda self, codes, most, on_samples: bytes(most))
     model, data = made(kind), wav(kind)
     one, two = (coded(data, model, workers=n) for n in (1, 3))
     found, coder = methods(one)
@@ -148,8 +149,7 @@ def test_models_are_taken_by_name(tmp_path):
 
 def make_frozen():
     "Write the frozen files anew; done once for every version of the format."
-    import sashimi_wb.coding.segments as segments
-    segments.PredictorCoder.encode = lambda *args: None     # the model codes, also where it needs more
+    PredictorCoder.encode = lambda self, codes, most, on_samples: bytes(most)   # the model needs fewer
     FROZEN.mkdir(exist_ok=True, parents=True)
     for kind in KINDS:
         made(kind).save(FROZEN / f"{kind}.safetensors")
@@ -167,14 +167,41 @@ def test_every_version_reads_files_of_version_1(kind):
     assert hashlib.sha256(decoded(data, model)).hexdigest()[:16] == WANT[kind]
 
 
-@pytest.mark.parametrize("gain", [1, 60, 100])
-def test_a_model_must_save_more_than_its_name_takes(gain):
-    """A file with a model is never larger than by the predictor alone: the header that names the model counts."""
-    class Coder(SampleCoder):
-        def __init__(self, method, n, named_in=0): self.method, self.n, self.named_in = method, n, named_in
-        def encode(self, codes, most, on_samples): return bytes(self.n) if self.n <= most else None
-    pcm = Pcm(0, 2000, 8000, 1, 2, False, True)
-    coders = Coder(METHODS["predictor"], 1000), Coder(METHODS["model"], 1000 - gain, 60)
-    found = encode_piece(bytes(range(250))*8, 0, pcm, coders, lambda n: None)
-    assert found.method == METHODS["model" if gain > 60 else "predictor"]
-    assert encode_piece(bytes(20), 0, pcm, coders, lambda n: None).n_bytes == 20    # shorter than the name
+@pytest.fixture
+def short(monkeypatch):
+    "Short segments: four of a model for one of the predictor."
+    monkeypatch.setattr(SampleCoder, "segment_samples", 2400)
+    monkeypatch.setattr("sashimi_wb.coding.model_segments.MODEL_SAMPLES", 600)
+
+
+@pytest.mark.parametrize("predictor", ["none", "adaptive"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_that_knows_nothing_makes_no_file_larger(kind, predictor, short):
+    model, data = made(kind, predictor=predictor), wav(kind)
+    with_it, alone = coded(data, model), coded(data)
+    assert alone.count(b"SWBs") == 5 and len(with_it) <= len(alone)
+    assert with_it == alone or methods(with_it)[1] == "model"
+
+
+@pytest.mark.parametrize("saved", [1, 70, 400])
+def test_what_shorter_segments_cost_counts_against_a_model(saved, short, monkeypatch):
+    class Better(PredictorCoder):
+        "A model that needs some bytes less than the predictor in a segment of the same length."
+        method, segment_samples, block = METHODS["model"], 600, 48
+        def encode(self, *args): return super().encode(*args)[:-saved]
+    monkeypatch.setattr(compression, "coder_for", lambda model, pcm: Better(pcm))
+    monkeypatch.setattr(compression, "model_extra", lambda *args: bytes(60))
+    data = wav("dml")
+    with_it, alone = coded(data, made("dml"), verify=False), coded(data)
+    if saved < 400: assert with_it == alone
+    else: assert len(with_it) < len(alone) and METHODS["predictor"] not in methods(with_it)[0]
+
+
+@pytest.mark.parametrize("gain", [-1, 60, 61])
+def test_a_stretch_must_save_more_than_the_name_of_a_model_takes(gain):
+    def segment(name, at, n, size): return Segment(METHODS[name], at, n, 0, bytes(size))
+    before, after = segment("stored", 0, 10, 10), segment("lzma", 2010, 5, 4)
+    pcm, whole = Pcm(10, 2000, 8000, 1, 2, False, True), segment("predictor", 10, 2000, 1000)
+    parts = segment("model", 10, 1200, 600), segment("model", 1210, 800, 400 - 33 - gain)
+    found = list(_smaller(iter([before, whole, *parts, after]), pcm, 60))
+    assert found == [before, *(parts if gain > 60 else [whole]), after]
