@@ -78,7 +78,8 @@ def _aiff_format(content, form):
     if len(content) < 18: raise ValueError("its chunk 'COMM' is too short")
     channels, _, bits = struct.unpack_from(">HIH", content)
     kind = content[18:22] if form == b"AIFC" else b"NONE"
-    if kind not in (b"NONE", b"twos", b"sowt", b"in24", b"in32"): raise ValueError(f"its samples are not plain integers ({kind!r})")
+    if kind not in (b"NONE", b"twos", b"sowt", b"in24", b"in32"):
+        raise ValueError(f"its samples are not plain integers ({kind!r})")
     if not channels: raise ValueError("it has no channels")
     return _aiff_rate(content[8:18]), channels, -(-bits//8), kind != b"sowt", True
 
