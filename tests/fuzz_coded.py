@@ -42,6 +42,7 @@ def originals():
     yield wav(walk.astype("<i4").view(np.uint8).reshape(-1, 4)[:600, :3].tobytes(), 3, 1)
     yield wav(rng.bytes(3000), 2, 1)
     yield wav(np.tile(walk[:100], (1, 9)).astype("<i2").tobytes(), 2, 18)
+    yield wav((walk[:300]*2**16 + rng.integers(0, 2**16, (300, 2))).astype("<i4").tobytes(), 4, 2)   # all 32 bits used
     yield bytes(range(256))*8
 
 
