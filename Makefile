@@ -61,7 +61,7 @@ film: $(STAMP)  ## retake the film of a page in use, nbs/images/explore.webp (ne
 	@$(PY) tests/film.py
 
 docs: $(STAMP)  ## build the site in docs/_build/html from executed notebooks [ARGS="nbs/tokens howto"]
-	@$(PY) docs/build.py $(ARGS)
+	@$(PY) docs/build_site.py $(ARGS)
 
 lab: $(STAMP)  ## open the start page of the notebooks in JupyterLab, on this machine only
 	@$(PY) -m jupyterlab --ip=127.0.0.1 --ServerApp.root_dir="$(HERE)" --LabApp.default_url=/lab/tree/nbs/start.ipynb \

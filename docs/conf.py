@@ -1,4 +1,4 @@
-"""Configuration of Sphinx, whose source folder docs/build.py writes: notebooks are executed before, not here."""
+"""Configuration of Sphinx, whose source folder docs/build_site.py writes: notebooks are executed before, not here."""
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -25,10 +25,10 @@ suppress_warnings = ["toc.empty_glob", "mystnb.unknown_mime_type"]
 html_theme = "furo"
 html_title = project
 html_static_path = ["static"]
-html_css_files = ["site.css"]
+html_css_files = ["site.css", "figures.css"]  # docs/build_site.py writes the second
 html_copy_source = html_show_sourcelink = False
 html_theme_options = {"navigation_with_keys": True, "top_of_page_buttons": []}
-mathjax_path = "mathjax/tex-chtml.js" # the local copy that docs/build.py makes
+mathjax_path = "mathjax/tex-chtml.js" # the local copy that docs/build_site.py makes
 mathjax3_config = {"options": {"enableMenu": False}}
 copybutton_selector = "div.highlight-ipython3 pre, div.highlight-python pre, div.highlight-bash pre"
 

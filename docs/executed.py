@@ -74,15 +74,15 @@ def data_fingerprint() -> str:
     return hashlib.sha256(sizes.encode() + (ROOT / "nbs/results.json").read_bytes()).hexdigest()
 
 
-def key(path: Path, data: str) -> str:
+def key(notebook: Path, data: str) -> str:
     """The hash of a notebook, of the code of the package that it imports, of `execute`, and of the data."""
-    notebook = nbformat.read(ROOT / path, 4)
-    text = "\n".join(c.source for c in notebook.cells if c.cell_type == "code")
+    cells = [(c.cell_type, c.source) for c in nbformat.read(notebook, 4).cells]
+    text = "\n".join(source for kind, source in cells if kind == "code")
     modules = {p.relative_to(ROOT / "sashimi_wb").with_suffix("").as_posix().replace("/", ".")
                for p in (ROOT / "sashimi_wb").rglob("*.py") if p.stem not in ("__init__", "_modidx")}
     named = {name.removeprefix("sashimi_wb.") for name in re.findall(r"\bsashimi_wb\.[a-z_0-9.]*[a-z_0-9]", text)}
-    whole = re.search(r"\bimport sashimi_wb\b(?!\.)", text) or path.parent.name == "experiments"
-    parts = [[(c.cell_type, c.source) for c in notebook.cells], data, inspect.getsource(execute),
+    whole = re.search(r"\bimport sashimi_wb\b(?!\.)", text) or notebook.parent.name == "experiments"
+    parts = [cells, data, inspect.getsource(execute),
              code_sources(*sorted(modules if whole else named & modules))]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
@@ -100,8 +100,9 @@ def finish(server: ForkServer, arguments: list[str], text: Path) -> str:
 
 
 def execute_all(
-    notebooks: list[Path],  # relative to the project
+    notebooks: list[Path],  # relative to the folder `root`
     kept: Path,             # folder of the executed copies
+    root: Path = ROOT,
     jobs: int = 2,
     say: Callable[[str], None] = print,
 ) -> dict[Path, str]:       # notebook -> error, of those that failed
@@ -110,7 +111,7 @@ def execute_all(
     The copy of nbs/tokens/x.ipynb is kept/nbs/tokens/x.ipynb, and x.key beside it has its hash. A notebook that fails
     leaves a copy with the outputs before the error, and no hash, so that it is executed again next time."""
     data, errors = data_fingerprint(), {}
-    keys = {path: key(path, data) for path in notebooks}
+    keys = {path: key(root / path, data) for path in notebooks}
     copies = {path: kept.resolve() / path for path in notebooks}
     old = [path for path, copy in copies.items() if not (copy.exists() and copy.with_suffix(".key").exists()
            and copy.with_suffix(".key").read_text() == keys[path])]
@@ -124,7 +125,7 @@ def execute_all(
         def run(path):
             began, name = time.perf_counter(), path.as_posix().replace("/", "_")
             copies[path].with_suffix(".key").unlink(missing_ok=True)
-            arguments = [str(ROOT / path), str(copies[path]), f"{folder}/{name}"]
+            arguments = [str(root / path), str(copies[path]), f"{folder}/{name}"]
             error = finish(server, arguments, Path(folder, name + ".txt"))
             if error: errors[path] = error
             else: write_atomic(copies[path].with_suffix(".key"), keys[path])

@@ -1,9 +1,11 @@
-"""Convert notebooks and Markdown pages of the project into the source folder of Sphinx.
+"""Convert executed notebooks and Markdown pages into the source folder of Sphinx.
 
-A file keeps its path, except that `docs/` is the top of the site. Links of the project become links of the site: to
-pages, to folders (their README), and to text files, which become pages with their text.
+A file of the project keeps its path, except that `docs/` is the top of the site. Links of the project become links of
+the site: to pages, to folders (their README), and to text files, which become pages that show their text.
 """
 import ast
+import base64
+import hashlib
 import re
 from pathlib import Path
 from posixpath import dirname, normpath, relpath
@@ -16,78 +18,89 @@ from sashimi_wb.core.system import write_atomic
 ROOT = Path(__file__).resolve().parents[1]
 PROSE = ["CHANGELOG.md", "CONTRIBUTING.md", "data/**/*.md", "nbs/*/README.md", "docs/**/*.md"]
 START = {"README.md", "nbs/index.ipynb"}      # the start page takes their place
-TEXT = {".py": "python", ".toml": "toml", ".json": "json", ".ini": "ini", "": "text", ".txt": "text", ".cff": "yaml"}
-FOLDED = {"imports": "Imports", "test": "Test", "wrong": "What goes wrong"}
+PAGES = (".ipynb", ".md")
+TEXT = {".py": "python", ".toml": "toml", ".json": "json", ".ini": "ini", ".cff": "yaml", ".txt": "text", "": "text"}
+FOLDED = {"imports": "Imports", "test": "Test", "wrong": "What goes wrong", "code": "Code"}
 WIDGETS = "application/vnd.jupyter.widget-view+json"
+OUTSIDE = re.compile(r"[a-z][a-z0-9+.-]*:|[#/{]", re.I)   # links that are not relative
+MEDIA = re.compile(r"data:(?:audio|image)/([\w.+-]+);base64,([A-Za-z0-9+/=]{1000,})")
 
 
 def pages(only: list[str]) -> dict[str, str]:
-    """File of the project -> file in Sphinx's folder, for every page; `only` chooses by the beginning of the first."""
-    found = [p.relative_to(ROOT).as_posix() for pattern in PROSE for p in ROOT.glob(pattern)]
-    found += [p.relative_to(ROOT).as_posix() for p in (ROOT / "nbs").rglob("*.ipynb")]
-    kept = (p for p in sorted(found) if not re.search(r"(^|/)[._]|^docs/(README|_build)", p) and p not in START)
-    return {p: p.removeprefix("docs/") for p in kept
-            if not only or p == "docs/index.md" or p.startswith(tuple(only))}
+    """File of the project -> file in Sphinx's folder, of every page; `only` chooses by the beginnings of the former."""
+    found = [p for pattern in [*PROSE, "nbs/**/*.ipynb"] for p in ROOT.glob(pattern)]
+    names = sorted(p.relative_to(ROOT).as_posix() for p in found)
+    kept = [p for p in names if not re.search(r"(^|/)[._]|^docs/README", p) and p not in START]
+    return {p: p.removeprefix("docs/") for p in kept if not only or p == "docs/index.md" or p.startswith(tuple(only))}
 
 
 class Links:
     """Converts links of the project's files to links of the site."""
 
-    def __init__(self, pages: dict[str, str], partial: bool):
-        self.pages, self.partial = pages, partial
-        self.files, self.broken = set(), []   # linked files that are no pages; links that lead nowhere
+    def __init__(self, chosen: dict[str, str], generated: set[str], partial: bool):
+        self.chosen, self.generated, self.partial = chosen, generated, partial
+        self.files, self.media, self.broken = set(), {}, []  # linked files, players and pictures, links to nowhere
 
-    def target(self, here: str, link: str, html: bool = False) -> str | None:
-        """The link that a file of the site needs in place of a relative one; None if its target is not on the site."""
+    def there(self, here: str) -> str:
+        """The folder of the site in which a file of the project lies."""
+        return dirname(self.chosen.get(here, here.removeprefix("docs/"))) or "."
+
+    def target(self, here: str, link: str) -> str:
+        """The link that a file needs on the site in place of a relative one; where there is no target, `index`."""
         path, _, anchor = link.partition("#")
-        place = normpath(f"{dirname(here)}/{path}") if dirname(here) else normpath(path)
+        place = normpath(f"{dirname(here) or '.'}/{path}")
         if place in START: place = "docs/index.md"
-        if (ROOT / place).is_dir(): place = normpath(f"{place}/README.md")
-        if place in self.pages: found = self.pages[place]
-        elif place.startswith("docs/api/"): found = place.removeprefix("docs/")
-        elif (ROOT / place).is_file() and not self.partial:
+        if (ROOT / place).is_dir(): place = f"{place}/README.md"
+        if place in self.chosen: found = self.chosen[place]
+        elif place.removeprefix("docs/") in self.generated: found = place.removeprefix("docs/")
+        elif (ROOT / place).is_file() and not (self.partial and Path(place).suffix in PAGES):
             self.files.add(place)
-            found = place + ".md" if Path(place).suffix in TEXT else place
+            found = f"{place}.md" if Path(place).suffix in TEXT else place
         else:
-            if not (ROOT / place).exists() and not place.startswith("../"): self.broken.append(f"{here}: {link}")
-            return None
-        if html: found = re.sub(r"\.(ipynb|md)$", ".html", found)
-        return relpath(found, dirname(self.pages.get(here, here)) or ".") + ("#" + anchor if anchor else "")
+            if not self.partial: self.broken.append(f"{here}: {link}")
+            found, anchor = "index.md", ""
+        return relpath(found, self.there(here)) + ("#" + anchor if anchor else "")
 
     def in_markdown(self, here: str, text: str) -> str:
-        """Convert the links of a Markdown text, in HTML too, except in code."""
+        """Convert the links of a Markdown text, except in code."""
         def link(match):
-            words, target = match.group(1, 2)
-            if re.match(r"[a-z][a-z0-9+.-]*:|[#/]", target, re.I): return match.group(0)
-            new = self.target(here, target)
-            if new is None: return match.group(0) if words.startswith("!") else words[1:-1]
-            return f"{words}({new})"
-        parts = re.split(r"(^```.*?^```|^:::.*?$|`[^`\n]+`)", text, flags=re.M | re.S)
-        for i in range(0, len(parts), 2): parts[i] = self.in_html(here, parts[i])
-        text = "".join(parts)
-        code = re.split(r"(^```.*?^```)", text, flags=re.M | re.S)
-        for i in range(0, len(code), 2):
-            code[i] = re.sub(r"(!?\[(?:[^\[\]]|\[[^\]]*\])*\])\(([^)\s]+)\)", link, code[i])
-        return "".join(code)
+            return f"]({match.group(1) if OUTSIDE.match(match.group(1)) else self.target(here, match.group(1))})"
+        parts = re.split(r"(^```.*?^```|`[^`\n]+`)", text, flags=re.M | re.S)
+        for i in range(0, len(parts), 2):
+            parts[i] = re.sub(r"\]\(([^)\s]+)\)", link, self.in_html(here, parts[i]))
+        return "".join(parts)
 
     def in_html(self, here: str, html: str) -> str:
-        """Convert the relative links of an HTML text."""
+        """Convert the relative links of an HTML text, and take sounds and pictures out of it."""
         def link(match):
-            if re.match(r"[a-z][a-z0-9+.-]*:|[#/{]", match.group(2), re.I): return match.group(0)
-            new = self.target(here, match.group(2), html=True)
-            return f"{match.group(1)}{new}{match.group(3)}" if new else match.group(0)
-        return re.sub(r"""(<a\b[^>]*?\bhref=["'])([^"']+)(["'])""", link, html)
+            start, target, end = match.groups()
+            if not OUTSIDE.match(target): target = re.sub(r"\.(ipynb|md)(?=#|$)", ".html", self.target(here, target))
+            return start + target + end
+        html = re.sub(r"""(<a\b[^>]*?\bhref=["'])([^"']+)(["'])""", link, html)
+        return self.without_media(here, html)
+
+    def without_media(self, here: str, text: str) -> str:
+        """A text whose sounds and pictures have become files of their own."""
+        return MEDIA.sub(lambda match: self.take_out(here, *match.groups()), text)
+
+    def take_out(self, here: str, kind: str, data: str) -> str:
+        """Make a file of a sound or picture that is part of a page: its path from the page."""
+        content = base64.b64decode(data)
+        suffix = {"x-wav": "wav", "mpeg": "mp3", "svg+xml": "svg"}.get(kind, kind)
+        name = f"_media/{hashlib.sha256(content).hexdigest()[:16]}.{suffix}"
+        self.media[name] = content
+        return relpath(name, self.there(here))
 
 
-def role(source: str, outputs: list) -> str:
+def role(source: str, has_outputs: bool) -> str:
     """What a cell does beside the story: "imports", "test", "wrong" (wrong input and its error), or ""."""
     try: body = ast.parse(source).body
     except SyntaxError: return ""
     if body and all(isinstance(n, ast.Import | ast.ImportFrom) for n in body): return "imports"
-    if outputs: return ""
-    text = [ast.unparse(n) for n in body]
-    if any("ExceptionExpected" in t or "expect_fail" in t for t in text): return "wrong"
-    return "test" if any(re.search(r"\bassert |\b(test_\w+|assert_\w+)\(", t) for t in text) else ""
+    if has_outputs: return ""
+    text = ast.unparse(body)
+    if "ExceptionExpected" in text or "expect_fail" in text: return "wrong"
+    return "test" if re.search(r"\bassert |\b(test|assert)_\w+\(", text) else ""
 
 
 def convert_cell(cell, here: str, links: Links):
@@ -95,16 +108,15 @@ def convert_cell(cell, here: str, links: Links):
     if cell.cell_type == "markdown":
         cell.source = links.in_markdown(here, cell.source)
         return cell
-    if cell.cell_type != "code": return None
     words = directives(cell.source)
-    if "hide" in words: return None
+    if cell.cell_type != "code" or "hide" in words: return None
     cell.source = "\n".join(line for line in cell.source.splitlines() if not line.startswith("#|")).strip()
-    cell.outputs = [o for o in cell.outputs if not (o.output_type == "stream" and o.name == "stderr")]
+    cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
     if not cell.source and not cell.outputs: return None
     for output in cell.outputs: convert_output(output, here, links)
-    tags, width = list(cell.metadata.get("tags", [])), picture_width(cell.outputs)
-    settings = {"image": {"width": f"{width}px"}} if width else {}
-    kind = "" if "export" in words and role(cell.source, []) != "imports" else role(cell.source, cell.outputs)
+    kind = "code" if here.startswith("nbs/explore/") else role(cell.source, "export" in words or bool(cell.outputs))
+    tags, settings = list(cell.metadata.get("tags", [])), {}
+    if width := picture_width(cell.outputs): settings["image"] = {"width": f"{width}px"}
     if "echo: false" in words: tags.append("remove-input")
     elif kind:
         tags.append("hide-input")
@@ -121,76 +133,95 @@ def convert_output(output, here: str, links: Links) -> None:
         text = "".join(data[kind]).replace(f"{ROOT}/", "")
         data[kind] = links.in_html(here, text) if kind == "text/html" else text
     if "text" in output: output.text = "".join(output.text).replace(f"{ROOT}/", "")
-    if data.pop(WIDGETS, None):
-        name = Path(here).stem
-        picture = ROOT / f"nbs/images/explore_{name}.png"
-        if picture.exists():
-            data.clear()
-            data["text/markdown"] = f"![The page in JupyterLab, where its controls are live](../images/{picture.name})"
-            links.files.add(f"nbs/images/{picture.name}")
+    picture = f"../images/explore_{Path(here).stem}.png"
+    if data.pop(WIDGETS, None) and (ROOT / dirname(here) / picture).exists():
+        data.clear()
+        target = links.target(here, picture)
+        data["text/markdown"] = ("*The page in JupyterLab, where the controls are live:*\n\n"
+                                 f"![Controls and figures]({target})\n\n*What it shows first, to read and to hear:*")
 
 
 def picture_width(outputs: list) -> int:
     """The largest width, in pixels of a page, of the pictures among the outputs; 0 if there are none."""
-    return max([o.metadata.get("image/png", {}).get("width", 0) for o in outputs if o.get("data", {}).get("image/png")],
+    return max([o.metadata.get("image/png", {}).get("width", 0) for o in outputs if "image/png" in o.get("data", {})],
                default=0)
+
+
+def module_of(notebook) -> str:
+    """The module that a notebook exports, such as "tokens.quantization", or an empty text."""
+    sources = "\n".join(c.source for c in notebook.cells if c.cell_type == "code")
+    found = re.search(r"^#\| default_exp ([\w.]+)", sources, re.M)
+    return found.group(1) if found else ""
+
+
+def with_module(text: str, module: str, here: str, links: Links) -> str:
+    """The first cell of a lesson with the name of its module, a link to its reference, below its title."""
+    known = (f"api/{name}.md" for name in (module, module.replace(".", "/"), module.split(".")[0]))
+    reference = next((name for name in known if name in links.generated), "")
+    name = f"`sashimi_wb.{module}`"
+    if reference: name = f"[{name}]({relpath(reference, links.there(here))})"
+    head = re.match(r"# [^\n]*\n+(?:>[^\n]*\n+)*", text + "\n\n").group(0)
+    return f"{head.strip()}\n\n{{.exports}}\nModule {name}\n\n{text[len(head):]}"
 
 
 def convert_notebook(path: Path, here: str, links: Links) -> str:
     """An executed notebook as the site shows it, as JSON text."""
     notebook = nbformat.read(path, 4)
-    cells = [convert_cell(cell, here, links) for cell in notebook.cells]
+    module, cells = module_of(notebook), [convert_cell(cell, here, links) for cell in notebook.cells]
     notebook.cells = [c for c in cells if c is not None]
     notebook.metadata.pop("widgets", None)
+    if module: notebook.cells[0].source = with_module(notebook.cells[0].source, module, here, links)
     return nbformat.writes(notebook)
 
 
 def convert_prose(here: str, links: Links, documents: set[str]) -> str:
     """A Markdown page; toctrees lose what is not on the site, and the README of a folder lists its notebooks."""
     text = links.in_markdown(here, (ROOT / here).read_text(encoding="utf-8"))
-    if here == "docs/index.md":
-        def known(match):
-            lines = [line for line in match.group(2).splitlines()
-                     if not line or line.startswith(":") or "*" in line or line in documents]
-            return match.group(1) + "\n".join(lines) + "\n```"
-        text = re.sub(r"(^```\{toctree\}\n)(.*?)^```", known, text, flags=re.M | re.S)
+    def known(match):
+        lines = [line for line in match.group(2).splitlines()
+                 if not line or line.startswith(":") or "*" in line or line in documents]
+        return match.group(1) + "\n".join(lines) + "\n```"
+    if here == "docs/index.md": text = re.sub(r"(^```\{toctree\}\n)(.*?)^```", known, text, flags=re.M | re.S)
     if re.fullmatch(r"nbs/\w+/README.md", here):
-        names = sorted(p.split("/")[-1].removesuffix(".ipynb") for p in links.pages
-                       if p.startswith(dirname(here) + "/") and p.endswith(".ipynb"))
-        if names: text += "\n```{toctree}\n:maxdepth: 1\n\n" + "\n".join(reading_order(text, names)) + "\n```\n"
+        inside = [Path(p).stem for p in links.chosen if dirname(p) == dirname(here) and p.endswith(".ipynb")]
+        if inside: text += "\n```{toctree}\n:maxdepth: 1\n\n" + "\n".join(reading_order(text, inside)) + "\n```\n"
     return text
 
 
 def reading_order(text: str, names: list[str]) -> list[str]:
-    """Names of notebooks in the order in which a README mentions them; numbered ones keep their numbers' order."""
+    """Names of notebooks in the order of their numbers; without numbers, in that in which a README mentions them."""
     def place(name):
         at = text.find(f"`{name}`")
-        return (0, name) if name[:2].isdigit() else (1, f"{at if at >= 0 else len(text):06d}")
+        return "" if name[:2].isdigit() else f"{at if at >= 0 else len(text):06d}", name
     return sorted(names, key=place)
 
 
+def text_page(name: str) -> str:
+    """A page that shows a text file of the project."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall(r"`+", text))])
+    return f"---\norphan: true\n---\n# {name}\n\n{fence}{TEXT[Path(name).suffix]}\n{text}\n{fence}\n"
+
+
 def stage(
-    executed: Path,        # folder of the executed notebooks, as `executed.execute_all` leaves them
-    target: Path,          # source folder of Sphinx; files that are there and not written again are removed
+    executed: Path,         # folder of the executed notebooks, as `executed.execute_all` leaves them
+    target: Path,           # source folder of Sphinx; other files that are there are removed
     chosen: dict[str, str], # as `pages` gives them
-    generated: list[str],  # files that others write into the folder, such as "api/index.md"
-    partial: bool=False,   # whether pages are missing on purpose
-) -> list[str]:            # links that lead nowhere
-    """Write all pages and the files that they link to."""
-    links, written = Links(chosen, partial), {}
+    generated: set[str],    # files in the source folder that others have written, such as "api/index.md"
+    partial: bool = False,  # whether pages are missing on purpose; links to them become plain text
+) -> Links:                 # with the sounds and pictures of the pages, and the links that lead nowhere
+    """Write all pages, and the files that they link to."""
+    links, written = Links(chosen, generated, partial), {}
     documents = {re.sub(r"\.\w+$", "", name) for name in [*chosen.values(), *generated]}
     for here, there in chosen.items():
         if there.endswith(".ipynb"): written[there] = convert_notebook(executed / here, here, links)
         else: written[there] = convert_prose(here, links, documents)
-    texts = "\n".join(written.values())
-    for image in re.findall(r"images/[\w-]+\.(?:png|svg|webp|gif|jpg)", texts):
-        if (ROOT / "nbs" / image).exists(): links.files.add(f"nbs/{image}")
+        for image in re.findall(r"""<img\b[^>]*?\bsrc=\\?["']([^"'\\:]+)\\?["']""", written[there]):
+            if not image.startswith("_media") and "_media/" not in image: links.target(here, image)
+    for name in generated:
+        if name.endswith(".md"): written[name] = links.without_media(name, (target / name).read_text(encoding="utf-8"))
     for name in sorted(links.files):
-        suffix = Path(name).suffix
-        if suffix in TEXT:
-            text = (ROOT / name).read_text(encoding="utf-8")
-            fence = "`" * max([3, *(len(run) + 1 for run in re.findall(r"`+", text))])
-            written[f"{name}.md"] = f"---\norphan: true\n---\n# {name}\n\n{fence}{TEXT[suffix]}\n{text}\n{fence}\n"
+        if Path(name).suffix in TEXT: written[f"{name}.md"] = text_page(name)
         else: written[name] = (ROOT / name).read_bytes()
     for old in target.rglob("*"):
         name = old.relative_to(target).as_posix()
@@ -198,4 +229,4 @@ def stage(
     for name, content in written.items():
         content, path = content.encode() if isinstance(content, str) else content, target / name
         if not (path.exists() and path.read_bytes() == content): write_atomic(path, content)
-    return links.broken
+    return links

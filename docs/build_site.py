@@ -1,0 +1,76 @@
+"""Build the site in docs/_build/html: execute notebooks, convert pages, run Sphinx, check the result.
+
+    python docs/build_site.py                    # everything
+    python docs/build_site.py nbs/tokens howto   # the start page, and pages whose files begin so (without docs/)
+"""
+import shutil
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import checked
+from executed import execute_all
+from staged import PAGES, ROOT, pages, stage
+
+from sashimi_wb.core.system import write_atomic
+from sashimi_wb.show.html import dark_style
+
+DOCS = Path(__file__).resolve().parent
+GENERATORS = {"results.py": "results", "reference.py": "api"}   # script -> the folder into which it writes pages
+
+
+def generate(script: str, target: Path) -> set[str]:
+    """Let a script of this folder write pages into a folder: their paths relative to the parent of the folder."""
+    if (DOCS / script).exists(): subprocess.run([sys.executable, str(DOCS / script), str(target)], check=True, cwd=ROOT)
+    return {p.relative_to(target.parent).as_posix() for p in target.rglob("*") if p.is_file()}
+
+
+def write_assets(html: Path, media: dict[str, bytes]) -> None:
+    """Put beside the pages: their sounds and pictures, MathJax with its fonts, and the style of figures in the dark."""
+    for old in html.glob("_media/*"):
+        if f"_media/{old.name}" not in media: old.unlink()
+    for name, content in media.items():
+        if not (html / name).exists(): write_atomic(html / name, content)
+    source = Path(find_spec("sphinx-mathjax-offline").origin).parent / "static/mathjax"
+    target = html / "_static/mathjax"
+    if not target.exists():
+        shutil.copytree(source / "output/chtml/fonts/woff-v2", target / "output/chtml/fonts/woff-v2")
+        shutil.copyfile(source / "tex-chtml.js", target / "tex-chtml.js")
+    automatic = f"@media (prefers-color-scheme: dark) {{ {dark_style('body[data-theme=auto]')} }}"
+    write_atomic(html / "_static/figures.css", f"{dark_style('body[data-theme=dark]')}\n{automatic}\n")
+
+
+def build(only: list[str], output: Path = DOCS / "_build") -> list[str]:
+    """Build the site, or a part of it, in the folder `output`: what went wrong, one line each."""
+    began, source, html = time.perf_counter(), output / "source", output / "html"
+    chosen = pages([*only, *(f"docs/{name}" for name in only)])
+    failed = execute_all([Path(p) for p in chosen if p.endswith(".ipynb")], output / "executed")
+    for path in failed:
+        if not (output / "executed" / path).exists(): chosen.pop(path.as_posix())
+    generated = set()
+    for script, folder in GENERATORS.items():
+        if not only or folder in only: generated |= generate(script, source / folder)
+    links = stage(output / "executed", source, chosen, generated, partial=bool(only))
+    sphinx = subprocess.run([sys.executable, "-m", "sphinx", "-q", "-j", "2", "-c", str(DOCS), str(source), str(html)],
+                            stderr=subprocess.PIPE, text=True)
+    write_assets(html, links.media)
+    for page in checked.html_pages(html):     # Sphinx leaves the pages of documents that are gone
+        document = source / page.relative_to(html).with_suffix("")
+        made = any(document.with_suffix(suffix).exists() for suffix in PAGES) or page.parent == html
+        if not made: page.unlink()
+    wrong = [f"{path}: not executed to its end: {error}" for path, error in failed.items()]
+    wrong += [f"{link} leads nowhere" for link in sorted(set(links.broken))]
+    warnings = [line.replace(f"{source}/", "") for line in sphinx.stderr.splitlines() if line.strip()]
+    if only: warnings = [line for line in warnings if "toc.not_included" not in line]
+    wrong += warnings + ([f"Sphinx ended with {sphinx.returncode}"] if sphinx.returncode else [])
+    wrong += checked.check_files(html)
+    print(f"{html / 'index.html'}: {checked.summary(html)}, {time.perf_counter() - began:.0f} s")
+    return wrong
+
+
+if __name__ == "__main__":
+    wrong = build(sys.argv[1:])
+    wrong += checked.check_changed(DOCS / "_build/html", DOCS / "_build/checked.json")
+    sys.exit("\n".join(wrong))
