@@ -21,9 +21,9 @@ DOCS = Path(__file__).resolve().parent
 GENERATORS = {"results.py": "results", "reference.py": "api"}   # script -> the folder into which it writes pages
 
 
-def generate(script: str, target: Path) -> set[str]:
+def generate(script: str, target: Path, only: list[str]) -> set[str]:
     """Let a script of this folder write pages into a folder: their paths relative to the parent of the folder."""
-    if (DOCS / script).exists(): subprocess.run([sys.executable, str(DOCS / script), str(target)], check=True, cwd=ROOT)
+    subprocess.run([sys.executable, str(DOCS / script), str(target), *only], check=True, cwd=ROOT)
     return {p.relative_to(target.parent).as_posix() for p in target.rglob("*") if p.is_file()}
 
 
@@ -51,7 +51,8 @@ def build(only: list[str], output: Path = DOCS / "_build") -> list[str]:
         if not (output / "executed" / path).exists(): chosen.pop(path.as_posix())
     generated = set()
     for script, folder in GENERATORS.items():
-        if not only or folder in only: generated |= generate(script, source / folder)
+        wanted = not only or any(name.startswith(folder) for name in only)
+        if wanted: generated |= generate(script, source / folder, only)
     links = stage(output / "executed", source, chosen, generated, partial=bool(only))
     sphinx = subprocess.run([sys.executable, "-m", "sphinx", "-q", "-j", "2", "-c", str(DOCS), str(source), str(html)],
                             stderr=subprocess.PIPE, text=True)

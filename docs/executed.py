@@ -127,6 +127,9 @@ def execute_all(
             copies[path].with_suffix(".key").unlink(missing_ok=True)
             arguments = [str(root / path), str(copies[path]), f"{folder}/{name}"]
             error = finish(server, arguments, Path(folder, name + ".txt"))
+            if copies[path].exists():     # paths of this machine are of no use to a reader
+                text = copies[path].read_text(encoding="utf-8")
+                write_atomic(copies[path], text.replace(f"{folder}/{name}", "runs").replace(f"{root}/", ""))
             if error: errors[path] = error
             else: write_atomic(copies[path].with_suffix(".key"), keys[path])
             say(f"{time.perf_counter() - began:6.1f} s  {path}" + f"  FAILED: {error}"*bool(error))

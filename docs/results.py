@@ -48,7 +48,7 @@ def section(name: str, found: dict) -> str:
 {tables}
 :::
 
-The experiment: [{name}](../nbs/experiments/{name}.ipynb).
+The experiment: [{name}](../../nbs/experiments/{name}.ipynb).
 """
 
 

@@ -5,6 +5,7 @@ the site: to pages, to folders (their README), and to text files, which become p
 """
 import ast
 import base64
+import fnmatch
 import hashlib
 import re
 from pathlib import Path
@@ -20,7 +21,7 @@ PROSE = ["CHANGELOG.md", "CONTRIBUTING.md", "data/**/*.md", "nbs/*/README.md", "
 START = {"README.md", "nbs/index.ipynb"}      # the start page takes their place
 PAGES = (".ipynb", ".md")
 TEXT = {".py": "python", ".toml": "toml", ".json": "json", ".ini": "ini", ".cff": "yaml", ".txt": "text", "": "text"}
-FOLDED = {"imports": "Imports", "test": "Test", "wrong": "What goes wrong", "code": "Code"}
+FOLDED = {"imports": "Imports", "test": "Test", "wrong": "What goes wrong"}
 WIDGETS = "application/vnd.jupyter.widget-view+json"
 OUTSIDE = re.compile(r"[a-z][a-z0-9+.-]*:|[#/{]", re.I)   # links that are not relative
 MEDIA = re.compile(r"data:(?:audio|image)/([\w.+-]+);base64,([A-Za-z0-9+/=]{1000,})")
@@ -71,17 +72,13 @@ class Links:
         return "".join(parts)
 
     def in_html(self, here: str, html: str) -> str:
-        """Convert the relative links of an HTML text, and take sounds and pictures out of it."""
+        """Convert the relative links of an HTML text, and make files of the sounds and pictures in it."""
         def link(match):
             start, target, end = match.groups()
             if not OUTSIDE.match(target): target = re.sub(r"\.(ipynb|md)(?=#|$)", ".html", self.target(here, target))
             return start + target + end
         html = re.sub(r"""(<a\b[^>]*?\bhref=["'])([^"']+)(["'])""", link, html)
-        return self.without_media(here, html)
-
-    def without_media(self, here: str, text: str) -> str:
-        """A text whose sounds and pictures have become files of their own."""
-        return MEDIA.sub(lambda match: self.take_out(here, *match.groups()), text)
+        return MEDIA.sub(lambda match: self.take_out(here, *match.groups()), html)
 
     def take_out(self, here: str, kind: str, data: str) -> str:
         """Make a file of a sound or picture that is part of a page: its path from the page."""
@@ -114,10 +111,11 @@ def convert_cell(cell, here: str, links: Links):
     cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
     if not cell.source and not cell.outputs: return None
     for output in cell.outputs: convert_output(output, here, links)
-    kind = "code" if here.startswith("nbs/explore/") else role(cell.source, "export" in words or bool(cell.outputs))
+    cell.outputs = [o for o in cell.outputs if o.get("data") != {}]
+    kind = role(cell.source, "export" in words or bool(cell.outputs))
     tags, settings = list(cell.metadata.get("tags", [])), {}
     if width := picture_width(cell.outputs): settings["image"] = {"width": f"{width}px"}
-    if "echo: false" in words: tags.append("remove-input")
+    if "echo: false" in words or here.startswith("nbs/explore/"): tags.append("remove-input")
     elif kind:
         tags.append("hide-input")
         settings |= {"code_prompt_show": FOLDED[kind], "code_prompt_hide": FOLDED[kind]}
@@ -126,19 +124,17 @@ def convert_cell(cell, here: str, links: Links):
 
 
 def convert_output(output, here: str, links: Links) -> None:
-    """Convert an output in place: links, no paths of this machine, and a picture in place of widgets."""
+    """Convert the links of an output in place, and leave out its widgets, which need a kernel."""
     data = output.get("data", {})
-    for kind in ("text/html", "text/markdown", "text/plain"):
-        if kind not in data: continue
-        text = "".join(data[kind]).replace(f"{ROOT}/", "")
-        data[kind] = links.in_html(here, text) if kind == "text/html" else text
-    if "text" in output: output.text = "".join(output.text).replace(f"{ROOT}/", "")
-    picture = f"../images/explore_{Path(here).stem}.png"
-    if data.pop(WIDGETS, None) and (ROOT / dirname(here) / picture).exists():
-        data.clear()
-        target = links.target(here, picture)
-        data["text/markdown"] = ("*The page in JupyterLab, where the controls are live:*\n\n"
-                                 f"![Controls and figures]({target})\n\n*What it shows first, to read and to hear:*")
+    if data.pop(WIDGETS, None): data.clear()
+    if "text/html" in data: data["text/html"] = links.in_html(here, "".join(data["text/html"]))
+
+
+def picture_of_page(here: str, links: Links):
+    """A cell with the picture of an interactive page and its controls."""
+    target = links.target(here, f"../images/explore_{Path(here).stem}.png")
+    return nbformat.v4.new_markdown_cell("*The page in JupyterLab, where the controls are live:*\n\n"
+                                         f"![Controls and figures]({target})\n\n*What it shows first:*")
 
 
 def picture_width(outputs: list) -> int:
@@ -169,6 +165,7 @@ def convert_notebook(path: Path, here: str, links: Links) -> str:
     notebook = nbformat.read(path, 4)
     module, cells = module_of(notebook), [convert_cell(cell, here, links) for cell in notebook.cells]
     notebook.cells = [c for c in cells if c is not None]
+    if here.startswith("nbs/explore/"): notebook.cells[-1:-1] = [picture_of_page(here, links)]
     notebook.metadata.pop("widgets", None)
     if module: notebook.cells[0].source = with_module(notebook.cells[0].source, module, here, links)
     return nbformat.writes(notebook)
@@ -179,7 +176,7 @@ def convert_prose(here: str, links: Links, documents: set[str]) -> str:
     text = links.in_markdown(here, (ROOT / here).read_text(encoding="utf-8"))
     def known(match):
         lines = [line for line in match.group(2).splitlines()
-                 if not line or line.startswith(":") or "*" in line or line in documents]
+                 if not line or line.startswith(":") or fnmatch.filter(documents, line)]
         return match.group(1) + "\n".join(lines) + "\n```"
     if here == "docs/index.md": text = re.sub(r"(^```\{toctree\}\n)(.*?)^```", known, text, flags=re.M | re.S)
     if re.fullmatch(r"nbs/\w+/README.md", here):
@@ -218,8 +215,8 @@ def stage(
         else: written[there] = convert_prose(here, links, documents)
         for image in re.findall(r"""<img\b[^>]*?\bsrc=\\?["']([^"'\\:]+)\\?["']""", written[there]):
             if not image.startswith("_media") and "_media/" not in image: links.target(here, image)
-    for name in generated:
-        if name.endswith(".md"): written[name] = links.without_media(name, (target / name).read_text(encoding="utf-8"))
+    for name in (name for name in generated if name.endswith(".md")):
+        written[name] = links.in_markdown(f"docs/{name}", (target / name).read_text(encoding="utf-8"))
     for name in sorted(links.files):
         if Path(name).suffix in TEXT: written[f"{name}.md"] = text_page(name)
         else: written[name] = (ROOT / name).read_bytes()

@@ -29,7 +29,8 @@ def outputs(path: Path) -> list[str]:
 
 
 def test_notebooks_are_executed_once_and_a_failed_one_is_named(tmp_path):
-    saved = notebook("print(1)", "#| slow\nprint(2)", "#| eval: false\nprint(3)", "print(4)")
+    saved = notebook("print(1)", "#| slow\nprint(2)", "#| eval: false\nprint(3)",
+                     "import os\nprint(os.environ['SASHIMI_WB_RUNS'])")
     saved.cells[1].outputs = [nbformat.v4.new_output("stream", text="saved")]
     nbformat.write(saved, tmp_path / "good.ipynb")
     nbformat.write(notebook("print(1)", "raise KeyError('odd')", "print(2)"), tmp_path / "bad.ipynb")
@@ -37,7 +38,7 @@ def test_notebooks_are_executed_once_and_a_failed_one_is_named(tmp_path):
     arguments = [Path("good.ipynb"), Path("bad.ipynb")], kept, tmp_path, 2, said.append
     errors = executed.execute_all(*arguments)
     assert list(errors) == [Path("bad.ipynb")] and "cell 1: KeyError: 'odd'" in errors[Path("bad.ipynb")]
-    assert outputs(kept / "good.ipynb") == ["1\n", "saved", "", "4\n"]
+    assert outputs(kept / "good.ipynb") == ["1\n", "saved", "", "runs\n"]
     assert outputs(kept / "bad.ipynb") == ["1\n", "", ""]
     said.clear()
     executed.execute_all(*arguments)          # the good one is kept, the bad one is tried again
@@ -66,19 +67,21 @@ def test_cells_beside_the_story_are_found(source, has_outputs, expected):
 def test_a_lesson_is_converted(tmp_path):
     lesson = notebook("#| default_exp tokens.layouts", "#| hide\nseed()", "#| export\ndef f(): pass",
                       "test_eq(f(), None)", "#| echo: false\nf()")
-    lesson.cells[4].outputs = [nbformat.v4.new_output("display_data", {"text/plain": f"{ROOT}/data/x"})]
+    html = {"text/html": '<a href="02_quantization.ipynb">x</a>'}
+    lesson.cells[4].outputs = [nbformat.v4.new_output("display_data", data) for data in ({staged.WIDGETS: {}}, html)]
     text = "Text [link](../../data/README.md#measured) `[a](b)`"
     title = nbformat.v4.new_markdown_cell(f"# Title\n\n> Sentence.\n\n{text}")
     lesson.cells.insert(1, title)
     nbformat.write(lesson, tmp_path / "in.ipynb")
     here = "nbs/tokens/03_layouts.ipynb"
-    links = staged.Links({here: here, "data/README.md": "data/README.md"}, set(), partial=False)
+    known = [here, "nbs/tokens/02_quantization.ipynb", "data/README.md"]
+    links = staged.Links(dict(zip(known, known)), set(), partial=False)
     made = nbformat.reads(staged.convert_notebook(tmp_path / "in.ipynb", here, links), 4)
     assert [c.source for c in made.cells[1:]] == ["def f(): pass", "test_eq(f(), None)", "f()"]
     assert made.cells[0].source.startswith("# Title\n\n> Sentence.\n\n{.exports}\nModule")
     assert made.cells[0].source.endswith(f"Module `sashimi_wb.tokens.layouts`\n\n{text}")
     assert [c.metadata.get("tags") for c in made.cells[1:]] == [[], ["hide-input"], ["remove-input"]]
-    assert made.cells[3].outputs[0].data["text/plain"] == "data/x"
+    assert [o.data["text/html"] for o in made.cells[3].outputs] == ['<a href="02_quantization.html">x</a>']
 
 
 def test_links_of_the_project_become_links_of_the_site():
