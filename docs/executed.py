@@ -1,4 +1,5 @@
 """Execute notebooks, and keep the executed copies, each with a hash of all that decides its outputs."""
+import ast
 import hashlib
 import inspect
 import json
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from configparser import ConfigParser
+from functools import cache
 from pathlib import Path
 
 import nbformat
@@ -74,16 +76,33 @@ def data_fingerprint() -> str:
     return hashlib.sha256(sizes.encode() + (ROOT / "nbs/results.json").read_bytes()).hexdigest()
 
 
+@cache
+def bare(source: str, module: bool = True) -> str:
+    """Code without comments and docstrings, which change no output, as text; a cell that is no Python as it is."""
+    try: tree = ast.parse(source)
+    except SyntaxError: return source
+    documented = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, *[ast.Module]*module)
+    for node in ast.walk(tree):
+        if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None: del node.body[0]
+    return ast.dump(tree)
+
+
+def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    """The code cells of a notebook."""
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
 def key(notebook: Path, data: str) -> str:
-    """The hash of a notebook, of the code of the package that it imports, of `execute`, and of the data."""
-    cells = [(c.cell_type, c.source) for c in nbformat.read(notebook, 4).cells]
-    text = "\n".join(source for kind, source in cells if kind == "code")
+    """The hash of what decides outputs: code and directives of a notebook, all it imports, `execute`, data."""
+    cells = [c.source for c in code_cells(nbformat.read(notebook, 4))]
+    text = "\n".join(cells)
     modules = {p.relative_to(ROOT / "sashimi_wb").with_suffix("").as_posix().replace("/", ".")
                for p in (ROOT / "sashimi_wb").rglob("*.py") if p.stem not in ("__init__", "_modidx")}
     named = {name.removeprefix("sashimi_wb.") for name in re.findall(r"\bsashimi_wb\.[a-z_0-9.]*[a-z_0-9]", text)}
     whole = re.search(r"\bimport sashimi_wb\b(?!\.)", text) or notebook.parent.name == "experiments"
-    parts = [cells, data, inspect.getsource(execute),
-             code_sources(*sorted(modules if whole else named & modules))]
+    code = code_sources(*sorted(modules if whole else named & modules))
+    parts = [[(bare(cell, module=False), sorted(directives(cell))) for cell in cells], data, inspect.getsource(execute),
+             {name: bare(source) for name, source in code.items()}]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
@@ -109,7 +128,8 @@ def execute_all(
     """Execute the notebooks whose copies in `kept` are missing or outdated.
 
     The copy of nbs/tokens/x.ipynb is kept/nbs/tokens/x.ipynb, and x.key beside it has its hash. A notebook that fails
-    leaves a copy with the outputs before the error, and no hash, so that it is executed again next time."""
+    leaves a copy with the outputs before the error, and no hash, so that it is executed again next time. The copy may
+    be older than the text, comments and docstrings of the notebook: take its outputs only (`with_outputs`)."""
     data, errors = data_fingerprint(), {}
     keys = {path: key(root / path, data) for path in notebooks}
     copies = {path: kept.resolve() / path for path in notebooks}
@@ -135,3 +155,11 @@ def execute_all(
             say(f"{time.perf_counter() - began:6.1f} s  {path}" + f"  FAILED: {error}"*bool(error))
         list(pool.map(run, old))
     return errors
+
+
+def with_outputs(notebook: Path, copy: Path) -> nbformat.NotebookNode:
+    """A notebook with the outputs of its executed copy."""
+    made = nbformat.read(notebook, 4)
+    for cell, executed in zip(code_cells(made), code_cells(nbformat.read(copy, 4)), strict=True):
+        cell.outputs = executed.outputs
+    return made

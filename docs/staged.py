@@ -12,14 +12,14 @@ from pathlib import Path
 from posixpath import dirname, normpath, relpath
 
 import nbformat
-from executed import directives
+from executed import directives, with_outputs
 
 from sashimi_wb.core.system import write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 PROSE = ["CHANGELOG.md", "CONTRIBUTING.md", "data/**/*.md", "nbs/*/README.md", "docs/**/*.md"]
 START = {"README.md", "nbs/index.ipynb"}      # the start page takes their place
-PAGES = (".ipynb", ".md")
+PAGES = (".ipynb", ".md", ".rst")
 TEXT = {".py": "python", ".toml": "toml", ".json": "json", ".ini": "ini", ".cff": "yaml", ".txt": "text", "": "text"}
 FOLDED = {"imports": "Imports", "test": "Test", "wrong": "What goes wrong"}
 WIDGETS = "application/vnd.jupyter.widget-view+json"
@@ -75,8 +75,8 @@ class Links:
         """Convert the relative links of an HTML text, and make files of the sounds and pictures in it."""
         def link(match):
             start, target, end = match.groups()
-            if not OUTSIDE.match(target): target = re.sub(r"\.(ipynb|md)(?=#|$)", ".html", self.target(here, target))
-            return start + target + end
+            if OUTSIDE.match(target): return match.group(0)
+            return start + re.sub(r"\.(ipynb|md|rst)(?=#|$)", ".html", self.target(here, target)) + end
         html = re.sub(r"""(<a\b[^>]*?\bhref=["'])([^"']+)(["'])""", link, html)
         return MEDIA.sub(lambda match: self.take_out(here, *match.groups()), html)
 
@@ -152,17 +152,14 @@ def module_of(notebook) -> str:
 
 def with_module(text: str, module: str, here: str, links: Links) -> str:
     """The first cell of a lesson with the name of its module, a link to its reference, below its title."""
-    known = (f"api/{name}.md" for name in (module, module.replace(".", "/"), module.split(".")[0]))
-    reference = next((name for name in known if name in links.generated), "")
-    name = f"`sashimi_wb.{module}`"
-    if reference: name = f"[{name}]({relpath(reference, links.there(here))})"
+    name, reference = f"`sashimi_wb.{module}`", f"api/{module.replace('.', '/')}.rst"
+    if reference in links.generated: name = f"[{name}]({relpath(reference, links.there(here))})"
     head = re.match(r"# [^\n]*\n+(?:>[^\n]*\n+)*", text + "\n\n").group(0)
     return f"{head.strip()}\n\n{{.exports}}\nModule {name}\n\n{text[len(head):]}"
 
 
-def convert_notebook(path: Path, here: str, links: Links) -> str:
+def convert_notebook(notebook: nbformat.NotebookNode, here: str, links: Links) -> str:
     """An executed notebook as the site shows it, as JSON text."""
-    notebook = nbformat.read(path, 4)
     module, cells = module_of(notebook), [convert_cell(cell, here, links) for cell in notebook.cells]
     notebook.cells = [c for c in cells if c is not None]
     if here.startswith("nbs/explore/"): notebook.cells[-1:-1] = [picture_of_page(here, links)]
@@ -211,8 +208,8 @@ def stage(
     links, written = Links(chosen, generated, partial), {}
     documents = {re.sub(r"\.\w+$", "", name) for name in [*chosen.values(), *generated]}
     for here, there in chosen.items():
-        if there.endswith(".ipynb"): written[there] = convert_notebook(executed / here, here, links)
-        else: written[there] = convert_prose(here, links, documents)
+        if there.endswith(".md"): written[there] = convert_prose(here, links, documents)
+        else: written[there] = convert_notebook(with_outputs(ROOT / here, executed / here), here, links)
         for image in re.findall(r"""<img\b[^>]*?\bsrc=\\?["']([^"'\\:]+)\\?["']""", written[there]):
             if not image.startswith("_media") and "_media/" not in image: links.target(here, image)
     for name in (name for name in generated if name.endswith(".md")):

@@ -70,7 +70,13 @@ class _Results(DisplayHook):
 class _Displays(DisplayPublisher):
     "What a cell displays becomes an output of the cell."
     def publish(self, data, metadata=None, *, transient=None, update=False, **rest):
-        self.shell.add(_new_output("display_data", _plain(data), metadata=_plain(metadata or {})))
+        output = _new_output("display_data", _plain(data), metadata=_plain(metadata or {}))
+        shown = self.shell.named.setdefault((transient or {}).get("display_id"), [])
+        if update:
+            for old in shown: old.update(output)
+        else:
+            shown.append(output)
+            self.shell.add(output)
 
     def clear_output(self, wait=False): self.shell.outputs.clear()
 
@@ -79,6 +85,11 @@ class NotebookShell(InteractiveShell):
     """IPython that keeps the outputs of a cell in the form in which notebooks store them."""
     displayhook_class, display_pub_class = _Results, _Displays
     outputs, on_output = [], staticmethod(lambda: None)
+
+    def init_display_pub(self):
+        """Create the place for displayed objects; those with a name can be replaced later, in any cell."""
+        self.named = {}
+        super().init_display_pub()
 
     def add(self, output):
         """Append an output to those of the cell."""

@@ -45,12 +45,25 @@ def test_notebooks_are_executed_once_and_a_failed_one_is_named(tmp_path):
     assert said[0] == "executing 1 of 2 notebooks" and "bad.ipynb" in said[1]
 
 
+def test_comments_and_docstrings_change_no_hash(tmp_path):
+    path = tmp_path / "a.ipynb"
+    nbformat.write(notebook("def f():\n    'what'\n    return 1  # why", "'a value'"), path)
+    first = executed.key(path, "data")
+    nbformat.write(notebook("def f():\n    'more'\n\n    return 1", "'a value'"), path)
+    assert executed.key(path, "data") == first
+    function = "def f():\n    'more'\n    return 1"
+    changed = function.replace("1", "2")
+    for cells in ((function, "'another'"), (changed, "'a value'"), (f"#| slow\n{function}", "'a value'")):
+        nbformat.write(notebook(*cells), path)
+        assert executed.key(path, "data") != first
+
+
 def test_the_hash_depends_on_imported_code(tmp_path, monkeypatch):
     path = tmp_path / "a.ipynb"
     nbformat.write(notebook("from sashimi_wb.core.digits import with_spread"), path)
     first = executed.key(path, "data")
     assert executed.key(path, "other data") != first
-    monkeypatch.setattr(executed, "code_sources", lambda *starts: starts)
+    monkeypatch.setattr(executed, "code_sources", lambda *starts: dict.fromkeys(starts, "x = 1"))
     assert executed.key(path, "data") != first
     nbformat.write(notebook("from sashimi_wb.core.checks import Range"), path)
     assert executed.key(path, "data") != first
@@ -64,7 +77,7 @@ def test_cells_beside_the_story_are_found(source, has_outputs, expected):
     assert staged.role(source, has_outputs) == expected
 
 
-def test_a_lesson_is_converted(tmp_path):
+def test_a_lesson_is_converted():
     lesson = notebook("#| default_exp tokens.layouts", "#| hide\nseed()", "#| export\ndef f(): pass",
                       "test_eq(f(), None)", "#| echo: false\nf()")
     html = {"text/html": '<a href="02_quantization.ipynb">x</a>'}
@@ -72,11 +85,10 @@ def test_a_lesson_is_converted(tmp_path):
     text = "Text [link](../../data/README.md#measured) `[a](b)`"
     title = nbformat.v4.new_markdown_cell(f"# Title\n\n> Sentence.\n\n{text}")
     lesson.cells.insert(1, title)
-    nbformat.write(lesson, tmp_path / "in.ipynb")
     here = "nbs/tokens/03_layouts.ipynb"
     known = [here, "nbs/tokens/02_quantization.ipynb", "data/README.md"]
     links = staged.Links(dict(zip(known, known)), set(), partial=False)
-    made = nbformat.reads(staged.convert_notebook(tmp_path / "in.ipynb", here, links), 4)
+    made = nbformat.reads(staged.convert_notebook(lesson, here, links), 4)
     assert [c.source for c in made.cells[1:]] == ["def f(): pass", "test_eq(f(), None)", "f()"]
     assert made.cells[0].source.startswith("# Title\n\n> Sentence.\n\n{.exports}\nModule")
     assert made.cells[0].source.endswith(f"Module `sashimi_wb.tokens.layouts`\n\n{text}")
@@ -86,12 +98,12 @@ def test_a_lesson_is_converted(tmp_path):
 
 def test_links_of_the_project_become_links_of_the_site():
     chosen = staged.pages([])
-    links = staged.Links(chosen, {"api/index.md"}, partial=False)
+    links = staged.Links(chosen, {"api/index.rst"}, partial=False)
     start, howto = "nbs/start.ipynb", "docs/howto/own_audio.md"
     assert links.target(start, "tokens/02_quantization.ipynb#a") == "tokens/02_quantization.ipynb#a"
     assert links.target(start, "../README.md") == "../index.md"
     assert links.target(howto, "../../nbs/start.ipynb") == "../nbs/start.ipynb"
-    assert links.target(howto, "../api/index.md") == "../api/index.md"
+    assert links.target(howto, "../api/index.rst") == "../api/index.rst"
     assert links.target(howto, "../../data") == "../data/README.md"
     assert links.target(howto, "../../setup.py") == "../setup.py.md" and "setup.py" in links.files
     assert links.in_html(start, '<a href="tokens/02_quantization.ipynb">') == '<a href="tokens/02_quantization.html">'
