@@ -346,7 +346,7 @@ def split_doc(doc: str) -> tuple[str, dict[str, str]]:
 
 def body(doc: str, entry: Entry, names: Names) -> str:
     """The paragraphs of a docstring; examples that begin with `>>>` stay as they are."""
-    blocks = re.split(r"\n\s*\n|\n(?=>>> )", doc.strip())
+    blocks = re.split(r"\n\s*\n", doc.strip())
     return "\n\n".join(b if b.startswith(">>> ") else names.text(b, entry) for b in blocks if b.strip())
 
 

@@ -183,6 +183,7 @@ def _clips(folder, length, where):
         rule=_ORDER, source=_S4, where=where, parts=lambda tree, stem, share: _in_order(tree.found("*.wav"), share))
 
 
+# name -> data set
 DATASETS = {
     "folder": DataSet(
         tree="""

@@ -362,6 +362,11 @@ def read_span(
     """Read part of a file by seeking, with the requested channels and sample rate.
 
     Any span equals that slice of the whole file, read with the same channels and rate.
+
+    >>> from sashimi_wb.core.system import bundled
+    >>> read_span(probe(bundled("data/digits/eight_en-us-f1.flac")), start=0, frames=100).shape
+    (100, 1)
+
     Raises: ValueError as `read_frames`, `check_channels` and `check_rate`, or for a span outside the file."""
     check_channels(info, channels)
     rate, pick = target_sr or info.sample_rate, CHANNELS[channels]

@@ -116,7 +116,11 @@ class _Mismatch(Exception): "A value does not fit an annotation."
 def words(
     hint, # an annotation
 )->str:   # "an integer from 1 to 24 or None"
-    """Describe an annotation in words."""
+    """Describe an annotation in words.
+
+    >>> words(Depth | None)
+    'an integer from 1 to 24 or None'
+    """
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Annotated:
         rules = [r for r in inner[1:] if isinstance(r, Range)]
@@ -330,6 +334,9 @@ def read_values(
     prefix:str="", # put before the names in errors: "Experiment."
 )->dict:           # name -> value
     """Convert and check values from a command line, papermill, YAML or a form.
+
+    >>> read_values({"pool": "2,4", "bits": "16"}, {"pool": tuple[Count, ...], "bits": Depth})
+    {'pool': (2, 4), 'bits': 16}
 
     Raises: ValueError for an unknown name, or for a value that cannot be read or is out of range."""
     check_names(values, hints, "parameter ")

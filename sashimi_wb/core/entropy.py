@@ -13,7 +13,11 @@ from jaxtyping import Float, Int, Real
 def entropy_bits(
     counts:Real[np.ndarray, " k"], # how often each value occurs, or how much it weighs; not all zero
 )->float:                          # bits per value
-    """Entropy of a histogram."""
+    """Entropy of a histogram.
+
+    >>> float(entropy_bits(np.array([1, 1, 2])))
+    1.5
+    """
     p = counts[counts > 0]/counts.sum()
     return float(-(p*np.log2(p)).sum()) + 0.0   # adding zero turns -0.0, the result for a single value, into 0.0
 

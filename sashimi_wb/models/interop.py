@@ -46,14 +46,17 @@ LAYER_FIXED = {                                # word: its supported values, the
     "dt_fast": ((False,), "steps here are softplus"),
     "is_real": ((False,), "states here are complex pairs"),
 }
+# words of a layer that are accepted and not used
 LAYER_IGNORED = {
     "_name_", "lr", "wd", "verbose", "initializer", "measure", "dt_min", "dt_max", "deterministic", "tie_dropout",
     "gate_act", "dropout", "transposed", "d_model", "B_clip",
 }
+# word of a model: its default
 MODEL_USED = {
     "d_model": 64, "n_layers": 8, "pool": (4, 4), "expand": 2, "ff": 2, "prenorm": True, "dropout": 0.0,
     "act_pool": None, "layer": None, "unet": False, "interp": 0, "bidirectional": False, "cff": None,
 }
+# word of a model: its supported values, the reason
 MODEL_FIXED = {
     "norm": (("layer",), "blocks here normalize over channels"),
     "residual": (("R",), "blocks here add their input"),
@@ -62,6 +65,7 @@ MODEL_FIXED = {
     "center_layer": ((None,), "all stages here are alike"),
     "pool_mode": ((None, "linear"), "pools here are linear maps"),
 }
+# words of a model that are accepted and not used
 MODEL_IGNORED = {
     "_name_", "transposed", "initializer", "l_max", "d_input", "bits", "output_head", "n_mixtures", "is_stereo",
     "interleaving_strategy", "verbose",
@@ -114,9 +118,12 @@ def c_from_tilde(
     return torch.complex(real, -imag)
 
 # %% ../../nbs/models/13_interop.ipynb #f2a0cbcf
+# name -> from the parameter of a public checkpoint to the step
 DT_TRANSFORMS = {"softplus": F.softplus, "exp": torch.exp}
+# name -> from a parameter of a public checkpoint to the imaginary part of the diagonal, or to its negated real part
 TRANSFORMS = {"exp": torch.exp, "relu": lambda a: torch.relu(a) + 1e-4, "softplus": F.softplus,
               "sigmoid": torch.sigmoid, "none": lambda a: a}
+# public name of a kernel -> its form here
 MODES = {"nplr": "dplr", "dplr": "dplr", "diag": "diag", "s4d": "diag"}
 
 
@@ -188,6 +195,7 @@ def backbone_renames(
             (r"\.norm\.norm\.", ".norm.")]
 
 
+# pattern of a key of a public S4 block, and its replacement
 BLOCK_RENAMES = [(r"^layer\.", "s4."), (r"^output_linear\.0\.", "mix.")]
 
 

@@ -23,6 +23,7 @@ class ScalarNorm(nn.Module):
         self.m, self.s = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.ones(1))
 
     def forward(self, x: Float[Tensor, "... h"]) -> Float[Tensor, "... h"]:
+        """The norm, for any leading axes."""
         std, mean = torch.std_mean(x, -1, keepdim=True, correction=0)
         return self.s/std*(x - mean + self.m)
 

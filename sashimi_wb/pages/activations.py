@@ -102,6 +102,7 @@ def build_model(
     return model
 
 # %% ../../nbs/pages/08_activations.ipynb #ee029862
+# most tokens of a pass; most outputs of the head, over all tokens
 MAX_TOKENS, MAX_OUTPUTS = 16_384, 2**26
 
 

@@ -190,7 +190,9 @@ def proof_html(p:Proof)->str:
 # %% ../../nbs/pages/16_compression_page.ipynb #8c3cb97f
 DPI = 120
 GROUND = "#0B0F14"    # behind the colors of bits
+# colors of bits per sample
 BITS = ListedColormap(colormaps["viridis"](np.linspace(0.2, 1, 256)))
+# coder -> color
 COLORS = arm_colors(["predictor", "model", "FLAC"])
 
 

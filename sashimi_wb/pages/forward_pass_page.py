@@ -31,8 +31,10 @@ from .stage_figures import mark_html, plot_stage, sounds_html, stages_table, une
 from ..studies.trained_models import ModelFile, find_models
 
 # %% ../../nbs/pages/10_forward_pass_page.ipynb #77947be8
-DEPTHS = (8, 16, 24)
+DEPTHS = (8, 16, 24)   # bits of a sample
+# choices of the layout
 LAYOUTS = ("temporal", "blocking-4", "blocking-16", "blocking-128", "blocking-1024", "blocking")
+# choice of the steps that the head keeps -> its number; -1: all
 OUTPUT_STEPS = {"all": -1, "one, no time axis": 0, "one": 1, "16": 16, "1024": 1024}
 
 

@@ -30,7 +30,9 @@ from .page import (GRID, LatestOnly, Runner, StaticCopy, control_style, message,
                                    show_only)
 
 # %% ../../nbs/pages/13_generation_page.ipynb #3b0eac11
+# entry of the list of prompts
 NO_PROMPT = "none: begin from silence"
+# choices of the length, in seconds
 LENGTHS_S = (0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 30.0, 60.0, 100.0)
 
 
@@ -98,6 +100,7 @@ class Controls:
                                  sampling)
 
 # %% ../../nbs/pages/13_generation_page.ipynb #9b6d8bfc
+# shown before the first block
 PREPARING = "preparing; on the first use on a machine an engine is compiled, which takes some seconds"
 
 

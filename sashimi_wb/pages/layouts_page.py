@@ -27,6 +27,7 @@ from ..show.figures import CHANNEL_NAMES, arm_color
 
 # %% ../../nbs/pages/04_layouts_page.ipynb #967ad2ca
 DPI = 120 # resolution of the figures: 1.25 pixels per CSS pixel
+# shown for a sound with one channel
 ONE_CHANNEL = ("This file has one channel, so there is nothing to interleave: every layout is the same stream, "
                "one token for each sample, and there is no correlation and no side channel. "
                "Choose a stereo sound to compare layouts.")
@@ -75,6 +76,7 @@ def _saving_text(sound:Sound, channel:int, ahead:int)->str:
             "compared with the 16 previous samples of its own channel alone.")
 
 # %% ../../nbs/pages/04_layouts_page.ipynb #9020f38e
+# choices of the block size and of the window
 BLOCKS, WINDOWS = [2**k for k in range(13)], [8, 16, 32, 64, 128, 256, 1024, 4096, 16384]
 
 

@@ -129,6 +129,7 @@ def results_of(
     return rows_table(result_rows(records), texts).data
 
 # %% ../../nbs/pages/14_run_views.ipynb #ed48f120
+# choice -> clips of a run
 CLIPS = {"continuations": ("original", "continuation"), "quantized": ("original", "quantized"),
          "all clips": ("original", "quantized", "continuation")}
 

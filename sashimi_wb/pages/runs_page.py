@@ -90,6 +90,7 @@ def _bits_text(run):
     return f"{run.facts['whole']:.3f}" if math.isfinite(run.facts["whole"]) else "–"
 
 # %% ../../nbs/pages/15_runs_page.ipynb #0334e555
+# parts of the page that are drawn apart
 PARTS = ("curves", "count", "bits", "sounds", "runs", "differ", "results", "provenance", "commands")
 MAX_RUNS = 12 # runs shown side by side
 

@@ -132,6 +132,7 @@ def read_sound(
     return _read(str(path), modified_ns, start, frames)
 
 # %% ../../nbs/pages/02_sound_picker.ipynb #76658e5a
+# entries of the list of sounds
 OWN_FILE, GIVEN = "own file, by its path", "the given samples"
 
 

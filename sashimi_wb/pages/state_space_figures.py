@@ -14,6 +14,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from ..show.figures import FAINT, INK, MARK, new_figure, tidy
 
 # %% ../../nbs/pages/06_state_space_figures.ipynb #584db2fc
+# form of a state space -> color; what belongs to none
 FORM_COLORS, GRAY = {"dplr": "#0072B2", "diag": "#D55E00"}, "#7A848D"
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -265,6 +266,7 @@ def plot_ways(
     return fig
 
 
+# way to compute a kernel -> color and line
 ERROR_STYLES = {"Cauchy sum": ("#009E73", "-"), "Vandermonde sum": ("#009E73", "-"), "stepping": ("#E69F00", "-"),
                 "all of it": ("#CC79A7", "--")}
 

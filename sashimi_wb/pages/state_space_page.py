@@ -24,7 +24,9 @@ from .state_space import (READ_LENGTH, eigenvalues, float32_errors, memory_of, n
 from .state_space_figures import plot_eigenvalues, plot_float32, plot_kernel, plot_memory, plot_ways
 
 # %% ../../nbs/pages/07_state_space_page.ipynb #3b232150
+# entry of a list -> form and initialization
 MATRICES = {f"{form}: {init}": (form, init) for form, (inits, _) in FORMS.items() for init in inits}
+# choices of the output vector
 RANDOM, ECHO = "random", "an echo, fitted"
 
 

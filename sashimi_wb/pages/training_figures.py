@@ -54,6 +54,7 @@ def _add_loss_axis(ax, nats_per_bit):
     right.spines["right"].set_color("#8A939C")
 
 
+# curve -> color
 COLORS = arm_colors(("validation", "training"))
 
 

@@ -28,11 +28,14 @@ from ..studies.results import outcome
 from ..studies.run import Run
 
 # %% ../../nbs/pages/12_training_page.ipynb #665f4bfa
+# entry of the list of sounds
 OWN_FOLDER = "own folder, by its path"
+# choice -> parameters of an `Experiment`
 INPUTS = {"codes, embedding": {"input": "codes", "encoder": fitting_encoder("codes")},
           "codes, squeezed embedding": {"input": "codes", "encoder": "embedding_squeeze"},
           "dequantized, projection": {"input": "dequantized", "encoder": fitting_encoder("dequantized")},
           "raw samples, projection": {"input": "raw", "encoder": fitting_encoder("raw")}}
+# choice -> parameters of an `Experiment`
 LAYOUTS = {"mono, mean of the channels": {"channels": "mono"},
            "left": {"channels": "left"},
            "right": {"channels": "right"},
@@ -211,6 +214,7 @@ def result_html(
     return bits.data + player_row(clips, record["sample_rate"]).data
 
 # %% ../../nbs/pages/12_training_page.ipynb #6e48ff54
+# parts of the page that are drawn apart
 PARTS = ("curves", "clips", "result", "drawn", "plan")
 
 

@@ -25,6 +25,10 @@ def markup(
 )->HTML:
     """HTML from a template, in which text stays text.
 
+    >>> markup("<b>{}</b>", "a < b").data
+    '<b>a &lt; b</b>'
+
+
     Characters that UTF-8 cannot encode are written as escapes such as `\\udcff`."""
     def safe(part):
         if isinstance(part, list): return Markup().join(map(safe, part))

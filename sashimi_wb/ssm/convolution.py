@@ -56,6 +56,10 @@ def fft_conv(
     K:Float[Tensor, "c h l"],             # kernel, as long as the input
     D:Float[Tensor, "c h"]|None=None,     # direct path from input to output
 )->Float[Tensor, "b c h l"]:              # in the dtype of the kernel
-    """Causal convolution along the last axis: y[j] = D u[j] + sum_i K[i] u[j - i]."""
+    """Causal convolution along the last axis: y[j] = D u[j] + sum_i K[i] u[j - i].
+
+    >>> fft_conv(torch.ones(1, 1, 3), torch.tensor([[[1.0, 2.0, 3.0]]])).round().flatten().tolist()
+    [1.0, 3.0, 6.0]
+    """
     if D is not None: K = torch.cat([K[..., :1] + D[..., None], K[..., 1:]], -1)
     return _Convolve.apply(u.to(K.dtype), K)

@@ -150,12 +150,14 @@ class KeopsSum:
 
     @staticmethod
     def values(top, a, b, s, c):
+        """As `TorchSum.values`."""
         p, q = (t.mT.contiguous() for t in top.chunk(2, 1))
         out = _formula("values", p.shape[-1])(torch.stack([s, c], -1)[None], torch.stack([a, b], -1), p, q)
         return torch.stack(out.mT.chunk(2, 1))
 
     @staticmethod
     def gradients(grad, top, a, b, s, c):
+        """As `TorchSum.gradients`."""
         p, q, g, f = (t.mT.contiguous() for t in (*top.chunk(2, 1), *grad))
         x, w, m = torch.stack([s, c], -1)[None], torch.stack([a, b], -1), p.shape[-1]
         out = _formula("gradients", m)(w, p, q, x, g, f)

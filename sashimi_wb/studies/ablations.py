@@ -128,6 +128,7 @@ def _input_notes(rows):
             f"windows, dequantized input changes its bits by {unseen}."]
 
 
+# codes, the levels of the codes, and the samples themselves as input
 QUANTIZED_VS_RAW = Ablation(
     name="quantized_vs_raw",
     question="Does the model do better on the raw waveform than on quantized codes?",

@@ -202,6 +202,9 @@ def experiment(
 )->Experiment:
     """A preset with changes.
 
+    >>> experiment("small", {"bits": "16", "head": "dml"}).quantizer.name
+    '16 bit mu-law'
+
     Raises: ValueError for an unknown preset or parameter, with the known ones; for a value of the wrong kind."""
     base, changes = choose(preset, PRESETS, "preset"), check_value("changes", changes or {}, dict)
     return Experiment(**base | _read({k: v for k, v in changes.items() if v is not None}))

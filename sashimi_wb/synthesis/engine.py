@@ -153,6 +153,7 @@ class CompiledStepper:
         self.count += n
 
 # %% ../../nbs/synthesis/09_engine.ipynb #b83c28b0
+# name -> class of an engine; see `make_engine`
 ENGINES = {"plain": Stepper, "traced": TracedStepper, "graphs": GraphStepper, "fused": FusedStepper,
            "compiled": CompiledStepper}
 

@@ -32,6 +32,7 @@ QUEUE = 6     # index in the state of the samples that the level below has compu
 STATES = 7    # index in the state of the states of the stage
 CHANNELS = 8  # channels without padding
 FF = 9        # inner width of the feed-forward, padded; 0 if there is none
+# what the columns of a plan hold
 COLUMNS = ("width", "pool", "down", "up", "stage", "group", "queue", "states", "channels", "feed-forward")
 
 

@@ -37,6 +37,9 @@ def to_bytes(
 )->Int[Tensor, "b l*n 1"]:      # bytes 0 to 255, most significant first
     """Cut every code into its bytes, which stay together in the stream.
 
+    >>> to_bytes(torch.tensor([[[258]]]), bits=16).flatten().tolist()
+    [1, 2]
+
     Raises: ValueError for another shape, a code out of range, bits outside 1 to 24."""
     codes = check_codes(_stream(codes, 1, "to_bytes"), bits)
     shifts = 8*torch.arange(n_bytes(bits) - 1, -1, -1, device=codes.device)

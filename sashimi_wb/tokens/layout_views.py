@@ -41,10 +41,14 @@ class PredictionPoint:
         return token_order(self.n_samples, self.n_channels, self.strategy).numpy()
 
     @property
-    def sample(self) -> int: return int(self.order[self.position]//self.n_channels)
+    def sample(self) -> int:
+        """Number of the sample that is predicted."""
+        return int(self.order[self.position]//self.n_channels)
 
     @property
-    def channel(self) -> int: return int(self.order[self.position] % self.n_channels)
+    def channel(self) -> int:
+        """Number of its channel."""
+        return int(self.order[self.position] % self.n_channels)
 
     @property
     def seen(self) -> list[int]:

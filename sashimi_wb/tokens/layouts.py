@@ -19,6 +19,9 @@ def parse_strategy(
 )->int:            # block size: consecutive samples of one channel, from 1 to n_samples
     """Turn the name of a layout into its block size for a window of `n_samples`.
 
+    >>> parse_strategy("blocking-128", 1000), parse_strategy("blocking", 1000)
+    (128, 1000)
+
     Raises: ValueError for an unknown name, with the known ones."""
     known = "known: 'temporal', 'blocking', 'blocking-N' with N >= 1 (for example 'blocking-256')"
     if not isinstance(strategy, str): raise ValueError(f"unknown interleaving strategy {strategy!r}; {known}")
@@ -38,6 +41,10 @@ def token_order(
     """The sample at every token position: the definition of every layout.
 
     `token_order(...) // n_channels` is the sample of a token, `% n_channels` its channel.
+
+    >>> token_order(3, 2, "blocking-2").tolist()
+    [0, 2, 1, 3, 4, 5]
+
     Raises: ValueError for an unknown strategy or a negative size."""
     if n_samples < 0 or n_channels < 1:
         raise ValueError(f"expected n_samples >= 0 and n_channels >= 1, got {n_samples} and {n_channels}")

@@ -80,13 +80,19 @@ class Quantized:
         return self.quantizer.decode(torch.arange(self.quantizer.n_codes)).numpy()
 
     @cached_property
-    def decoded(self) -> np.ndarray: return self.levels[self.codes]
+    def decoded(self) -> np.ndarray:
+        """The samples after quantization (t, c)."""
+        return self.levels[self.codes]
 
     @cached_property
-    def error(self) -> np.ndarray: return self.decoded - self.wave
+    def error(self) -> np.ndarray:
+        """What quantization adds to the samples (t, c)."""
+        return self.decoded - self.wave
 
     @cached_property
-    def snr_db(self) -> float: return snr_db(self.wave, self.decoded)
+    def snr_db(self) -> float:
+        """Signal-to-noise ratio in dB, as of the function `snr_db`."""
+        return snr_db(self.wave, self.decoded)
 
 # %% ../../nbs/tokens/06_quantization_views.ipynb #8bd00026
 def sweep(

@@ -23,7 +23,11 @@ def shift(
     feed:Shaped[Tensor, "b l ..."], # the input that stands for every token
     first:float|Shaped[Tensor, "b 1 ..."], # the input before the first token: a number, or the end of the window before
 )->Shaped[Tensor, "b l ..."]:       # the inputs of the model: `first`, then all of `feed` but its last
-    """Delay a sequence by one token."""
+    """Delay a sequence by one token.
+
+    >>> shift(torch.tensor([[5, 6, 7]]), 0).tolist()
+    [[0, 5, 6]]
+    """
     first = torch.as_tensor(first, dtype=feed.dtype, device=feed.device)
     return torch.cat([first.expand_as(feed[:, :1]), feed[:, :-1]], dim=1)
 
