@@ -23,7 +23,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from textwrap import dedent, indent, wrap
+from textwrap import indent, wrap
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "sashimi_wb"
@@ -455,7 +455,7 @@ def module_page(
     if links := [lesson(n) for n in taught if n.startswith(lessons)]:
         parts.append(f"{'Lesson' if len(links) == 1 else 'Lessons'}: {', '.join(links)}.\n")
     if "." not in module.name and module.name != "cli" and (code := example(module.notebook)):
-        used = [n for n in module.entries if re.search(rf"\b{n}\b", code)]
+        used = [n for n in module.entries if re.search(rf"\b{n}\b", code) and not re.search(rf"import .*\b{n}\b", code)]
         code = "\n".join([*wrap_import(module.full, used), code])
         parts += [".. code-block:: python\n", indent(code, "   ") + "\n"]
     here = [e for e in module.entries.values() if e.full.startswith(f"{module.full}.")]
@@ -514,7 +514,7 @@ def command_page(names: Names, module: Module) -> str:
     parts = [heading(f"{p.prog}: the command line"), names.text(p.description, anything) + "\n"]
     for name, sub in commands.choices.items():
         sub.formatter_class = partial(argparse.HelpFormatter, width=64)
-        usage = dedent(sub.format_usage().replace("usage: ", "       ", 1)).strip()
+        usage = re.sub(r"\n +", "\n    ", sub.format_usage().removeprefix("usage: ").strip())
         sentence = f"{about[name][0].upper()}{about[name][1:]}."
         parts += [heading(f"{p.prog} {name}", "-"), names.text(sentence, anything) + "\n",
                   ".. code-block:: text\n", indent(usage, "   ") + "\n", f".. program:: {p.prog} {name}\n"]
