@@ -80,7 +80,7 @@ class _Work:
         while waiting: yield waiting.popleft().result()
 
 # %% ../../nbs/coding/08_compression.ipynb #198749be
-Source = str | Path | BinaryIO
+Source = str | Path | BinaryIO   # a file: its path, or a binary stream
 
 
 def _is_path(file): return isinstance(file, (str, os.PathLike))

@@ -20,11 +20,12 @@ class CodedFileError(ValueError):
     """A coded file that cannot be decoded: not of this kind, too new, truncated, damaged, or without its model."""
 
 
+# the first bytes of a coded file; the version of the format
 MAGIC, VERSION = b"\x89SWB\r\n\x1a\n", 1
-SOURCES = ("file", "flac")
-CODERS = ("none", "predictor", "model")
+SOURCES = ("file", "flac")   # what was coded: a file, or the samples of a FLAC as a WAV
+CODERS = ("none", "predictor", "model")   # what codes the samples
 MOST_PIECE = 2**23         # bytes of a piece
-MOST_EXTRA = 4096
+MOST_EXTRA = 4096            # bytes that describe a model
 _HEAD, _SEGMENT, _END, _CRC = (struct.Struct(f) for f in ("<8sBBBQQQIBBBH", "<4sBQIIII", "<4sI32s", "<I"))
 _SEGMENT_MARK, _END_MARK = b"SWBs", b"SWBe"
 _NO_PCM = Pcm(0, 0, 0, 0, 0, False, False)

@@ -20,6 +20,7 @@ from .pcm_files import Pcm, from_codes, to_codes
 from .predicted_samples import decode_samples, encode_samples
 
 # %% ../../nbs/coding/05_segments.ipynb #4a504920
+# method by which a segment is coded -> its number in the file
 METHODS = {"stored": 0, "lzma": 1, "predictor": 2, "model": 3}
 SEGMENT_SAMPLES = 2**21    # samples of a segment, unless its coder wants another number
 

@@ -121,6 +121,7 @@ def levels_of(model)->Int[np.ndarray, " v"]:
     return linear_encode(q.decode(torch.arange(q.n_codes)), model.depth).numpy()
 
 
+# name -> function that codes a `Sound`
 CODERS = {"FLAC 8": by_flac, "WavPack": partial(by_ffmpeg, coder="wavpack"), "TTA": partial(by_ffmpeg, coder="tta"),
           "ALAC": partial(by_ffmpeg, coder="alac"), "predictor": by_compress}
 FAST = [code for code in CODERS.values() if code is not by_compress]   # of which a progress bar takes no notice
@@ -199,6 +200,7 @@ def _forms(models):
     return list(found.values()) or [(AsStored(), {})]
 
 
+# what is compared if nothing is named
 BUNDLED = "data/music", "data/digits"
 
 
