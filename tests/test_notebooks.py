@@ -12,6 +12,9 @@ from run_notebook import run
 
 ROOT = Path(__file__).resolve().parents[1]
 ELSEWHERE = {"07_triton_kernels"}   # tests/synthesis/test_triton_kernels.py runs it where Triton is installed
+# modules that import most of the others, and those of compiled functions
+PRELOADED = ("sashimi_wb.explore", "sashimi_wb.training.trainer", "sashimi_wb.coding.compression",
+             "sashimi_wb.synthesis.engine", "sashimi_wb.prediction.token_predictor")
 TIMEOUT_S = 1200   # ends a notebook that hangs; machines differ, so it does not measure speed
 
 pytestmark = [pytest.mark.slow, pytest.mark.notebook]
@@ -20,11 +23,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.notebook]
 def processes() -> multiprocessing.context.BaseContext:
     """Start methods of a process per notebook, so that no notebook depends on what another one patched or seeded.
 
-    Where the system can fork, they are forked from a process that has only imported the libraries that most notebooks
-    need, which saves seconds for each."""
+    Where the system can fork, they are forked from a process that has only imported the package and the libraries that
+    most notebooks need, which saves seconds for each."""
     if "forkserver" not in multiprocessing.get_all_start_methods(): return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "nbdev.test", "matplotlib.pyplot", "lightning.pytorch"])
+    context.set_forkserver_preload(["nbdev.test", "matplotlib.pyplot", *PRELOADED])
     return context
 
 
