@@ -19,6 +19,7 @@ from sashimi_wb.show.html import dark_style
 
 DOCS = Path(__file__).resolve().parent
 GENERATORS = {"results.py": "results", "reference.py": "api"}   # script -> the folder into which it writes pages
+UNNAMED = {Path(name) for name in ("genindex", "search", "py-modindex")}   # pages that Sphinx makes by itself
 
 
 def generate(script: str, target: Path, only: list[str]) -> set[str]:
@@ -54,13 +55,13 @@ def build(only: list[str], output: Path = DOCS / "_build") -> list[str]:
         wanted = not only or any(name.startswith(folder) for name in only)
         if wanted: generated |= generate(script, source / folder, only)
     links = stage(output / "executed", source, chosen, generated, partial=bool(only))
-    sphinx = subprocess.run([sys.executable, "-m", "sphinx", "-q", "-j", "2", "-c", str(DOCS), str(source), str(html)],
-                            stderr=subprocess.PIPE, text=True)
+    documents = {p.relative_to(source).with_suffix("") for p in source.rglob("*") if p.suffix in PAGES}
+    written = {p.relative_to(html).with_suffix("") for p in checked.html_pages(html)}
+    every = ["-a"] if documents - written or written - documents - UNNAMED else []   # all menus change
+    command = [sys.executable, "-m", "sphinx", "-q", "-j", "2", *every, "-c", str(DOCS), str(source), str(html)]
+    sphinx = subprocess.run(command, stderr=subprocess.PIPE, text=True)
     write_assets(html, links.media)
-    for page in checked.html_pages(html):     # Sphinx leaves the pages of documents that are gone
-        document = source / page.relative_to(html).with_suffix("")
-        made = any(document.with_suffix(suffix).exists() for suffix in PAGES) or page.parent == html
-        if not made: page.unlink()
+    for page in written - documents - UNNAMED: (html / f"{page}.html").unlink()   # Sphinx leaves them
     wrong = [f"{path}: not executed to its end: {error}" for path, error in failed.items()]
     wrong += [f"{link} leads nowhere" for link in sorted(set(links.broken))]
     warnings = [line.replace(f"{source}/", "") for line in sphinx.stderr.splitlines() if line.strip()]

@@ -53,7 +53,7 @@ def execute(source: str, output: str, runs: str) -> None:
 
     from sashimi_wb.core.notebooks import NotebookShell
     os.environ["SASHIMI_WB_RUNS"] = runs
-    os.chdir(ROOT / "nbs")
+    os.chdir(Path(source).parent)
     notebook, skipped, failed = nbformat.read(source, 4), skipped_flags(), ""
     shell = NotebookShell.instance(config=Config(HistoryManager={"enabled": False}))
     configure_inline_support(shell, "module://matplotlib_inline.backend_inline")
