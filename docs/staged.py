@@ -31,7 +31,7 @@ def pages(only: list[str]) -> dict[str, str]:
     """File of the project -> file in Sphinx's folder, of every page; `only` chooses by the beginnings of the former."""
     found = [p for pattern in [*PROSE, "nbs/**/*.ipynb"] for p in ROOT.glob(pattern)]
     names = sorted(p.relative_to(ROOT).as_posix() for p in found)
-    kept = [p for p in names if not re.search(r"(^|/)[._]|^docs/README", p) and p not in START]
+    kept = [p for p in names if not re.search(r"(^|/)[._]", p) and p not in START]
     return {p: p.removeprefix("docs/") for p in kept if not only or p == "docs/index.md" or p.startswith(tuple(only))}
 
 
@@ -54,7 +54,7 @@ class Links:
         if (ROOT / place).is_dir(): place = f"{place}/README.md"
         if place in self.chosen: found = self.chosen[place]
         elif place.removeprefix("docs/") in self.generated: found = place.removeprefix("docs/")
-        elif (ROOT / place).is_file() and not (self.partial and Path(place).suffix in PAGES):
+        elif (ROOT / place).is_file() and Path(place).suffix not in PAGES:
             self.files.add(place)
             found = f"{place}.md" if Path(place).suffix in TEXT else place
         else:
