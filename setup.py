@@ -14,7 +14,7 @@ cfg = config["DEFAULT"]
 
 # Files that the commands and pages of an installed package need; `core.system.bundled` finds them.
 SHARED = ["data/README.md", "data/music/*.flac", "data/digits/*.flac", "data/checkpoints/*",
-          "nbs/**/*.ipynb", "nbs/*.json", "nbs/images/*"]
+          "nbs/**/*.ipynb", "nbs/experiments/*.toml", "nbs/*.json", "nbs/images/*"]
 
 
 CLASSIFIERS = [

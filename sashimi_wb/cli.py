@@ -20,16 +20,16 @@ from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from . import __version__
-from .studies.batch import ablation_jobs, ablation_records, run_all, run_notebooks
+from .studies.batch import run_all, run_notebooks, study_records
 from .core.checks import Positive, field_types, read_values
 from .core.processes import ending_in_order
 from .core.system import (audio_folder, bundled, check_target, check_value, choose, log, pick_device,
                                     runs_folder, write_atomic)
-from .studies.ablations import ABLATIONS, AblationParameters
 from .studies.experiment import PRESETS, experiment
 from .audio.index import cache_path, index_audio
 from .studies.report import write_report
 from .studies.results import machine_of, result_rows, sentences
+from .studies.study_files import StudyParameters, ablations
 from .synthesis.stepping import Sampling
 from .studies.trained_models import load_model
 from .audio.writing import SUBTYPES, SoundWriter
@@ -37,11 +37,12 @@ from .audio.writing import SUBTYPES, SoundWriter
 # %% ../nbs/cli.ipynb #a76616ad
 def possible(
     audio:str="", # folder of audio files; empty: the bundled music
-)->list[str]:     # names of ABLATIONS
+)->list[str]:     # names of `ablations`
     """The ablations that a folder allows: some need two channels in every file."""
     other = next((f for f in index_audio(audio_folder(audio)) if f.channels != 2), None)
-    names = [a.name for a in ABLATIONS.values() if other is None or not a.needs_stereo]
-    for name in [name for name in ABLATIONS if name not in names]:
+    known = ablations()
+    names = [name for name, study in known.items() if other is None or not study.needs_stereo]
+    for name in [name for name in known if name not in names]:
         log.warning("%s is left out: it needs two channels in every file, and %s has %s", name, other.name,
                     {1: "one"}.get(other.channels, other.channels))
     return names
@@ -61,17 +62,17 @@ def run_ablations(
 
     All runs come first, in one pool. The notebooks and the report then find them done and only read their records."""
     own = {"preset": preset, "workers": workers, "predictor": predictor}
-    read_values(own | {"n_seeds": n_seeds}, field_types(AblationParameters))
-    base, folder, started = experiment(preset, {"predictor": predictor}), runs_folder(runs), time.time()
+    audio = str(audio_folder(audio)) if audio else ""
+    given = read_values(own | {"n_seeds": n_seeds, "audio": audio}, field_types(StudyParameters))
+    folder, started = runs_folder(runs), time.time()
     # an unwritable folder is an error now, not after the runs
     write_atomic(folder/"last_ablations.txt", f"{audio_folder(audio)} {preset} {n_seeds}\n")
-    ablations = [ABLATIONS[name] for name in possible(audio)]
-    audio = str(audio_folder(audio)) if audio else ""
-    arms = [jobs for a in ablations for jobs in ablation_jobs(a, base, n_seeds, audio).values()]
-    run_all([job for jobs in arms for job in jobs], audio, runs, workers, progress, device=device)
-    shared = own | {"audio": audio, "runs": str(folder), "n_seeds": n_seeds}
-    run_notebooks([(a.name, folder/f"{a.name}.ipynb", shared) for a in ablations])
-    results = {a.name: ablation_records(a, base, n_seeds, audio, runs, progress=False) for a in ablations}
+    known = ablations()
+    studies = [StudyParameters(**given).of(known[name]) for name in possible(audio)]
+    run_all([job for study in studies for jobs in study.jobs.values() for job in jobs], audio, runs, workers, progress,
+            device=device)
+    run_notebooks([(s.name, folder/f"{s.name}.ipynb", given | {"runs": str(folder)}) for s in studies])
+    results = [(study, study_records(study, runs, progress=False)) for study in studies]
     summary = _summary(results) | own | {"n_seeds": n_seeds, "minutes": (time.time() - started)/60}
     write_atomic(folder/"results.json", json.dumps(summary, indent=1))
     return write_report(results, folder/"report.html")
@@ -80,12 +81,11 @@ def run_ablations(
 def _summary(results):
     "Question, answer, rows and sentences of every ablation, and where the runs were made: what README and report say."
     found = {}
-    for name, records in results.items():
-        ablation = ABLATIONS[name]
-        answer, *more = sentences(ablation, records)
-        found[name] = {"question": ablation.question, "answer": answer, "rows": result_rows(records),
-                       "sentences": more}
-    first = next(iter(next(iter(results.values())).values()))[0]
+    for study, records in results:
+        answer, *more = sentences(study, records)
+        found[study.name] = {"question": study.question, "answer": answer, "rows": result_rows(records),
+                             "sentences": more}
+    first = next(iter(results[0][1].values()))[0]
     return found | {"machine": machine_of(first), "provenance": first["provenance"]}
 
 # %% ../nbs/cli.ipynb #307d8adf

@@ -27,16 +27,16 @@ from sashimi_wb.models.sashimi import SaShiMi, SaShiMiConfig
 from sashimi_wb.models.wave_model import ModelConfig
 from sashimi_wb.pages.activations import PassSettings
 from sashimi_wb.ssm.learned import KernelConfig
-from sashimi_wb.studies.ablations import QUANTIZED_VS_RAW, AblationParameters, ablation_parameters
 from sashimi_wb.studies.experiment import PRESETS, Experiment, arm_parameters, experiment
 from sashimi_wb.studies.growing_clip import GenerationRequest
+from sashimi_wb.studies.study_files import StudyParameters, get_study, study_parameters
 from sashimi_wb.synthesis.stepping import Sampling
 from sashimi_wb.tokens.quantization import Quantizer
 from sashimi_wb.training.recipe import History, TrainConfig
 
 GIVEN = {DataConfig: {"path": "x"}, TrainConfig: {"max_steps": 1}}
 CONFIGS = (Experiment, DataConfig, ModelConfig, SaShiMiConfig, KernelConfig,
-           TrainConfig, Sampling, Quantizer, GenerationRequest, PassSettings, AblationParameters)
+           TrainConfig, Sampling, Quantizer, GenerationRequest, PassSettings, StudyParameters)
 FIELDS = [(cls, f.name) for cls in CONFIGS for f in fields(cls)]
 
 
@@ -191,10 +191,10 @@ def test_every_parameter_of_the_notebooks():
                            ({"bitz": 8}, "unknown parameter bitz; known: preset")):
         with pytest.raises(ValueError, match=message): read(**wrong)
     given = dict(preset="small", n_seeds="2", audio="a", runs="r", workers=3.0)
-    assert ablation_parameters(given) == AblationParameters("small", 2, "a", "r", 3)
+    assert study_parameters(given) == StudyParameters("small", 2, "a", "r", 3)
     for name, wrong in (("n_seeds", 0), ("n_seeds", 10**9), ("n_seeds", 1.5), ("workers", -1), ("workers", "many"),
                         ("workers", True), ("preset", "")):
-        with pytest.raises(ValueError, match=name): ablation_parameters({name: wrong})
+        with pytest.raises(ValueError, match=name): study_parameters({name: wrong})
 
 
 def test_arguments_of_functions():
@@ -202,7 +202,7 @@ def test_arguments_of_functions():
     for wrong in (True, 1.0, "1", None, 0, 10**30, np.float64(1), [1]):
         with pytest.raises(ValueError, match=r"n: expected an integer (of at least 1|from 1 to 9), got "):
             check_int("n", wrong, 1, 9)
-    with pytest.raises(ValueError, match="n_seeds"): QUANTIZED_VS_RAW.experiments(experiment("smoke"), True)
+    with pytest.raises(ValueError, match="seeds: expected an integer"): get_study("bit_depth").given("smoke", True)
     with pytest.raises(ValueError, match="SaShiMiConfig.d_model: expected an integer from 1 to 16,384, got '64'"):
         SaShiMi(d_model="64")
     assert read_values({}, {}) == {} and check_value("n", None, Count | None) is None

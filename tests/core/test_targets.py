@@ -20,10 +20,10 @@ from sashimi_wb.audio.writing import SoundWriter
 from sashimi_wb.cli import generate_file, main, run_ablations
 from sashimi_wb.core.system import check_target
 from sashimi_wb.studies import run as runs
-from sashimi_wb.studies.ablations import QUANTIZED_VS_RAW
 from sashimi_wb.studies.experiment import experiment
 from sashimi_wb.studies.report import clips_figure, clips_of, players
 from sashimi_wb.studies.run import Run, execute
+from sashimi_wb.studies.study_files import get_study
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="permissions, links and limits as on POSIX")
 
@@ -213,9 +213,9 @@ def test_a_run_without_a_continuation_keeps_its_record(tmp_path, monkeypatch):
     assert run.done and json.loads(run.result_path.read_text())["no_continuation"] == why
     records = {"arm": [record | {"folder": str(run.folder)}]}
     assert sorted(clips_of(records)["arm"]) == ["original", "quantized"] and (run.folder / "model.safetensors").exists()
-    shown = players(QUANTIZED_VS_RAW, records).data
+    shown = players(get_study("quantized_vs_raw"), records).data
     assert "arm has no continuation: the model" in shown and "output is &lt;not&gt; finite" in shown
-    assert clips_figure(QUANTIZED_VS_RAW, records)
+    assert clips_figure(get_study("quantized_vs_raw"), records)
 
 
 def test_a_rate_that_no_player_takes_is_refused_before_the_training(tmp_path):

@@ -17,10 +17,10 @@ from sashimi_wb.audio.files import probe, read_frames, read_span
 from sashimi_wb.cli import load_model, main, possible
 from sashimi_wb.core.system import bundled, write_atomic
 from sashimi_wb.pages.sound_picker import own_audio, read_sound
-from sashimi_wb.studies.ablations import ablation_parameters, get_ablation
 from sashimi_wb.studies.batch import run_all
 from sashimi_wb.studies.experiment import Experiment, arm_parameters, experiment
 from sashimi_wb.studies.run import Run, execute
+from sashimi_wb.studies.study_files import get_study, study_parameters
 
 pytestmark = pytest.mark.slow
 
@@ -59,18 +59,17 @@ def test_parameters_of_the_audio(changes, words, tmp_path):
     with pytest.raises(ValueError, match=words): Run(experiment("smoke", changes), runs=tmp_path)
 
 
-def test_preset_and_ablation():
+def test_preset_and_study():
     with pytest.raises(ValueError, match="unknown preset 'big'; known: sashimi-musdb18mono"): experiment("big")
-    with pytest.raises(ValueError, match="unknown ablation 'loud'; known: quantized_vs_raw"):
-        get_ablation("loud")
-    with pytest.raises(ValueError, match="n_seeds"): get_ablation("mono_vs_stereo").experiments(SMOKE, 0)
+    with pytest.raises(ValueError, match="unknown study 'loud'; known: quantized_vs_raw"): get_study("loud")
+    with pytest.raises(ValueError, match="seeds: expected an integer from 1"): get_study("bit_depth").given(SMOKE, 0)
 
 
 def test_notebook_parameters():
-    message = ("unknown parameter n_seed; known: preset, n_seeds, audio, runs, workers, predictor; "
+    message = ("unknown parameter n_seed; known: preset, n_seeds, audio, runs, workers, predictor, study; "
                "did you mean 'n_seeds'")
     with pytest.raises(ValueError, match=message):
-        ablation_parameters({"preset": "smoke", "n_seed": 2, "_i1": "", "In": []})
+        study_parameters({"preset": "smoke", "n_seed": 2, "_i1": "", "In": []})
 
 
 def test_the_notebook_of_a_run_takes_every_parameter():
@@ -141,7 +140,7 @@ def test_ablations_that_need_two_channels_are_left_out_with_a_message(tmp_path, 
     if left_out:
         with pytest.raises(ValueError,
                            match=r"[abc].wav: channels='left' needs a stereo file, this one has \d channel"):
-            Run(get_ablation("mono_vs_stereo").experiments(SMOKE)["left"][0], tmp_path, tmp_path/"runs")
+            Run(get_study("mono_vs_stereo").given(SMOKE).jobs["left"][0][0], tmp_path, tmp_path/"runs")
     wave = read_span(probe(tmp_path/"b.wav"))
     # mono is the mean of all
     np.testing.assert_allclose(wave, read_frames(probe(tmp_path/"b.wav"), 0, 300).mean(1, keepdims=True))

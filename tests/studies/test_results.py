@@ -10,10 +10,11 @@ from made_runs import SHARES, make_run
 from sashimi_wb.cli import _summary
 from sashimi_wb.core.system import bundled, read_json, write_atomic
 from sashimi_wb.pages.run_views import bits_of, differences, results_of
-from sashimi_wb.studies.ablations import ABLATIONS, BIT_DEPTH, MONO_VS_STEREO, QUANTIZED_VS_RAW
+from sashimi_wb.studies.conclusions import answer
 from sashimi_wb.studies.report import arm_bits_figure, report_html
 from sashimi_wb.studies.results import MAIN, final_rows, result_rows, result_table, rows_table, sentences
 from sashimi_wb.studies.run_table import FIGURES, filter_runs, read_runs, runs_table, singly, sort_runs
+from sashimi_wb.studies.study_files import ablations
 
 
 def recorded(folder, **kw):
@@ -38,6 +39,7 @@ def seeds(root, share, **changes):
 
 
 RAW = {"input": "raw", "encoder": None}
+QUANTIZED_VS_RAW, MONO_VS_STEREO, BIT_DEPTH, _ = ablations().values()
 RANKING = ("fewest", "fewer", "more:", "Yes", "No:", "best", "saves")
 
 
@@ -77,8 +79,8 @@ def test_answer_of_depths(tmp_path):
     arms = {"music: 8 bit dml": {"head": "dml"}, "music: 8 bit categorical": {}, "speech: 16 bit dml":
             {"bits": 16, "head": "dml"}}
     found = {arm: seeds(tmp_path, .5 + .1*("cat" in arm), **changes) for arm, changes in arms.items()}
-    answer = sentences(BIT_DEPTH, found)[0]
-    assert answer.startswith("8-bit music: dml needs 0.7760 ± ") and answer.endswith(" bits fewer than categorical.")
+    said = sentences(BIT_DEPTH, found)[0]
+    assert said.startswith("8-bit music: dml needs 0.7760 ± ") and said.endswith(" bits fewer than categorical.")
     one = {arm: some[:1] for arm, some in found.items()}
     assert sentences(BIT_DEPTH, one)[0] == "Not decided: 1 run of an arm, and a verdict needs 3."
 
@@ -122,15 +124,15 @@ def test_readme_says_what_the_records_say():
     """Answers of README are those that the saved rows allow, by the rule of today."""
     readme, saved = (bundled() / "README.md").read_text(encoding="utf-8"), read_json(bundled("nbs/results.json"), "")
     assert saved["machine"] in readme
-    for name, ablation in ABLATIONS.items():
+    for name, study in ablations().items():
         found = saved[name]
-        assert (found["question"], found["answer"]) == (ablation.question, ablation.answer(final_rows(found["rows"])))
+        assert (found["question"], found["answer"]) == (study.question, answer(study, final_rows(found["rows"])))
         assert f"- **{found['question']}** {found['answer']}\n" in readme
 
 
 def test_report_says_what_the_summary_says(tmp_path):
     """The page and the file from which README is made come from the same records."""
-    found = {"quantized_vs_raw": {"codes": seeds(tmp_path, .6), "raw": seeds(tmp_path, .5, **RAW)}}
+    found = [(QUANTIZED_VS_RAW, {"codes": seeds(tmp_path, .6), "raw": seeds(tmp_path, .5, **RAW)})]
     page, saved = report_html(found), _summary(found)
     assert saved["quantized_vs_raw"]["answer"].startswith("Yes: ")
     for text in (saved["machine"], *(saved["quantized_vs_raw"][key] for key in ("question", "answer"))):
