@@ -6,7 +6,8 @@ __version__ = "0.1.0"
 __all__ = ["baselines", "compression", "decoders", "encoders", "explore", "generation", "interleave", "interop",
            "model", "quantization", "s4", "sashimi", "trainer", "workbench"]
 # a name of the package itself -> its module
-FACE = {"load_audio": "workbench", "fit": "workbench", "frame": "workbench", "PRESETS": "workbench",
+FACE = {"load_audio": "workbench", "fit": "workbench", "frame": "workbench", "ablate": "workbench",
+        "Study": "workbench", "run_study": "workbench", "read_study": "workbench", "PRESETS": "workbench",
         "Experiment": "workbench", "bundled": "workbench", "load_model": "model", "ModelConfig": "model",
         "WaveModel": "model", "Quantizer": "quantization", "explore_quantization": "explore",
         "explore_layouts": "explore", "explore_state_space": "explore", "explore_forward_pass": "explore",

@@ -121,6 +121,19 @@ def _dict(part, value):
     raise StudyError(f"{'.'.join(part)}: expected a table of names and values, got {value!r}", part)
 
 
+def _plain(values):
+    "Values of parameters; a list of one number, such as `steps`, is that number."
+    return [v[0] if isinstance(v, tuple) and len(v) == 1 else v for v in values]
+
+
+def _without_values(name, own, grid):
+    "The name of an arm without the values of the grid."
+    for k, v in zip(grid, _plain(own[k] for k in grid)):
+        text = f"{k} {as_text(v)}"
+        name = name.replace(f", {text}", "", 1) if f", {text}" in name else name.replace(text, "", 1)
+    return name.strip(", ")
+
+
 # Hz: what players need at least, and what stands for a rate that is left to the files
 _LEAST_RATE, _USUAL_RATE = 4000, 16000
 BUNDLED_AUDIO = ("music", "digits")        # folders of `data`, by their names
@@ -207,7 +220,7 @@ class Study:
         for arm, own in (arms or {"": {}}).items():
             for point in product(*columns):
                 values = {k: v for one in point for k, v in one.items()}
-                parts = [arm, *(f"{k} {as_text(v)}" for k, v in values.items())]
+                parts = [arm, *(f"{k} {as_text(given)}" for k, given in zip(self.grid, _plain(values.values())))]
                 found[", ".join(filter(None, parts)) or "base"] = own | values
         again = {end: _checked(("again", end), _dict(("again", end), own), types) for end, own in self.again.items()}
         return found | {f"{arm} {end}": own | more for end, more in again.items() for arm, own in found.items()}
@@ -216,8 +229,14 @@ class Study:
     def grid_values(self) -> dict[str, tuple[str, dict]]:
         """Arm -> its name without the grid's values, and these values; only where there is a grid."""
         grid = [*self.grid]
-        return {name: (", ".join(name.split(", ")[:-len(grid)]), {k: own[k] for k in grid})
+        return {name: (_without_values(name, own, grid), dict(zip(grid, _plain(own[k] for k in grid))))
                 for name, own in self.changes.items()} if grid else {}
+
+    @property
+    def axis(self) -> str:
+        """The first parameter of the grid whose values are numbers, over which results are drawn; "" if none is."""
+        def number(v): return isinstance(v, int | float) and not isinstance(v, bool)
+        return next((name for name, values in self.grid.items() if len(values) > 1 and all(map(number, values))), "")
 
     def base_of(self, material: str = "") -> Experiment:
         """What all arms share on a material, without that which all arms change."""
