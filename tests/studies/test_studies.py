@@ -3,10 +3,15 @@ import hashlib
 import json
 
 import pytest
+from made_runs import make_run
 
+from sashimi_wb.cli import main
 from sashimi_wb.core.system import bundled, to_json
+from sashimi_wb.studies import study_results
+from sashimi_wb.studies.plan import plan
 from sashimi_wb.studies.study import Study, StudyError
 from sashimi_wb.studies.study_files import StudyParameters, ablations, get_study, read_study, study_names
+from sashimi_wb.studies.study_results import run_study
 
 # SHA-256 of the experiments of each ablation, with their names, order and folders, for the preset `small`: changing one
 # of them gives all of its runs another name, and the runs of earlier versions are made again
@@ -73,3 +78,46 @@ def test_every_study_that_comes_with_the_project_can_be_made():
         study = get_study(name)
         assert study.name == name and study.question and len(study.jobs) > 1
         assert study.given("smoke", 1).jobs.keys() == study.jobs.keys()
+
+
+def test_results_leave_in_every_form(tmp_path):
+    study = Study("Which?", "smoke", "mine", shared={"quantization": "linear", "prompt_s": 0.3, "continuation_s": 0.7},
+                  grid={"d_state": [4, 8]}, seeds=3)
+    for seeds in study.jobs.values():                      # all runs are done, so nothing is trained
+        for e, _ in seeds:
+            make_run(tmp_path, share=0.5 + e.d_state/100, seed=e.seed, d_state=e.d_state,
+                     continuation_s=e.continuation_s)
+    assert [r.done for r in plan(study, tmp_path).runs] == [True]*6
+    found = run_study(study, tmp_path, progress=False, here=True)
+    assert found.sentences[0].startswith("d_state 4 needs 0.3104 ± ") and len(found.frame) == 6
+    assert list(found.summary["d_state"]) == [4, 8] and list(found.summary["n"]) == [3, 3]
+    assert found.summary["whole"].tolist() == pytest.approx([(0.54*8 + 0.01)*0.97, (0.58*8 + 0.01)*0.97])
+    assert found.summary["whole sd"].tolist() == pytest.approx([0.0097, 0.0097])
+    assert found.markdown().splitlines()[2].startswith("| 4 | 4.2001 ± 0.0097 | ")
+    assert r"\midrule" in found.latex() and r"4 & 4.2001 $\pm$ 0.0097 &" in found.latex()
+    begins = {"csv": b"run,arm", "tex": b"\\begin{table}", "md": b"| d_state", "svg": b"<?xml", "pdf": b"%PDF"}
+    for kind, begin in begins.items(): assert found.save(tmp_path/f"it.{kind}").read_bytes().startswith(begin)
+    assert "Which?" in found.report().read_text(encoding="utf-8") and found.report().name == "mine.html"
+    more = plan(study.given(seeds=4), tmp_path)
+    assert sum(not r.done for r in more.runs) == 2 and all(r.minutes > 0 for r in more.runs if not r.done)
+    assert "8 runs: 6 are done, 2 to do." in more.lines()
+
+
+def test_one_line_reads_values_and_lists(monkeypatch):
+    made = {}
+    monkeypatch.setattr(study_results, "run_study", lambda study, *_: made.setdefault("study", study))
+    study_results.ablate("smoke", d_state=[4, 8], pool=(2, 2), lr=0.1, seeds=1)
+    assert made["study"].grid == {"d_state": [4, 8]} and made["study"].shared == {"pool": (2, 2), "lr": 0.1}
+    assert {e.pool for e, in ([e for e, _ in seeds] for seeds in made["study"].jobs.values())} == {(2, 2)}
+    with pytest.raises(ValueError, match="unknown parameter d_stat; .*did you mean 'd_state'"):
+        study_results.ablate("smoke", d_stat=[4])
+
+
+def test_the_command_plans_and_refuses(tmp_path, capsys):
+    runs = ["--runs", str(tmp_path)]
+    assert main(["study", "state_size", "--dry", "--preset", "smoke", "--seeds", "1", *runs]) == 0
+    assert "3 runs: 0 are done, 3 to do." in capsys.readouterr().out and not list(tmp_path.iterdir())
+    for arguments, why in ((["study", "state_siz"], "did you mean 'state_size'"), (["train", "smoke", "-p", "d_state"],
+                           "expected NAME=VALUE"), (["train", "smoke", "-p", "d_stat=4"], "did you mean 'd_state'"),
+                           (["train", "smok"], "did you mean 'smoke'"), (["study", "no.toml"], "no file no.toml")):
+        assert main([*arguments, *runs]) == 2 and why in capsys.readouterr().err
