@@ -21,10 +21,11 @@ from ..show.charts import mean_curve, plot_curves
 from ..core.system import bundled, read_json
 from ..studies.experiment import PRESETS, Experiment, experiment
 from ..show.html import mark, markup, table
-from ..studies.ablations import ablation_of
+from ..studies.study_files import study_about
 from ..studies.report import arm_bits_figure, synced_clips
 from ..studies.results import result_rows, rows_table, sentences
-from ..studies.run_table import FIGURES, PARAMETERS, RunRecord, as_text, bundled_folder, differing, marks
+from ..studies.run_table import FIGURES, PARAMETERS, RunRecord, bundled_folder, differing, marks
+from ..studies.study import as_text
 from ..studies.run import Run, training_curve
 from ..show.figures import arm_colors
 from .page import note_html
@@ -124,7 +125,7 @@ def results_of(
     """The result table of the ablations for any runs, and the conclusions that they allow."""
     records, runs = _last(groups), _runs(groups)
     if _comparable(runs, records):
-        texts = sentences(ablation_of(differing(runs, ("channels", "interleaving_strategy"))), records)
+        texts = sentences(study_about(differing(runs, ("channels", "interleaving_strategy"))), records)
     else: texts = _kinds_of_bits(runs, records)
     return rows_table(result_rows(records), texts).data
 

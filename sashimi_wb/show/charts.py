@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['REFERENCE', 'BASELINE_STYLES', 'KIND_COLORS', 'HALF', 'LINE', 'GAP', 'plot_codes', 'plot_histogram', 'plot_layout',
-           'mean_curve', 'plot_curves', 'plot_bits', 'bytes_text', 'UnetPlaces', 'place_stages', 'plot_unet']
+           'mean_curve', 'plot_curves', 'plot_bits', 'plot_over', 'bytes_text', 'UnetPlaces', 'place_stages',
+           'plot_unet']
 
 # %% ../../nbs/show/02_charts.ipynb #54615e7d
 import math
@@ -248,6 +249,36 @@ def _draw_bits(ax, y, row, colors, narrow):
     text += f" ({len(b)} run{'s' * (len(b) > 1)})"
     place, said = ((0.01, y - 0.44), f"{label_text(row['arm'])}  {text}") if narrow else ((1.01, y), text)
     ax.text(*place, said, transform=ax.get_yaxis_transform(), va="center", fontsize=9.5, color=INK)
+
+# %% ../../nbs/show/02_charts.ipynb #698b63d2
+def plot_over(
+    lines:dict[str, list[tuple[float, list[float]]]], # name -> the value of the parameter and the bits of every seed
+    baselines:dict[str, float]|None=None, # name -> level of a horizontal line
+    x:str="value",           # label of the parameter's axis
+    y:str="bits per sample (fewer is better)", # label of the bits' axis
+    narrow:bool=False,       # for a phone
+)->Figure:                   # means with standard deviations, in the colors of the lines
+    """Final bits over the values of a parameter, one line for each other difference.
+
+    Raises: ValueError for a line without values."""
+    fig = new_figure(3.8 if narrow else 7.5, 3.4 if narrow else 3.8)
+    ax, colors = tidy(fig.subplots(), "", x, y), arm_colors(lines)
+    places = sorted({value for points in lines.values() for value, _ in points})
+    for name, points in lines.items():
+        if not points: raise ValueError(f"expected {name!r} with at least one value, got none")
+        values, bits = zip(*sorted(points))
+        spread = [np.std(b, ddof=1) if len(b) > 1 else 0.0 for b in bits]
+        ax.errorbar(values, [np.mean(b) for b in bits], spread, color=colors[name], marker="o", markersize=5,
+                    linewidth=2, capsize=3, label=label_text(name) if name else None)
+        for value, b in zip(values, bits): ax.plot([value]*len(b), b, ".", color=colors[name], alpha=0.45, markersize=4)
+    for (name, level), (line, _) in zip((baselines or {}).items(), BASELINE_STYLES * (1 + len(baselines or {}) // 5)):
+        ax.axhline(level, color=REFERENCE, linestyle=line, linewidth=1.4, label=f"{name} {level:.3f}", zorder=1)
+    if places[0] > 0 and places[-1] >= 8*places[0]: ax.set_xscale("log", base=2)
+    ax.set_xticks(places, [f"{value:,.6g}" for value in places])
+    ax.minorticks_off()
+    names = ax.get_legend_handles_labels()
+    if names[1]: fig.legend(*names, fontsize=9.5, loc="outside lower center", ncols=1 if narrow else 3, frameon=False)
+    return fig
 
 # %% ../../nbs/show/02_charts.ipynb #7ad2bd78
 # kind of a stage -> color
