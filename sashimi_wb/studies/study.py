@@ -21,14 +21,17 @@ from ..core.system import bundled
 from .experiment import Experiment, experiment
 
 # %% ../../nbs/studies/02_study.ipynb #053df023
+# figure of a record -> its heading
 METRICS = {"whole": "bits per sample, whole files", "bits_per_sample": "windows",
            "realisable": "windows, dequantized input",
            "bits_per_byte": "bits per byte", "compression_ratio": "compression ratio",
            "accuracy": "accuracy", "accuracy@3": "@3", "accuracy@5": "@5", "accuracy@10": "@10"}
+# baseline of a record -> its name
 BASELINES = {"adaptive": "adaptive prediction",
              "order0": "order-0 entropy", "flac5": "FLAC level 5", "flac8": "FLAC level 8",
              "lpc_rice": "linear prediction, Rice", "wavpack": "WavPack", "tta": "TTA", "alac": "ALAC"}
 _FIRST = ("whole", "bits_per_sample", "realisable")      # the figures that stand before the baselines
+# key of a row -> heading of its column
 COLUMNS = {"arm": "arm", "matched": "matched by", "whole": METRICS["whole"],
            "of_adaptive": "× prediction", "of_flac": "× FLAC", "seeds": "runs",
            "bits_per_sample": METRICS["bits_per_sample"], "realisable": METRICS["realisable"],
@@ -69,7 +72,7 @@ def channel_pairs(
     return found
 
 # %% ../../nbs/studies/02_study.ipynb #1806db55
-MATCHED = ("steps", "tokens", "seconds")
+MATCHED = ("steps", "tokens", "seconds")   # what arms may have in common with the first
 
 
 def _per_step(e, what):
@@ -238,7 +241,9 @@ class Study:
         def number(v): return isinstance(v, int | float) and not isinstance(v, bool)
         return next((name for name, values in self.grid.items() if len(values) > 1 and all(map(number, values))), "")
 
-    def base_of(self, material: str = "") -> Experiment:
+    def base_of(self,
+        material: str = "", # a name of `materials`; "" where there are none
+    ) -> Experiment:
         """What all arms share on a material, without that which all arms change."""
         base = experiment(self.base) if isinstance(self.base, str) else self.base
         own = {k: v for k, v in self.materials.get(material, {}).items() if k not in ("audio", "scaled")}
@@ -251,7 +256,9 @@ class Study:
         values = _checked(part, values, field_types(Experiment))
         return _changed(base, part, _scaled(base, (*part, "scaled"), factors) | values)
 
-    def experiments(self, material: str = "") -> dict[str, list[Experiment]]:
+    def experiments(self,
+        material: str = "", # a name of `materials`; "" where there are none
+    ) -> dict[str, list[Experiment]]:
         """Arm -> one experiment for every seed; only the first seed generates a continuation.
 
         An arm that is carried out again without a difference, since the base has it already, is left out."""

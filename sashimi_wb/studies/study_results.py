@@ -34,7 +34,7 @@ TABLES, PICTURES = ("csv", "tex", "md"), ("svg", "pdf", "png")     # ends of the
 @dataclass(frozen=True, eq=False, repr=False)
 class StudyResults:
     """A study and the records of its runs."""
-    study: Study
+    study: Study                     # the question and its runs
     records: dict[str, list[dict]]   # arm -> one record for every seed, with "folder"
     runs: Path                       # folder of all runs
 
@@ -114,7 +114,9 @@ class StudyResults:
         for sign, command in _LATEX.items(): text = text.replace(sign, command)
         return text
 
-    def figure(self, narrow: bool = False):
+    def figure(self,
+        narrow: bool = False, # for a phone
+    ):
         """The bits of every arm, or over the values of a parameter, with the spread of the seeds."""
         return bits_figure(self.study, self.records, narrow)
 

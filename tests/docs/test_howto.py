@@ -20,10 +20,10 @@ from sashimi_wb.cli import main, parser
 from sashimi_wb.core.system import bundled
 from sashimi_wb.models.encoders import ENCODERS
 from sashimi_wb.models.heads import HEADS
-from sashimi_wb.studies.ablations import ABLATIONS, ablation_parameters
 from sashimi_wb.studies.batch import notebook_path
 from sashimi_wb.studies.experiment import arm_parameters
 from sashimi_wb.studies.run import Run, execute
+from sashimi_wb.studies.study_files import ABLATIONS, study_parameters
 
 pytestmark = pytest.mark.slow
 
@@ -126,7 +126,7 @@ def check(line: str) -> None:
     elif words[0] == "papermill":
         name, _, given = arguments(words)
         assert notebook_path(name).exists()
-        if name in ABLATIONS: ablation_parameters(given)
+        if name in (*ABLATIONS, "study"): study_parameters(given)
         else: experiment_of(given)
     elif words[:3] == ["python", "-m", "pytest"]: assert (ROOT/words[3]).is_dir(), line
     else:
