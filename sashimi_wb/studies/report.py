@@ -327,7 +327,9 @@ def report_html(
                   markup("<details><summary>All figures, and what they do not show</summary>{}</details>", folded)]
     first = next(iter(results[0][1].values()))[0] if results else None
     now = time.strftime("%Y-%m-%d %H:%M")
-    return markup(_PAGE, title, STYLE, _STYLE, title, contents if len(results) > 1 else [], machine_of(first) if first else "", parts, now).data
+    contents = contents if len(results) > 1 else []
+    return markup(_PAGE, title, STYLE, _STYLE, title, contents, machine_of(first) if first else "", parts,
+                  now).data
 
 
 def _sections(sections, study, records, seen):
