@@ -94,7 +94,7 @@ class StudyResults:
         rows = []
         for i, row in enumerate(self.rows):
             made = {k: as_text(v) if (v := self.summary[k].iloc[i]) == v else "–" for k in kept if k != "n"}
-            made |= {COLUMNS[k]: mean_spread(row[k]).split(" (n")[0] for k in self.study.figures}
+            made |= {COLUMNS[k]: _figure_text(row[k]) for k in self.study.figures}
             rows.append(made | {"n": str(len(row["seeds"]))})
         return rows
 
@@ -152,6 +152,11 @@ class StudyResults:
         from sashimi_wb.show.html import figure_html
         figure = figure_html(self.figure(), "Bits per sample of every arm with the spread of its runs")
         return markup("{}{}{}{}", answer_html(self.study, self.records), figure, self.table(), self.players()).data
+
+
+def _figure_text(value):
+    "The mean of the runs with its spread; a whole number, such as that of parameters, as it is."
+    return f"{value:,}" if isinstance(value, int) else mean_spread(value).split(" (n")[0]
 
 
 def _picture(fig, kind):

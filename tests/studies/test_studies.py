@@ -82,7 +82,7 @@ def test_every_study_that_comes_with_the_project_can_be_made():
 
 def test_results_leave_in_every_form(tmp_path):
     study = Study("Which?", "smoke", "mine", shared={"quantization": "linear", "prompt_s": 0.3, "continuation_s": 0.7},
-                  grid={"d_state": [4, 8]}, seeds=3)
+                  grid={"d_state": [4, 8]}, seeds=3, figures=("whole", "params"))
     for seeds in study.jobs.values():                      # all runs are done, so nothing is trained
         for e, _ in seeds:
             make_run(tmp_path, share=0.5 + e.d_state/100, seed=e.seed, d_state=e.d_state,
@@ -93,7 +93,8 @@ def test_results_leave_in_every_form(tmp_path):
     assert list(found.summary["d_state"]) == [4, 8] and list(found.summary["n"]) == [3, 3]
     assert found.summary["whole"].tolist() == pytest.approx([(0.54*8 + 0.01)*0.97, (0.58*8 + 0.01)*0.97])
     assert found.summary["whole sd"].tolist() == pytest.approx([0.0097, 0.0097])
-    assert found.markdown().splitlines()[2].startswith("| 4 | 4.2001 ± 0.0097 | ")
+    params = f"{found.rows[0]['params']:,}"
+    assert found.markdown().splitlines()[2] == f"| 4 | 4.2001 ± 0.0097 | {params} | 3 |"
     assert r"\midrule" in found.latex() and r"4 & 4.2001 $\pm$ 0.0097 &" in found.latex()
     begins = {"csv": b"run,arm", "tex": b"\\begin{table}", "md": b"| d_state", "svg": b"<?xml", "pdf": b"%PDF"}
     for kind, begin in begins.items(): assert found.save(tmp_path/f"it.{kind}").read_bytes().startswith(begin)
