@@ -25,7 +25,7 @@ LARGEST = 25e6                              # bytes of a wheel or a source distr
 # folders of a clone that no distribution needs
 LEFT_OUT = (".git", ".venv*", "runs", "build", "dist", "*.egg-info", "__pycache__", "tests", "lightning_logs", "docs")
 SHARED = ("data/README.md", "data/music/*.flac", "data/digits/*.flac", "data/checkpoints/*", "nbs/**/*.ipynb",
-          "nbs/*.json", "nbs/images/*")     # what a wheel contains beside modules
+          "nbs/experiments/*.toml", "nbs/*.json", "nbs/images/*")     # what a wheel contains beside modules
 PLACEHOLDER = "example.org"
 
 

@@ -323,7 +323,8 @@ def report_html(
         contents.append(markup('<dt><a href="#{}">{}</a></dt><dd>{}</dd>', study.name, study.question,
                                sentences(study, records)[0]))
         folded = [*_sections(MORE, study, records, seen), _provenance(records)]
-        parts += [markup('<h2 id="{}">{}</h2>', study.name, study.question), *_sections(SECTIONS, study, records, seen),
+        heading = [] if study.question == title else [markup('<h2 id="{}">{}</h2>', study.name, study.question)]
+        parts += [*heading, *_sections(SECTIONS, study, records, seen),
                   markup("<details><summary>All figures, and what they do not show</summary>{}</details>", folded)]
     first = next(iter(results[0][1].values()))[0] if results else None
     now = time.strftime("%Y-%m-%d %H:%M")

@@ -3,6 +3,7 @@ import pytest
 from made_runs import make_run
 
 from sashimi_wb.studies.report import write_report
+from sashimi_wb.studies.study_files import get_study
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +26,8 @@ def report(tmp_path_factory):
     for name, share in (("codes", .6), ("dequantized", .61), ("raw", .5)):
         arms[name] = [record(folder, share=share, seed=seed, input=name, encoder=None) for seed in range(3)]
         arms[f"{name} + prediction"] = [record(folder, share=share, input=name, encoder=None, predictor="adaptive")]
-    return write_report({"quantized_vs_raw": arms}, folder / "report.html").as_uri()
+    study = get_study("quantized_vs_raw")
+    return write_report([(study, arms)], folder / "report.html", title=study.question).as_uri()
 
 
 @pytest.mark.parametrize("width", [1280, 1000, 400])
@@ -35,7 +37,7 @@ def test_nothing_is_cut(lab, report, width):
     assert page.evaluate(CUT, False) == []
     if width >= 1000: assert page.evaluate(CUT, True) == []          # on a phone, wide tables may scroll when unfolded
     answer = page.get_by_text("Yes: with raw input").first.bounding_box()
-    assert answer["y"] + answer["height"] < 300
+    assert answer["y"] + answer["height"] < 400      # after the question and the machine
     figure = page.locator(".swb-figure img:visible").first.bounding_box()
     assert figure["width"] <= width and (width < 1000 or figure["y"] + figure["height"] < 900)
     page.close()
