@@ -28,6 +28,7 @@ from sashimi_wb.studies.growing_clip import clips_html as cards_html
 from sashimi_wb.studies.live_run import Progress
 from sashimi_wb.studies.report import report_html
 from sashimi_wb.studies.run_table import read_runs
+from sashimi_wb.studies.study_files import get_study
 
 PLAIN = "a plain word"
 MARKUP = "<img src=x onerror=alert(1)>\"'&$x$ \\frac{1} _2^{\udce9 {0} %s </td></script>"
@@ -115,8 +116,9 @@ def pages(top, text):
     ax.set_xticks([1, 2], [label_text(text), "b"])
     return {
         "runs": page.html, "notes": "".join(note_html(n) for n in notes),
-        "report": report_html({"quantized_vs_raw": with_stages}, text),
-        "depths": report_html({"bit_depth": {f"{text}: 8 bit categorical": next(iter(with_stages.values()))}}, text),
+        "report": report_html([(get_study("quantized_vs_raw"), with_stages)], text),
+        "depths": report_html([(get_study("bit_depth"),
+                                {f"{text}: 8 bit categorical": next(iter(with_stages.values()))})], text),
         "clips": "".join(clips_html(live, players=2)), "curves": curves_html(Progress.saved(live)),
         "plan": plan_html(live, "smoke", {text: text}), "result": result_html(live), "cards": cards_html({text: clip}),
         "player": player(wave, 4000, text).data, "players": player_row({text: wave, "b": wave}, 4000).data,
