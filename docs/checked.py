@@ -50,7 +50,7 @@ def check_files(site: Path) -> list[str]:
     """Links and files that are missing, things loaded from a network, and what is too large, one line each."""
     wrong, pages = [], {p: _Page(p.read_text(encoding="utf-8")) for p in html_pages(site)}
     for path, page in pages.items():
-        name, files = path.relative_to(site), [path]
+        name, size = path.relative_to(site), size_mb([path])
         for link in [*page.loads, *page.links]:
             parts = urlsplit(link)
             if parts.scheme or parts.netloc:
@@ -60,8 +60,7 @@ def check_files(site: Path) -> list[str]:
             if not target.is_file(): wrong.append(f"{name}: {link} leads nowhere")
             elif parts.fragment and link in page.links and target in pages:
                 if unquote(parts.fragment) not in pages[target].anchors: wrong.append(f"{name}: no anchor {link}")
-            if link in page.loads and "_static" not in link: files.append(target)
-        if size_mb({path}) > PAGE_MB: wrong.append(f"{name}: {size_mb({path}):.1f} MB, more than {PAGE_MB}")
+        if size > PAGE_MB: wrong.append(f"{name}: {size:.1f} MB, more than {PAGE_MB}")
     total = size_mb(p for p in site.rglob("*") if ".doctrees" not in p.parts)
     return wrong + ([f"the site has {total:.0f} MB, more than {SITE_MB}"] if total > SITE_MB else [])
 

@@ -10,11 +10,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from configparser import ConfigParser
 from functools import cache
 from pathlib import Path
 
 import nbformat
+
+sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "tests"))
+from run_notebook import skipped_flags
 
 from sashimi_wb.core.processes import ForkServer, end_tree
 from sashimi_wb.core.sources import code_sources
@@ -27,13 +29,6 @@ TIMEOUT_S = 1200   # ends a notebook that hangs
 def directives(source: str) -> set[str]:
     """The directives of a cell, such as "export", "hide" or "eval: false"."""
     return {line[2:].strip() for line in source.splitlines() if line.startswith("#|")}
-
-
-def skipped_flags() -> set[str]:
-    """Directives of cells that are not executed; such a cell keeps the outputs that its notebook was saved with."""
-    config = ConfigParser(delimiters=["="])
-    config.read(ROOT / "settings.ini", encoding="utf-8")
-    return {"eval: false", *config["DEFAULT"]["tst_flags"].split()}
 
 
 def prepare() -> None:
@@ -54,7 +49,8 @@ def execute(source: str, output: str, runs: str) -> None:
     from sashimi_wb.core.notebooks import NotebookShell
     os.environ["SASHIMI_WB_RUNS"] = runs
     os.chdir(Path(source).parent)
-    notebook, skipped, failed = nbformat.read(source, 4), skipped_flags(), ""
+    # cells that are not executed keep the outputs that the notebook was saved with
+    notebook, skipped, failed = nbformat.read(source, 4), {"eval: false", *skipped_flags()}, ""
     shell = NotebookShell.instance(config=Config(HistoryManager={"enabled": False}))
     configure_inline_support(shell, "module://matplotlib_inline.backend_inline")
     set_matplotlib_formats("retina")

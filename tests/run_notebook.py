@@ -4,7 +4,17 @@ import multiprocessing
 import os
 import sys
 import tempfile
+from configparser import ConfigParser
 from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def skipped_flags() -> list[str]:
+    """Flags, such as `#| slow`, whose cells are not run."""
+    config = ConfigParser(delimiters=["="])
+    config.read(ROOT / "settings.ini", encoding="utf-8")
+    return config["DEFAULT"]["tst_flags"].split()
 
 
 def run(path: Path, root: Path, flags: list[str], output: Path) -> None:

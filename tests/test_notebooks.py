@@ -3,12 +3,11 @@
 The pages of nbs/explore run in a real browser (tests/browser); without a browser they run here.
 """
 import multiprocessing
-from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
 from browser import missing
-from run_notebook import run
+from run_notebook import run, skipped_flags
 
 ROOT = Path(__file__).resolve().parents[1]
 ELSEWHERE = {"07_triton_kernels"}   # tests/synthesis/test_triton_kernels.py runs it where Triton is installed
@@ -37,13 +36,6 @@ def notebooks() -> list[Path]:
     return sorted(p for p in found if not any(part[0] in "._" for part in p.parts)
                   and (missing() or p.parent.name != "explore")
                   and p.stem not in ELSEWHERE)
-
-
-def skipped_flags() -> list[str]:
-    """Flags, such as `#| slow`, whose cells are not run."""
-    config = ConfigParser(delimiters=["="])
-    config.read(ROOT / "settings.ini", encoding="utf-8")
-    return config["DEFAULT"]["tst_flags"].split()
 
 
 def test_there_are_notebooks():
