@@ -80,7 +80,7 @@ class ModelConfig:
         return None if self.quantization is None else Quantizer(self.quantization, self.bits, self.scaling)
 
     def quantizer_for(self,
-        given: Quantizer | None = None, # the caller's; None: no wish
+        given: Quantizer | None = None, # what the caller states; None: nothing
     ) -> Quantizer:
         """The quantizer of the codes: the stated one, else the given one, else linear at the model's depth.
 
@@ -130,7 +130,7 @@ class WaveModel(nn.Module):
         self.config = replace(self.config, quantization=known.quantization, scaling=known.scaling)
 
     def quantizer_for(self,
-        given: Quantizer | None = None, # the caller's; None: no wish
+        given: Quantizer | None = None, # what the caller states; None: nothing
     ) -> Quantizer:
         """The quantizer of the codes, as `ModelConfig.quantizer_for`.
 

@@ -10,6 +10,7 @@ __all__ = ['ABLATIONS', 'line_of', 'study_names', 'read_study', 'get_study', 'ab
 import re
 import tomllib
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Annotated
 
@@ -109,8 +110,9 @@ def get_study(
     return read_study(bundled("nbs/experiments")/f"{choose(study, dict.fromkeys(study_names(), study), 'study')}.toml")
 
 
+@cache
 def ablations()->dict[str, Study]: # name -> study
-    """The studies that `make ablations` carries out."""
+    """The studies that `make ablations` carries out; their files are read once."""
     return {name: get_study(name) for name in ABLATIONS}
 
 

@@ -89,7 +89,7 @@ class StudyResults:
 
     def _cells(self):
         "Headings and texts of the summary, each mean with its spread in one cell."
-        figures = {key for key in self.study.figures}
+        figures = set(self.study.figures)
         kept = [k for k in self.summary.columns if k.removesuffix(" sd") not in figures]
         rows = []
         for i, row in enumerate(self.rows):
