@@ -146,18 +146,19 @@ def levels(form):
 
 def stage_times(form, seconds):
     """Microseconds of the stage of every level, run again and again."""
+    from sashimi_wb.core.barrier import Team, new_cells
     from sashimi_wb.synthesis.compiled_step import stage
     from sashimi_wb.synthesis.packing import CHANNELS, FF, STAGE, STATES, WIDTH, pack_model
     from sashimi_wb.synthesis.packing import aligned_zeros as zeros
     from sashimi_wb.tokens.quantization import Quantizer
     packed = pack_model(full_size(form), Quantizer(bits=8))
     c, S = packed.config, packed.config.row_size
-    state, x, a, b = zeros(packed.n_state), zeros(S), zeros(S), zeros(S)
+    state, x, a, b, alone = zeros(packed.n_state), zeros(S), zeros(S), zeros(S), Team(0, 1, new_cells())
     def work(n, level):
         for _ in range(n):
             x[:] = 1
             stage(x, state, level[STATES], packed.weights, level[STAGE], a, b, S, 1, c.n_layers, level[WIDTH],
-                  level[CHANNELS], c.n_states, c.low_rank, level[FF])
+                  level[CHANNELS], c.n_states, c.low_rank, level[FF], alone)
     return [1e6/rate(partial(work, level=level), 4, seconds/4) for level in packed.plan.tolist()]
 
 
@@ -178,7 +179,7 @@ def machine_rates(seconds):
 
     @jit
     def multiply(x, w, y, times):
-        for _ in range(times): affine(y, 0, 64, x, 0, 64, w, 0, 1, 64, 64)
+        for _ in range(times): affine(y, 0, 64, x, 0, 64, w, 0, 1, 64, 64, 0, 64)
 
     reads = {}
     for name, size in (("second cache", 2**19), ("the model's size", 19*10**6)):
@@ -223,6 +224,7 @@ def main():
         show("  plain torch, float32", f"{plain:,.0f}")
         show("  reference, float64", f"{ask('engine', form, 'categorical', 8, 1, 1, 'plain', s):,.0f}")
         show("  ratio to plain torch", f"{found[form]/plain:,.0f}", "100")
+        show("  two threads", f"{ask('engine', form, 'categorical', 8, 1, 2, 'compiled', s):,.0f}")
     show("diag, batch 32, two threads, in total",
          f"{ask('engine', 'diag', 'categorical', 8, 32, 2, 'compiled', s):,.0f}", "60,000")
     show("dplr, batch 32, two threads, in total",

@@ -20,12 +20,13 @@ from .file_format import CodedFileError, Header
 from .pcm_files import Pcm
 from .range_coder import READ_PAST, bits_written, check_end, decoder, encoder, finish
 from .segments import METHODS, SampleCoder
+from ..core.barrier import Team
 from ..core.compiled import jit
 from ..core.system import as_array, check_int, compiles, log
 from ..models.wave_model import WaveModel
 from ..prediction.token_predictor import TokenPredictor, after_token, before_token
 from ..synthesis.compiled_predicted import new_beside, relative_mixture, write_features, write_masses
-from ..synthesis.compiled_step import START, add, affine, encode, one_step, project
+from ..synthesis.compiled_step import START, add, affine, areas, encode, one_step, project
 from ..synthesis.packing import CHANNELS, WIDTH, Unsupported, aligned_zeros, pack_model
 from ..synthesis.stepping import not_finite
 from ..tokens.layouts import token_order
@@ -41,12 +42,12 @@ def code_alone(coder, decode, tokens, first, plan, config, w, table, state, ids,
     L, N, low_rank, active, S = config.n_layers, config.n_states, config.low_rank, config.activation, config.row_size
     n, H = config.n_params, plan[0, WIDTH]
     V = (n + 15)//16*16
-    x, a, b, rest = memory[:S], memory[S:2*S], memory[2*S:3*S], memory[3*S:]
-    skip, params, scratch = rest[:len(plan)*S], rest[len(plan)*S:], rest[len(plan)*S + V:]
+    x, a, b, skip, params, scratch = areas(memory, len(plan), 1, S, V, 0)
+    team = Team(START, START + 1, ids)   # one thread, which needs no cells
     for t in range(len(tokens)):
         place = (first + t) % config.n_places
         encode(x, S, w, table, ids, config.float_input, 1, H)
-        one_step(plan, w, state, skip, x, a, b, S, 1, first + t, L, N, low_rank, active)
+        one_step(plan, w, state, skip, x, a, b, S, 1, first + t, L, N, low_rank, active, team)
         projection = config.projection + place*V*(H + 1)
         if project(params, V, x, S, a, w, config.last_norm, projection, 1, H, plan[0, CHANNELS]) >= 0: return t
         if config.mixture: fill_mixture(d, params[:n], config.bits)
@@ -64,15 +65,15 @@ def code_beside(coder, decode, tokens, first, plan, config, w, table, state, ids
     L, N, low_rank, active, S = config.n_layers, config.n_states, config.low_rank, config.activation, config.row_size
     n, places, H, known = config.n_outputs, config.n_places, plan[0, WIDTH], np.int64(0)
     V, p, row, mix, line = (n + 15)//16*16, beside.state, beside.row, beside.mixture, beside.line
-    x, a, b, rest = memory[:S], memory[S:2*S], memory[2*S:3*S], memory[3*S:]
-    skip, params, scratch = rest[:len(plan)*S], rest[len(plan)*S:], rest[len(plan)*S + V:]
+    x, a, b, skip, params, scratch = areas(memory, len(plan), 1, S, V, 0)
+    team = Team(START, START + 1, ids)   # one thread, which needs no cells
     for t in range(len(tokens)):
         before_token(p, at + t, places, beside.block, known, True, row)
         center, scale = write_features(row, line[0], beside.features)
         encode(x, S, w, table, ids, config.float_input, 1, H)
-        affine(a, START, S, beside.features, START, 16, w, config.features, 1, 16, H)
+        affine(a, START, S, beside.features, START, 16, w, config.features, 1, 16, H, START, H)
         add(x, START, S, a, START, S, 1, H)
-        one_step(plan, w, state, skip, x, a, b, S, 1, first + t, L, N, low_rank, active)
+        one_step(plan, w, state, skip, x, a, b, S, 1, first + t, L, N, low_rank, active, team)
         bad = project(params, V, x, S, a, w, config.last_norm, config.projection, 1, H, plan[0, CHANNELS])
         if bad >= 0: return t, weight
         if config.mixture:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..core.barrier import Team, next_stretch
 from ..core.compiled import jit
 from ..models.predicted import BYTE_ROW, MOST_DISTANCE, SHARE, scale_limits
 from ..prediction.adaptive import ROW, State
@@ -20,7 +21,7 @@ from ..prediction.row_masses import (HALF, REACH, SCALES, WEIGHTS, WORK, mass_be
                                               tails)
 from ..prediction.token_predictor import after_token, before_token
 from .compiled_draws import (exp_number, log_number, logit, pick_class, pick_part, squash_number)
-from .compiled_step import START, add, affine, encode, one_step, project
+from .compiled_step import START, STRETCH, add, affine, areas, encode, one_step, project
 from .packing import CHANNELS, WIDTH, aligned_zeros
 from ..tokens.portable import LOG2_E
 
@@ -146,23 +147,23 @@ def new_beside(
 
 
 @jit
-def run_beside(plan, config, w, table, state, ids, count, tokens, known, uniforms, temperature, top_k, top_p, out,
-               memory, beside, sample, adapt):
-    """`compiled_step.run` for a batch of one; `sample` is what is known of a sample whose bytes are not complete.
-
-    Returns the first token whose parameters are not finite, or -1, and what is known of the sample then."""
+def _steps_beside(plan, config, w, table, state, ids, count, tokens, known, uniforms, temperature, top_k, top_p, out,
+                  memory, beside, sample, adapt, begin, end, team):
+    "`run_beside` for the tokens from `begin` to `end`, by one thread of a team; the predictor is that of thread 0."
     L, N, low_rank, active, S = config.n_layers, config.n_states, config.low_rank, config.activation, config.row_size
     n, places, H, keep = config.n_outputs, config.n_places, plan[0, WIDTH], out.shape[1] > 0
     V, p, row, mix, line = (n + 15)//16*16, beside.state, beside.row, beside.mixture, beside.line
-    x, a, b, rest = memory[:S], memory[S:2*S], memory[2*S:3*S], memory[3*S:]
-    skip, params, scratch = rest[:len(plan)*S], rest[len(plan)*S:], rest[len(plan)*S + V:len(plan)*S + 3*V]
-    for t in range(tokens.shape[1]):
-        before_token(p, count, places, beside.block, sample, adapt, row)
-        center, scale = write_features(row, line[0], beside.features)
-        encode(x, S, w, table, ids, config.float_input, 1, H)
-        affine(a, START, S, beside.features, START, 16, w, config.features, 1, 16, H)
-        add(x, START, S, a, START, S, 1, H)
-        one_step(plan, w, state, skip, x, a, b, S, 1, count, L, N, low_rank, active)
+    x, a, b, skip, params, scratch = areas(memory, len(plan), 1, S, V, team.me)
+    center, scale = 0.0, 1.0
+    for t in range(begin, end):
+        if team.me == 0:
+            before_token(p, count + t, places, beside.block, sample, adapt, row)
+            center, scale = write_features(row, line[0], beside.features)
+            encode(x, S, w, table, ids, config.float_input, 1, H)
+            affine(a, START, S, beside.features, START, 16, w, config.features, 1, 16, H, START, H)
+            add(x, START, S, a, START, S, 1, H)
+        one_step(plan, w, state, skip, x, a, b, S, 1, count + t, L, N, low_rank, active, team)
+        if team.me: continue
         if keep or not known:
             bad = project(params, V, x, S, a, w, config.last_norm, config.projection, 1, H, plan[0, CHANNELS])
             if bad >= 0: return t, sample
@@ -174,7 +175,22 @@ def run_beside(plan, config, w, table, state, ids, count, tokens, known, uniform
             u, v = uniforms[0, t, 0], uniforms[0, t, 1]
             if config.mixture: tokens[0, t] = pick_relative(p, mix, u, v, temperature)
             else: tokens[0, t] = pick_class(params, 0, n, u, temperature, top_k, top_p, scratch)
-        ids[0] = tokens[0, t] + 256*(count % places)
-        sample = after_token(p, beside.levels, count, places, beside.block, sample, tokens[0, t], adapt)
-        count += 1
+        ids[0] = tokens[0, t] + 256*((count + t) % places)
+        sample = after_token(p, beside.levels, count + t, places, beside.block, sample, tokens[0, t], adapt)
     return -1, sample
+
+
+@jit
+def run_beside(plan, config, w, table, state, ids, count, tokens, known, uniforms, temperature, top_k, top_p, out,
+               memory, beside, sample, adapt, cells, me):
+    """`compiled_step.run` for a batch of one; `sample` is what is known of a sample whose bytes are not complete.
+
+    Returns the first token whose parameters are not finite, or -1, and what is known of the sample then."""
+    n, k, bad = tokens.shape[1], np.int64(0), -1
+    while bad < 0:
+        k, size = next_stretch(cells, me, k, -(-n//STRETCH))
+        if k == 0: break
+        bad, sample = _steps_beside(plan, config, w, table, state, ids, count, tokens, known, uniforms, temperature,
+                                    top_k, top_p, out, memory, beside, sample, adapt, (k - 1)*STRETCH,
+                                    min(n, k*STRETCH), Team(me, size, cells))
+    return bad, sample

@@ -1,17 +1,20 @@
 """The compiled engine: compared with `forward` at full size; its random numbers, last bits, refusals and states."""
 import hashlib
 import logging
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 
+from sashimi_wb.core.barrier import Team, new_cells
 from sashimi_wb.models.heads import sample_logits
 from sashimi_wb.models.mixtures import mixture_log_probs, mixture_of
 from sashimi_wb.models.sashimi import SaShiMiConfig
 from sashimi_wb.models.wave_model import ModelConfig, WaveModel
 from sashimi_wb.prediction.bins import Bins
 from sashimi_wb.ssm.learned import KernelConfig
+from sashimi_wb.synthesis import compiled_step
 from sashimi_wb.synthesis.compiled_draws import pick_class, pick_mixture
 from sashimi_wb.synthesis.engine import ENGINES, CompiledStepper, make_engine
 from sashimi_wb.synthesis.generation import GenerationSettings, generate, generate_stream
@@ -125,11 +128,32 @@ def test_equal_bits_in_any_batch_block_and_number_of_threads(encoder, head, bits
         e, tokens = CompiledStepper(model, rows, Sampling(), q, threads=threads), prompts[:rows]
         return torch.cat([e.read(part) for part in tokens.split(blocks, 1)], 1)
     whole, params = drawn(7, (60,), 1), read(7, [23], 1)
-    for rows, blocks, threads in ((7, (1, 2, 3, 54), 1), (7, (60,), 3), (1, (60,), 1), (2, (59, 1), 2),
-                                  (5, (30, 30), 2)):
+    for rows, blocks, threads in ((7, (1, 2, 3, 54), 1), (7, (60,), 3), (1, (60,), 1), (1, (7, 53), 2),
+                                  (2, (59, 1), 2), (5, (30, 30), 2)):
         assert torch.equal(drawn(rows, blocks, threads), whole[:rows])
         assert torch.equal(read(rows, [5, 18], threads), params[:rows])
     if head == "categorical": assert len({tuple(r) for r in whole.tolist()}) == 7
+
+
+@pytest.mark.parametrize("form", ("diag", "dplr"))
+@pytest.mark.parametrize("encoder,head,bits", KINDS)
+@pytest.mark.parametrize("options", [{"pool": (2,), "d_model": 160},
+                                     {"pool": (2, 2), "d_model": 256, "expand": 1, "pool_activation": True, "ff": 0}])
+def test_two_threads_share_every_step_and_give_the_same_bits(form, encoder, head, bits, options, monkeypatch):
+    "Without the choice to work alone, which a thread makes on a busy machine."
+    model, q = make(form, encoder, head, bits, n_layers=1, **options), Quantizer(bits=bits)
+    alone, shared = (CompiledStepper(model, 1, Sampling(0.9, seed=4), q, threads=n) for n in (1, 2))
+    want = alone.draw(9), alone.read(torch.arange(5)[None])
+    def both(*arguments):
+        *arguments, cells, me = arguments
+        if me: return None
+        n, cells = arguments[7].shape[1], new_cells()
+        with ThreadPoolExecutor(2) as pool:
+            found = list(pool.map(lambda me: compiled_step._steps(*arguments, 0, n, Team(me, 2, cells)), (0, 1)))
+        assert found == [(-1, -1)]*2 and cells[0] == cells[8] > n
+        return found[0]
+    monkeypatch.setattr(compiled_step, "run", both)
+    assert torch.equal(shared.draw(9), want[0]) and torch.equal(shared.read(torch.arange(5)[None]), want[1])
 
 
 @pytest.mark.parametrize("strategy", ("temporal", "blocking-4", "blocking"))

@@ -1,14 +1,18 @@
 """Stepping and generation beside a predictor: prompts, layouts, bytes, batches."""
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
 
+from sashimi_wb.core.barrier import Team, new_cells
 from sashimi_wb.models.sashimi import SaShiMiConfig
 from sashimi_wb.models.wave_model import ModelConfig, WaveModel
 from sashimi_wb.prediction.adaptive import AdaptivePredictor
 from sashimi_wb.prediction.bins import byte_intervals
 from sashimi_wb.prediction.token_predictor import TokenPredictor
 from sashimi_wb.ssm.learned import KernelConfig
+from sashimi_wb.synthesis import compiled_predicted
 from sashimi_wb.synthesis.engine import CompiledStepper, make_engine
 from sashimi_wb.synthesis.generation import GenerationSettings, generate, generate_stream
 from sashimi_wb.synthesis.stepping import Sampling, Stepper
@@ -162,8 +166,29 @@ def test_equal_bits_in_any_batch_block_and_number_of_threads(kind):
         engine.feed(tokens[:rows])
         return torch.cat([engine.draw(n) for n in blocks], 1)
     whole = drawn(3, (30,), 1)
-    for rows, blocks, threads in ((3, (1, 2, 27), 1), (3, (30,), 2), (1, (30,), 1), (2, (29, 1), 2)):
+    for rows, blocks, threads in ((3, (1, 2, 27), 1), (3, (30,), 2), (1, (30,), 1), (1, (30,), 2), (2, (29, 1), 2)):
         assert torch.equal(drawn(rows, blocks, threads), whole[:rows])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_threads_share_every_step_and_give_the_same_bits(kind, monkeypatch):
+    "Without the choice to work alone, which a thread makes on a busy machine."
+    model = make(*kind, pool=(2,), d_model=128)
+    q, tokens = Quantizer(kind[3], kind[2]), tokens_of(model, tones(1, 50, 1))[1]
+    alone, shared = (CompiledStepper(model, 1, Sampling(0.9, seed=4), q, threads=n) for n in (1, 2))
+    for engine in (alone, shared): engine.feed(tokens)
+    want = alone.draw(9)
+    def both(*arguments):
+        *arguments, cells, me = arguments
+        if me: return None
+        n, cells = arguments[7].shape[1], new_cells()
+        with ThreadPoolExecutor(2) as pool:
+            found = list(pool.map(lambda me: compiled_predicted._steps_beside(*arguments, 0, n, Team(me, 2, cells)),
+                                  (0, 1)))
+        assert found[0][0] == found[1][0] == -1 and cells[0] == cells[8] > n
+        return found[0]
+    monkeypatch.setattr(compiled_predicted, "run_beside", both)
+    assert torch.equal(shared.draw(9), want)
 
 
 def test_auto_takes_the_compiled_engine():
