@@ -121,7 +121,7 @@ _two_rows = _tile_of_two if REGISTERS > 8 else _two_halves
 def affine(y, to, sy, x, at, sx, w, o, R, n_in, n_out, lo, hi):
     """y = x W + b for R rows, which begin at `to` and `at` and are `sy` and `sx` floats apart.
 
-    Of the tiles of 64 only those from output lo to hi are computed.
+    Only the tiles from output lo to hi are computed; both are ends of tiles.
     Returns the index after the weights."""
     for j in range(0, n_out - 63, 64):
         if j < lo or j >= hi:   # the tile of another thread
@@ -139,7 +139,7 @@ def affine(y, to, sy, x, at, sx, w, o, R, n_in, n_out, lo, hi):
             if R % 2: _tile(y, to + (R - 1)*sy + j, x, at + (R - 1)*sx + first, w, o, n)
             o += 64*n
     for j in range(n_out//64*64, n_out, 16):
-        for r in range(R):
+        for r in range(R if lo <= j < hi else 0):
             k, v = o + 16, load(w, o)
             for i in range(at + r*sx, at + r*sx + n_in):
                 v = fma(load(w, k), broadcast_at(x, i), v)

@@ -9,7 +9,7 @@ __all__ = ['ROWS', 'ENGINES', 'FASTEST', 'load_compiled', 'load_beside', 'Compil
 import copy
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -47,7 +47,7 @@ def _no_tokens():
         plan=np.zeros((1, len(COLUMNS)), np.int64), config=StepConfig(*[0]*len(StepConfig._fields)),
         w=aligned_zeros(1), table=aligned_zeros(1), state=aligned_zeros(1), ids=np.zeros(1, np.int64), count=0,
         tokens=np.zeros((1, 0), np.int64), known=True, uniforms=np.zeros((1, 0, 2)), temperature=1.0, top_k=0,
-        top_p=1.0, out=np.zeros((1, 0, 0), np.float32), memory=aligned_zeros(1))
+        top_p=1.0, out=np.zeros((1, 0, 0), np.float32), memory=aligned_zeros(1), cells=np.full(64, -1), me=np.int64(0))
 
 
 @cache
@@ -85,13 +85,14 @@ class CompiledStepper:
         self.model, self.quantizer, self.sampling, self.where = model, quantizer, sampling, where
         self.places, self.count = model.head.tokens_per_sample, 0
         self.generators = sampling.numpy_generators(batch)
-        self.threads = min(threads or torch.get_num_threads(), batch)
+        threads = threads or torch.get_num_threads()
         self.bins = self._beside(model, batch, quantizer, predictor)
-        parts = np.array_split(np.arange(batch), batch if self.bins else max(self.threads, -(-batch//ROWS)))
+        parts = np.array_split(np.arange(batch), batch if self.bins else max(min(threads, batch), -(-batch//ROWS)))
         self.groups = [slice(int(rows[0]), int(rows[-1]) + 1) for rows in parts]
         self.states = [aligned_zeros(len(rows)*self.packed.n_state) for rows in parts]
         self.ids = np.full(batch, self.packed.first_id)
-        self.pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
+        self.pool = ThreadPoolExecutor(min(threads, max(batch, 2))) if threads > 1 else None
+        self.helpers = self.pool if batch == 1 else None   # a row alone is shared by two threads
 
     def _beside(self, model, batch, quantizer, predictor):
         "Make a predictor for every row and return the bins of its codes; None for a model without a predictor."
@@ -131,6 +132,7 @@ class CompiledStepper:
 
     def _run(self, tokens, known, out=None):
         "Step all groups, each in a thread if there are several. Raises: ValueError for an output that is not finite."
+        from sashimi_wb.core.barrier import with_partner
         s, p, (batch, n) = self.sampling, self.packed, tokens.shape
         if known or s.temperature == 0: uniforms = np.zeros((batch, n, 2))
         else: uniforms = np.stack([generator.random((n, 2)) for generator in self.generators])
@@ -138,14 +140,15 @@ class CompiledStepper:
         def step_group(group, state):
             arguments = (p.plan, p.config, p.weights, p.table, state, self.ids[group], self.count, tokens[group], known,
                          uniforms[group], float(s.temperature), s.top_k or 0, float(s.top_p or 1), out[group],
-                         p.memory(group.stop - group.start))
-            if not self.bins: return self.compiled.run(*arguments)
+                         p.memory(group.stop - group.start, 2 if self.helpers else 1))
+            if not self.bins: return with_partner(partial(self.compiled.run, *arguments), self.helpers)
             q = self.predictors[group.start]
             beside = self.compiled.new_beside(q, self.bins, self.model.head.n_params)
-            bad, q.known = self.compiled.run_beside(*arguments, beside, q.known, q.predictor.adapt)
+            run_beside = partial(self.compiled.run_beside, *arguments, beside, q.known, q.predictor.adapt)
+            bad, q.known = with_partner(run_beside, self.helpers)
             q.count += n
             return bad, 0
-        found = list((self.pool.map if self.pool else map)(step_group, self.groups, self.states))
+        found = list((self.pool.map if self.pool and not self.helpers else map)(step_group, self.groups, self.states))
         bad = [(t, group.start + r) for group, (t, r) in zip(self.groups, found) if t >= 0]
         if bad:
             t, row = min(bad)

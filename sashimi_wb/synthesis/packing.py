@@ -65,10 +65,10 @@ class PackedModel:
     n_state: int         # floats of the state of one row
     scales: list         # per level and layer: the scale of the state (h, n), and the weights that sum s or None
 
-    def memory(self, n_rows: int) -> np.ndarray:
+    def memory(self, n_rows: int, n_threads: int = 1) -> np.ndarray:
         """The memory in which `compiled_step.run` works: compiled functions make no arrays."""
-        return aligned_zeros((len(self.plan) + 3)*n_rows*self.config.row_size
-                             + (n_rows + 2)*_padded_size(self.config.n_params))
+        row, params = n_rows*self.config.row_size, _padded_size(self.config.n_params)
+        return aligned_zeros((len(self.plan) + 2)*row + n_rows*params + n_threads*(row + 2*params))
 
 
 class Unsupported(ValueError):
