@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['F', 'START', 'SHARED_WIDTH', 'STRETCH', 'gelu', 'gelu_all', 'affine', 'norm', 'diagonal', 'dplr', 'stage', 'copy',
-           'add', 'who', 'one_step', 'encode', 'project', 'areas', 'run']
+           'add', 'who', 'read_ahead', 'one_step', 'encode', 'project', 'areas', 'run']
 
 # %% ../../nbs/synthesis/04_compiled_step.ipynb #8f424681
 import math
@@ -13,7 +13,7 @@ import numpy as np
 
 from .compiled_draws import exp, pick_class, pick_mixture
 from .packing import CHANNELS, DOWN, FF, GROUP, POOL, QUEUE, STAGE, STATES, UP, WIDTH
-from ..core.barrier import Team, meet, next_stretch, share
+from ..core.barrier import OWN, PARTNER, Team, meet, next_stretch, read, share
 from ..core.compiled import jit
 from sashimi_wb.core.simd import (
     REGISTERS,
@@ -271,6 +271,16 @@ def who(H, team):
 
 
 @jit
+def read_ahead(w, at, team):
+    """Ask for the weights from index `at` on, beginning where this ended last time, until thread 0 comes to a meeting."""
+    cells = team.cells
+    count = cells[PARTNER] + 1
+    while at + cells[OWN] < len(w) and read(cells, 0) < count:
+        for i in range(at + cells[OWN], at + cells[OWN] + 1024, 16): prefetch(w, i)
+        cells[OWN] += 1024
+
+
+@jit
 def one_step(plan, w, state, skip, x, a, b, S, R, count, L, N, low_rank, active, team):
     """The backbone without its last norm, on R rows in place; `count` samples came before.
 
@@ -288,6 +298,7 @@ def one_step(plan, w, state, skip, x, a, b, S, R, count, L, N, low_rank, active,
         level += 1
         these = who(plan[level, WIDTH], team)
         lo, hi = share(plan[level, WIDTH], 64, these)
+        if team.me: read_ahead(w, plan[deepest, STAGE], team)
         meet(these)         # the group is complete
         affine(skip, level*area, S, state, p, pool*H, w, plan[level - 1, DOWN], R, pool*H, plan[level, WIDTH], lo, hi)
         if active:
@@ -295,6 +306,7 @@ def one_step(plan, w, state, skip, x, a, b, S, R, count, L, N, low_rank, active,
     for i in range(level, -1, -1):  # up again
         H, these = plan[i, WIDTH], who(plan[i, WIDTH], team)
         lo, hi = share(H, 64, these)
+        if i == deepest and team.me: team.cells[OWN] = 0
         if i < deepest:
             pool, p, c = plan[i, POOL], plan[i, QUEUE]*R, count
             for j in range(i): c //= plan[j, POOL]
