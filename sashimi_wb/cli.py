@@ -108,7 +108,7 @@ def study_lines(
     if not study: return [f"{name}: {get_study(name).question}" for name in study_names()]
     given = read_values({"preset": preset, "n_seeds": n_seeds, "workers": workers}, field_types(StudyParameters))
     chosen = StudyParameters(**given, audio=str(audio_folder(audio)) if audio else "").of(get_study(study))
-    if dry: return plan(chosen, runs).lines()
+    if dry: return plan(chosen, runs, seconds=3).lines()
     found = run_study(chosen, runs, workers, progress, device=device)
     return [*found.sentences[:1], "", found.markdown(), f"report: {found.report()}"]
 
