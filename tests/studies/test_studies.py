@@ -3,6 +3,7 @@ import hashlib
 import json
 
 import pytest
+from made_audio import write
 from made_runs import make_run
 
 from sashimi_wb.cli import main
@@ -102,6 +103,17 @@ def test_results_leave_in_every_form(tmp_path):
     more = plan(study.given(seeds=4), tmp_path)
     assert sum(not r.done for r in more.runs) == 2 and all(r.minutes > 0 for r in more.runs if not r.done)
     assert "8 runs: 6 are done, 2 to do." in more.lines()
+
+
+def test_materials_are_data_sets_by_name(tmp_path):
+    for seed, name in enumerate(("a", "b")):
+        for i in range(1, 18): write(tmp_path/name, f"{i}.wav", seed=seed)
+    materials = {name: {"audio": str(tmp_path/name), "dataset": "beethoven"} for name in ("a", "b")}
+    study = Study(base="smoke", materials=materials, shared={"target_sr": None}, grid={"d_state": [4, 8]}, seeds=1)
+    assert [(r.arm, r.done) for r in plan(study, tmp_path/"runs").runs][::2] == [("a: d_state 4", False),
+                                                                               ("b: d_state 4", False)]
+    with pytest.raises(StudyError, match="materials.a.dataset: expected one of"):
+        Study(base="smoke", materials={"a": {"dataset": "bethoven"}}, grid={"d_state": [4, 8]})
 
 
 def test_one_line_reads_values_and_lists(monkeypatch):

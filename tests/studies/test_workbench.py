@@ -147,6 +147,9 @@ def test_a_run_on_own_files_is_a_run(files, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="not finished"): load_model(run)
     with pytest.raises(ValueError, match="quantization: the sounds decide it"):
         wb.fit(sounds, "smoke", quantization="linear")
+    found = wb.ablate("smoke", sounds, here=True, seeds=1, **TINY | {"d_state": [2, 6]})
+    assert list(found.frame["d_state"]) == [2, 6] and list(wb.frame()["audio"]) == ["b"]*3
+    with pytest.raises(ValueError, match="bits: the sounds decide it"): wb.ablate("smoke", sounds, bits=[8, 16])
 
 
 def test_parts_of_one_file_do_not_overlap(files):
