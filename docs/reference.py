@@ -30,7 +30,8 @@ NAME = "sashimi_wb"
 PACKAGE, NOTEBOOKS = ROOT / NAME, ROOT / "nbs"
 FOLDERS = [p.parent.name for p in sorted(PACKAGE.glob("*/__init__.py"))]
 # the order of reading, as in CONTRIBUTING.md; the numbers of the notebooks order the modules inside a folder
-FOLDERS.sort(key="core show tokens prediction audio ssm models training synthesis coding studies pages".split().index)
+ORDER = "core show tokens prediction audio ssm models training synthesis coding cluster studies pages"
+FOLDERS.sort(key=ORDER.split().index)
 # the order of the public modules: first what a user meets first, then along the way of a sound; others follow
 PUBLIC = ("workbench explore quantization interleave encoders s4 sashimi decoders model trainer generation compression "
           "baselines interop cli").split()

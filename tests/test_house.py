@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "sashimi_wb"
 NOTEBOOKS = ROOT / "nbs"
 
-EVERYTHING = "core show tokens prediction audio ssm models training synthesis coding studies pages"
+EVERYTHING = "core show tokens prediction audio ssm models training synthesis coding cluster studies pages"
 MAY_IMPORT = {                # folder -> the folders that it may import, besides itself
     "core": "",
     "show": "core",
@@ -21,8 +21,9 @@ MAY_IMPORT = {                # folder -> the folders that it may import, beside
     "training": "core tokens prediction audio",
     "synthesis": "core tokens prediction models",
     "coding": "core show tokens prediction audio models training synthesis",
-    "studies": "core show tokens prediction audio ssm models training synthesis coding",
-    "pages": "core show tokens prediction audio ssm models training synthesis coding studies",
+    "cluster": "core show",
+    "studies": "core show tokens prediction audio ssm models training synthesis coding cluster",
+    "pages": "core show tokens prediction audio ssm models training synthesis coding cluster studies",
 }                             # modules at the top (the command line and the public names) may import everything
 
 

@@ -64,7 +64,7 @@ def test_an_installed_notebook_trains_and_its_run_is_shown(installed, lines, unc
     (work/"in {br}aces").mkdir()
     installed("python", "-P", "-c", f"""if True:
         from pathlib import Path
-        from sashimi_wb.studies.batch import run_notebook
+        from sashimi_wb.cluster.notebooks import run_notebook
         parameters = dict(preset="smoke", audio={lines['digits']!r}, runs=str(Path('runs').absolute()))
         run_notebook("train_arm", "in {{br}}aces/out.ipynb", parameters)""")
     result, = (work/"runs").glob("*/result.json")

@@ -7,8 +7,10 @@ __all__ = ['jit']
 
 # %% ../../nbs/core/08_compiled.ipynb #bc088c64
 import hashlib
+import inspect
 import io
 import json
+import os
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -16,7 +18,7 @@ from pathlib import Path
 from numba import njit
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 
-from .sources import code_sources
+from .sources import ORIGIN, code_sources
 from .system import log, package_folder
 
 # %% ../../nbs/core/08_compiled.ipynb #cb3314fe
@@ -64,13 +66,24 @@ class _ChecksummedFiles(IndexDataCacheFile):
         return super()._load_data(name)
 
 
+def _at_origin(f, impl):
+    "Where numba keeps the code of a function of the original package; None for a package that is no copy."
+    if not (origin := os.environ.get(ORIGIN)): return None
+    try: path = Path(origin)/Path(inspect.getfile(f)).resolve().relative_to(package_folder())
+    except ValueError: return None
+    if not path.is_file(): return None
+    return next(filter(None, (kind.from_function(f, str(path)) for kind in impl._locator_classes)), None)
+
+
 class _FailSafeCache(FunctionCache):
     "numba's cache on disk; a failure means compiling again and is never an error."
 
     def __init__(self, f):
         super().__init__(f)
-        source_stamp = self._impl.locator.get_source_stamp()
-        self._cache_file = _ChecksummedFiles(self.cache_path, self._impl.filename_base, source_stamp)
+        if locator := _at_origin(f, self._impl):
+            self._impl._locator, self._cache_path = locator, locator.get_cache_path()
+        # the name of the function has the hash of all sources, which says more than the time of one of them
+        self._cache_file = _ChecksummedFiles(self.cache_path, self._impl.filename_base, _fingerprint(f.__module__))
 
     def load_overload(self, sig, target_context):
         try: return super().load_overload(sig, target_context)

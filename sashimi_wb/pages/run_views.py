@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..studies.batch import near, train_command, train_parameters
+from ..cluster.notebooks import near, train_command, train_parameters
 from .training_figures import smoothed
 from ..show.charts import mean_curve, plot_curves
 from ..core.system import bundled, read_json

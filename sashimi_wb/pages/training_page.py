@@ -20,7 +20,7 @@ from ..studies.experiment import PRESETS, Experiment, experiment
 from .page import (GRID, CancelToken, LivePage, RedrawLimiter, Runner, control_style, on_change,
                                    show_only)
 from .training_figures import clips_html, curves_html
-from ..studies.batch import train_command, train_parameters
+from ..cluster.notebooks import train_command, train_parameters
 from ..studies.live_run import Progress, TrainingProcess, keep_ready
 from ..show.html import markup, table
 from ..show.players import player_row

@@ -30,7 +30,7 @@ from .. import __version__
 from ..training.baselines import all_baselines, flac_bits_per_sample
 from ..training.checkpoints import load_tree, save_tree, save_weights
 from ..core.sources import code_sources
-from ..core.system import (audio_folder, check_plain, check_value, compiles, from_json, in_clone, log,
+from ..core.system import (audio_folder, bundled, check_plain, check_value, compiles, from_json, in_clone, log,
                                     package_folder, pick_device, processor_name, read_json, reading, runs_folder,
                                     seed_everything, to_json, write_atomic)
 from ..audio.index import cache_path
@@ -404,7 +404,10 @@ def _curve(history, points=200):
 
 
 def revision()->dict[str, str|bool]: # "revision", a commit, and "changed", whether the package differs from it
-    """The git revision of the clone that contains the package; empty if there is none."""
+    """The git revision of the clone that contains the package, or from which it was copied; empty if there is none."""
+    if (copied := bundled("snapshot.json")).is_file():
+        said = read_json(copied, "where a snapshot comes from", {"revision?": str, "changed?": bool})
+        return {"revision": "", "changed": False} | said
     # inside a git hook, variables of git name another repository
     own = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
     def git(*args):

@@ -7,7 +7,6 @@ __all__ = ['METRICS', 'BASELINES', 'COLUMNS', 'USUAL_FIGURES', 'MATCHED', 'BUNDL
            'channel_pairs', 'match', 'StudyError', 'Study']
 
 # %% ../../nbs/studies/02_study.ipynb #9f79f40f
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -18,6 +17,7 @@ from typing import Annotated
 from ..audio.own_files import AudioParts
 from ..core.checks import OneOf, Positive, Range, check_names, field_types, read_values
 from ..core.system import bundled
+from ..core.toml_files import PartError
 from .experiment import Experiment, experiment
 
 # %% ../../nbs/studies/02_study.ipynb #053df023
@@ -96,15 +96,8 @@ def match(
     return replace(arm, steps=tuple(sorted(steps)))
 
 # %% ../../nbs/studies/02_study.ipynb #1d182b22
-class StudyError(ValueError):
+class StudyError(PartError):
     """A study that cannot be carried out, and the part of it that is wrong."""
-
-    def __init__(self,
-        why: str,              # what was expected and what came
-        part: Iterable[str]=(), # keys that lead to it: ("arms", "wide", "d_model")
-    ):
-        super().__init__(why)
-        self.part = tuple(part)
 
 
 def _checked(part, values, hints, what="parameter "):

@@ -7,6 +7,7 @@ __all__ = ['TABLES', 'PICTURES', 'StudyResults', 'run_study', 'ablate']
 
 # %% ../../nbs/studies/15_study_results.ipynb #8892e08a
 from collections.abc import Iterator
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from IPython.display import HTML
 
+from ..cluster.profile import Profile
 from ..core.checks import check_names, field_types
 from ..core.system import check_target, runs_folder, write_atomic
 from ..show.html import markup, mean_spread
@@ -173,13 +175,16 @@ def run_study(
     workers:int=0,         # runs at a time; 0: one for every core, or one for every GPU
     progress:bool=True,    # show a bar
     here:bool=False,       # carry out in this process, one after the other: for very short runs
-    device:str="auto",     # as of `studies.batch.run_devices`
+    device:str="auto",     # as of `cluster.places.run_devices`
+    on:str|Executor="local", # "local", "slurm", or an executor of concurrent.futures
+    profile:str|Profile="",  # of "slurm": a name or a file, as of `cluster.profile.get_profile`
 )->StudyResults:
     """Carry out the runs of a study that are not done, and give its results.
 
     Raises: as `get_study` and `studies.batch.run_all`."""
     study = study if isinstance(study, Study) else get_study(study)
-    return StudyResults(study, study_records(study, runs, workers, progress, here, device), runs_folder(runs))
+    return StudyResults(study, study_records(study, runs, workers, progress, here, device, on, profile),
+                        runs_folder(runs))
 
 # %% ../../nbs/studies/15_study_results.ipynb #348472d2
 _OPTIONS = ("question", "name", "seeds", "matched", "audio", "materials", "figures", "listen", "arms", "scaled",
@@ -193,6 +198,8 @@ def ablate(
     workers:int=0,                 # runs at a time; 0: one for every core
     progress:bool=True,            # show a bar
     here:bool=False,               # carry out in this process: for very short runs
+    on:str|Executor="local",       # where the runs take place, as of `run_study`
+    profile:str|Profile="",        # of "slurm"
     **values,                      # parameter -> values, or one value for all arms; other fields of a `Study`
 )->StudyResults:
     """Ask what parameters change: train what is missing and give the results.
@@ -207,7 +214,8 @@ def ablate(
         for name in grid: sounds.experiment("small", {name: grid[name][0]})       # raises for what the sounds decide
         options["audio"] = sounds.parts
     name = options.pop("name", "_".join([*grid, *options.get("arms", {})][:4]) or "study")
-    return run_study(Study(base=base, name=name, grid=grid, shared=shared, **options), runs, workers, progress, here)
+    study = Study(base=base, name=name, grid=grid, shared=shared, **options)
+    return run_study(study, runs, workers, progress, here, on=on, profile=profile)
 
 
 def _are_several(name, value):

@@ -17,10 +17,10 @@ from papermill.cli import _resolve_type
 
 from sashimi_wb.audio.corpora import DATASETS, DIGITS
 from sashimi_wb.cli import main, parser
+from sashimi_wb.cluster.notebooks import notebook_path
 from sashimi_wb.core.system import bundled
 from sashimi_wb.models.encoders import ENCODERS
 from sashimi_wb.models.heads import HEADS
-from sashimi_wb.studies.batch import notebook_path
 from sashimi_wb.studies.experiment import arm_parameters
 from sashimi_wb.studies.run import Run, execute
 from sashimi_wb.studies.study_files import ABLATIONS, study_parameters

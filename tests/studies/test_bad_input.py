@@ -116,14 +116,14 @@ def test_a_full_disk_keeps_what_was_there(tmp_path, monkeypatch):
 
 
 def test_a_failing_run_is_named_and_the_others_end(tmp_path, monkeypatch):
-    import sashimi_wb.studies.batch as batch
+    import sashimi_wb.cluster.jobs as cluster_jobs
     seen = []
-    def fake(name, output, parameters, processes, stop):
+    def fake(name, output, parameters, *_):
         seed = json.loads(parameters["changes"])["seed"]
         seen.append(seed)
         if seed == 0: raise RuntimeError("out of luck")
         make_run(tmp_path, seed=seed, **{k: getattr(SMOKE, k) for k in ("quantization", "prompt_s", "continuation_s")})
-    monkeypatch.setattr(batch, "run_notebook", fake)
+    monkeypatch.setattr(cluster_jobs, "run_notebook", fake)
     both = [SMOKE, experiment("smoke", {"seed": 1})]
     with pytest.raises(RuntimeError, match="out of luck"): run_all(both, runs=tmp_path, progress=False)
     assert sorted(seen) == [0, 1] and Run(both[1], runs=tmp_path).done

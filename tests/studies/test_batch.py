@@ -13,10 +13,11 @@ import psutil
 import pytest
 import torch
 
+from sashimi_wb.cluster import places
+from sashimi_wb.cluster.notebooks import NotebookKilled, notebook_processes, run_notebook, shell_command
 from sashimi_wb.core.processes import FORKS, ForkServer, end_tree
 from sashimi_wb.core.system import bundled
-from sashimi_wb.studies import batch
-from sashimi_wb.studies.batch import NotebookKilled, notebook_processes, run_all, run_notebook, shell_command
+from sashimi_wb.studies.batch import run_all
 from sashimi_wb.studies.experiment import experiment
 from sashimi_wb.studies.run import Run
 
@@ -126,7 +127,7 @@ def test_a_stopped_notebook_saves_first(tmp_path):
 
 def test_a_notebook_ends_with_the_process_at_the_top(tmp_path):
     parameters = {"steps": 100000, "runs": str(tmp_path)}
-    program = ("from sashimi_wb.studies.batch import notebook_processes, run_notebook\n"
+    program = ("from sashimi_wb.cluster.notebooks import notebook_processes, run_notebook\n"
                f"run_notebook('train_arm', {str(tmp_path/'n.ipynb')!r}, {parameters!r}, notebook_processes(1))")
     top = subprocess.Popen([sys.executable, "-c", program])
     try:
@@ -161,16 +162,16 @@ def test_an_interrupted_batch_ends_all_runs_and_the_server(tmp_path):
 def test_gpus_get_one_run_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert batch.run_devices() == batch.run_devices("cuda") == ["cuda:0", "cuda:1"]
-    assert batch.run_devices("cuda:1") == ["cuda:1"] and batch.run_devices("cpu") == ["cpu"]
+    assert places.run_devices() == places.run_devices("cuda") == ["cuda:0", "cuda:1"]
+    assert places.run_devices("cuda:1") == ["cuda:1"] and places.run_devices("cpu") == ["cpu"]
     busy, seen, begun, both = set(), [], itertools.count(), threading.Barrier(2)
-    def work(run, device, *_):
+    def work(job, processes, device, *_):
         assert device not in busy
         busy.add(device)
         if next(begun) < 2: both.wait(30)   # two at a time
         seen.append(device)
         busy.remove(device)
-    monkeypatch.setattr(batch, "_run_in_notebook", work)
+    monkeypatch.setattr(places, "carry_out", work)
     jobs = [experiment("smoke", {"seed": i}) for i in range(4)]
     with pytest.raises(RuntimeError, match="it left no record"): run_all(jobs, runs=tmp_path, progress=False)
     assert len(seen) == 4 and set(seen) == {"cuda:0", "cuda:1"}

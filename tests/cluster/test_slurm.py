@@ -1,0 +1,182 @@
+"""On a real Slurm of one node: a study with a run that fails beside others; requeued, out of time, after a crash of the
+node; cancelled and retried. Skipped where Slurm is not installed. The code is edited while the jobs wait.
+
+The tests share one cluster and follow each other; each waits for what it needs."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from slurm_node import SlurmNode, missing
+
+from sashimi_wb.cli import main
+from sashimi_wb.cluster import slurm
+from sashimi_wb.cluster.jobs import submissions
+from sashimi_wb.cluster.status import cancel, retry, status_lines, study_states
+from sashimi_wb.core.sources import ORIGIN
+from sashimi_wb.core.system import bundled, package_folder
+from sashimi_wb.studies.run import code_fingerprint
+from sashimi_wb.studies.study_results import run_study
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=missing() or "Slurm is here")]
+
+LONG = 400      # steps of the run that is interrupted
+STUDY = """
+question = "Does the order of the windows matter?"
+base = "smoke"
+audio = {audio!r}
+seeds = 2
+one_run = ["dies", "long"]
+shared = {{continuation_s = 0.0, test_s = 0.1, train_chunk_size = 20}}
+[arms]
+short = {{}}
+dies = {{lr = 1e30}}
+long = {{steps = {steps}, prompt_s = 0.03}}
+"""
+PROFILE = """
+partition = "main"
+time = 10
+cpus = 1
+memory_gb = 0.2
+parallel = 3
+setup = ["export SETUP_WAS_RUN=yes"]
+"""
+
+
+def wait(until, wait_s=600):
+    end = time.time() + wait_s
+    while time.time() < end:
+        with suppress(FileNotFoundError, json.JSONDecodeError):
+            if found := until(): return found
+        time.sleep(0.5)
+    raise AssertionError("waited in vain")
+
+
+class Cluster:
+    """A node, and a study that was submitted to it from a copy of the package that was edited afterwards."""
+
+    def __init__(self, node, folder):
+        self.node, self.runs, self.profile, self.study = node, folder/"runs", folder/"tiny.toml", folder/"order.toml"
+        self.profile.write_text(PROFILE)
+        self.study.write_text(STUDY.format(audio=str(bundled("data/digits")), steps=LONG))
+        copy = folder/"clone"
+        shutil.copytree(package_folder(), copy/"sashimi_wb", ignore=shutil.ignore_patterns("__pycache__"))
+        for part in ("nbs/experiments", "data/digits"): shutil.copytree(bundled(part), copy/part)
+        node.set_state("DRAIN")
+        program = "import sys; from sashimi_wb.cli import main; sys.exit(main())"
+        words = ["study", self.study, "--on", "slurm", "--profile", self.profile, "--no-wait", "--runs", self.runs]
+        done = subprocess.run([sys.executable, "-P", "-c", program, *map(str, words)], cwd=copy, capture_output=True,
+                              env=os.environ | {"PYTHONPATH": str(copy), ORIGIN: str(package_folder())}, text=True)
+        assert not done.returncode, done.stderr
+        self.said = done.stdout
+        with (copy/"sashimi_wb"/"studies"/"run.py").open("a") as file: file.write("\nraise RuntimeError('edited')\n")
+        node.set_state("RESUME")
+
+    def states(self):
+        """Arm and seed -> state of a run."""
+        state, = study_states(self.runs, "order")
+        return {(s.job.arm, s.job.seed): s for s in state.runs}
+
+    def requeued(self, number):
+        """Wait until a job is back in the queue, and let it begin at once instead of in two minutes."""
+        def back():
+            found = self.node.said("squeue", "--noheader", "--array", "--format=%i %T").splitlines()
+            return f"{number} PENDING" in found
+        wait(back)
+        self.node.said("scontrol", "update", f"JobId={number}", "StartTime=now")
+
+    def saved(self, folder):
+        """Steps that the long run has saved, and how often it was resumed."""
+        history = json.loads((folder/"training"/"history.json").read_text())
+        return len(history["train_nats"]), history["restarts"]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("slurm")
+    with SlurmNode(folder/"node") as node, pytest.MonkeyPatch.context() as m:
+        m.setenv("SLURM_CONF", str(node.conf))
+        yield Cluster(node, folder)
+
+
+def test_the_study_was_submitted_as_an_array(cluster):
+    assert cluster.said.startswith("order: 4 waiting (slurm, submitted ")
+    made, = submissions(cluster.runs)
+    numbers = sorted(made.numbers.values())
+    assert len({n.split("_")[0] for n in numbers}) == 1 and [n.split("_")[1] for n in numbers] == ["0", "1", "2", "3"]
+
+
+def test_a_run_goes_on_after_all_that_interrupts_it(cluster):
+    """`scontrol requeue`, a crash of the node, and the signal before the end of its time."""
+    long = wait(lambda: (s := cluster.states()["long", 0]).state == "running" and s)
+    folder = long.job.folder
+    wait(lambda: cluster.saved(folder)[0] > 0)
+    cluster.node.said("scontrol", "requeue", long.where)
+    cluster.requeued(long.where)
+    steps, _ = cluster.saved(folder)
+    wait(lambda: cluster.saved(folder)[1] >= 1 and cluster.saved(folder)[0] > steps)
+    cluster.node.crash_node()
+    cluster.node.set_state("DOWN")               # Slurm would notice after SlurmdTimeout
+    cluster.node.start_node()
+    cluster.node.set_state("RESUME")
+    time.sleep(5)                                # the node has heard that the job of before is to end
+    cluster.requeued(long.where)
+    steps, _ = cluster.saved(folder)
+    wait(lambda: cluster.saved(folder)[1] >= 2 and cluster.saved(folder)[0] > steps)
+    if not long.job.done: cluster.node.said("scancel", "--signal=USR2", long.where)
+    cluster.requeued(long.where)
+    def done():
+        with suppress(AssertionError): cluster.node.said("scontrol", "update", f"JobId={long.where}", "StartTime=now")
+        return long.job.done
+    wait(done)
+    record = json.loads((folder/"result.json").read_text())
+    assert record["results"][-1]["steps"] == LONG and cluster.saved(folder)[1] >= 3
+
+
+def test_the_run_that_fails_is_named_and_the_others_are_done(cluster):
+    wait(lambda: not {s.state for s in cluster.states().values()} & {"running", "waiting"})
+    states = {name: s.state for name, s in cluster.states().items()}
+    assert states == {("short", 0): "done", ("short", 1): "done", ("long", 0): "done", ("dies", 0): "failed"}
+    assert "training diverged" in "\n".join(status_lines(cluster.runs, "order"))
+    with pytest.raises(RuntimeError, match="(?s)run .* failed: train_arm failed.*training diverged"):
+        retry_or_raise(cluster)
+
+
+def retry_or_raise(cluster):
+    "Carry out the study once more, waiting: only what failed is submitted."
+    try: run_study(cluster.study, cluster.runs, progress=False, on="slurm", profile=str(cluster.profile))
+    finally: assert len(submissions(cluster.runs, "order")[0].numbers) == 1
+
+
+def test_the_code_is_that_of_the_submission(cluster):
+    made = submissions(cluster.runs, "order")[0]
+    for job in made.all_jobs():
+        if not job.done: continue
+        assert json.loads((job.folder/"result.json").read_text())["code"] == code_fingerprint()
+    assert not list(Path(cluster.runs).rglob(".*.lock"))
+
+
+def test_a_job_that_is_out_of_time_goes_on(cluster):
+    """Until it is cancelled, and again after a retry. The limit is a minute, the shortest that Slurm knows."""
+    study, profile, runs = cluster.study.with_name("endless.toml"), cluster.study.with_name("minute.toml"), cluster.runs
+    study.write_text('base = "smoke"\naudio = "digits"\nseeds = 1\nshared = {steps = 100000, train_chunk_size = 20}\n'
+                     'arms = {only = {}}\n')
+    profile.write_text(PROFILE.replace("time = 10", "time = 1"))
+    words = ["study", study, "--on", "slurm", "--profile", profile, "--no-wait", "--runs", runs]
+    assert main([str(word) for word in words]) == 0
+    made = submissions(runs, "endless")[0]
+    (job,), (number,) = made.all_jobs(), made.numbers.values()
+    cluster.requeued(number)                                     # by nobody but Slurm
+    wait(lambda: cluster.saved(job.folder)[1] >= 1)
+    assert cancel("endless", runs) == 1
+    wait(lambda: slurm.queue([made]) == {})
+    assert study_states(runs, "endless")[0].counts == {"stopped": 1}
+    steps, restarts = cluster.saved(job.folder)
+    assert retry("endless", runs, wait=False, progress=False) == {}
+    wait(lambda: cluster.saved(job.folder)[1] > restarts and cluster.saved(job.folder)[0] > steps)
+    assert cancel("endless", runs) == 1
