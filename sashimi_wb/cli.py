@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from . import __version__
+from .cluster.profile import profiles_folder
 from .cluster.status import cancel, follow_status, retry, status_lines
 from .studies.batch import run_all, run_notebooks, study_records
 from .core.checks import Positive, field_types, read_values
@@ -184,7 +185,8 @@ def places()->dict[str, Path]: # name -> a file or folder
     """Paths of what comes with the project, of its output, and of its cache."""
     return {"notebooks": bundled("nbs/experiments"), "pages": bundled("nbs/explore"),
             "start": bundled("nbs/start.ipynb"), "audio": audio_folder(), "digits": bundled("data/digits"),
-            "checkpoints": bundled("data/checkpoints"), "runs": runs_folder(), "cache": cache_path().parent}
+            "checkpoints": bundled("data/checkpoints"), "runs": runs_folder(), "cache": cache_path().parent,
+            "profiles": profiles_folder()}
 
 
 def where(
@@ -316,7 +318,7 @@ def parser()->argparse.ArgumentParser:
     for x in (a, y):
         x.add_argument("--on", default="local", help="where the runs take place: local, or slurm (default: local)")
         x.add_argument("--profile", default="", help="with --on slurm: what the jobs ask for, a .toml file or its name "
-                                                     "(default: slurm, in the folder of profiles)")
+                                                     "in `where profiles` (default: slurm)")
     f = commands.add_parser("status", help="what waits, runs, is done and has failed, of all studies or one")
     f.add_argument("--follow", action="store_true", help="until nothing runs or waits any more")
     n = commands.add_parser("cancel", help="stop the runs of a study, wherever they are; they keep their checkpoints")

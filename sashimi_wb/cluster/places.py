@@ -83,6 +83,7 @@ class Place:
     def __post_init__(self):
         if not hasattr(self.on, "submit"): choose(self.on, dict.fromkeys(("local", "slurm")), "place")
         if self.on == "slurm": object.__setattr__(self, "profile", get_profile(self.profile))
+        elif self.profile: raise ValueError(f"profile: only jobs of Slurm have one, and the place is {self.name}")
 
     @property
     def name(self) -> str:

@@ -106,7 +106,8 @@ def job_name(
     submission:Submission,
 )->str:
     """The name of a submission's jobs in the queue, by which they are found and cancelled."""
-    return f"sashimi-{submission.study}-{submission.name}"
+    study = re.sub(r"[^\w.-]+", "-", submission.study)      # a list of names is separated by commas
+    return f"sashimi-{study}-{submission.name}"
 
 
 def submit(

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import shorten
 
 from IPython.display import HTML
 
@@ -97,7 +98,7 @@ def status_lines(
 def _aligned(rows):
     "Rows as lines, with columns of equal width; empty columns are left out."
     names = [k for k in rows[0] if any(str(row[k]) for row in rows)]
-    texts = [names, *([str(row[k]) for k in names] for row in rows)]
+    texts = [names, *([shorten(str(row[k]), 100, placeholder=" …") for k in names] for row in rows)]
     widths = [max(len(text[i]) for text in texts) for i in range(len(names))]
     return ["  " + "  ".join(cell.ljust(w) for cell, w in zip(text, widths)).rstrip() for text in texts]
 
@@ -120,7 +121,7 @@ def status_html(
     """The state of studies as tables of the runs that are not done."""
     made = []
     for state in states:
-        rows = state.rows()
+        rows = [row | {"why": markup('<span style="white-space:normal">{}</span>', row["why"])} for row in state.rows()]
         shown = table(rows, caption=state.line) if rows else markup("<p>{}</p>", state.line)
         made.append(markup('<div class="swb-rows">{}</div>', shown))
     return markup("{}", made)
