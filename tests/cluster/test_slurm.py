@@ -123,7 +123,7 @@ def test_a_run_goes_on_after_all_that_interrupts_it(cluster):
     cluster.node.crash_node()
     cluster.node.set_state("DOWN")               # Slurm would notice after SlurmdTimeout
     cluster.node.start_node()
-    cluster.node.set_state("RESUME")
+    cluster.node.wait("idle")
     time.sleep(5)                                # the node has heard that the job of before is to end
     cluster.requeued(long.where)
     steps, _ = cluster.saved(folder)
