@@ -108,6 +108,8 @@ def run_all(
             execute(run, progress=False, device=device)
         return all_runs
     if not waiting: return all_runs
+    for run in waiting.values():
+        if run.result_path.exists() and not run.done: run.result_path.unlink(missing_ok=True)   # a damaged record
     if isinstance(audio, AudioParts):
         raise ValueError("files that were given one by one are used in this process: expected here=True, or their "
                          "folder as the audio")

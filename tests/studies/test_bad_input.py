@@ -125,6 +125,8 @@ def test_a_failing_run_is_named_and_the_others_end(tmp_path, monkeypatch):
         make_run(tmp_path, seed=seed, **{k: getattr(SMOKE, k) for k in ("quantization", "prompt_s", "continuation_s")})
     monkeypatch.setattr(cluster_jobs, "run_notebook", fake)
     both = [SMOKE, experiment("smoke", {"seed": 1})]
+    damaged = Run(both[1], runs=tmp_path)
+    write_atomic(damaged.result_path, json.dumps({"hash": damaged.hash}))           # it is made again
     with pytest.raises(RuntimeError, match="out of luck"): run_all(both, runs=tmp_path, progress=False)
     assert sorted(seen) == [0, 1] and Run(both[1], runs=tmp_path).done
 
