@@ -3,6 +3,8 @@
     python docs/build_site.py                    # everything
     python docs/build_site.py nbs/tokens howto   # the start page, and pages whose files begin so (without docs/)
 """
+import hashlib
+import json
 import shutil
 import subprocess
 import sys
@@ -11,20 +13,28 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import checked
-from executed import execute_all
+from executed import execute_all, lacks
 from staged import PAGES, ROOT, pages, stage
 
 from sashimi_wb.core.system import write_atomic
 from sashimi_wb.show.html import dark_style
 
 DOCS = Path(__file__).resolve().parent
-GENERATORS = {"results.py": "results", "reference.py": "api"}   # script -> the folder into which it writes pages
+GENERATORS = {"results.py": "results", "reference.py": "api"}   # script -> the folder of the pages that it writes
 UNNAMED = {Path(name) for name in ("genindex", "search", "py-modindex")}   # pages that Sphinx makes by itself
 
 
 def generate(script: str, target: Path, only: list[str]) -> set[str]:
-    """Let a script of this folder write pages into a folder: their paths relative to the parent of the folder."""
-    subprocess.run([sys.executable, str(DOCS / script), str(target), *only], check=True, cwd=ROOT)
+    """Let a script of this folder write pages into a folder, unless no file that it reads has changed since it did.
+
+    The paths of the pages, relative to the parent of the folder."""
+    read = [DOCS / script, ROOT / "CONTRIBUTING.md", ROOT / "nbs/results.json", *ROOT.glob("sashimi_wb/**/*.py"),
+            *ROOT.glob("nbs/**/*.ipynb"), *ROOT.glob("nbs/*/README.md")]
+    made = hashlib.sha256(json.dumps(only).encode() + b"".join(p.read_bytes() for p in sorted(read))).hexdigest()
+    stamp = target.with_suffix(".made")
+    if not (stamp.exists() and stamp.read_text() == made):
+        subprocess.run([sys.executable, str(DOCS / script), str(target), *only], check=True, cwd=ROOT)
+        write_atomic(stamp, made)
     return {p.relative_to(target.parent).as_posix() for p in target.rglob("*") if p.is_file()}
 
 
@@ -50,11 +60,13 @@ def build(only: list[str], output: Path = DOCS / "_build") -> list[str]:
     failed = execute_all([Path(p) for p in chosen if p.endswith(".ipynb")], output / "executed")
     for path in failed:
         if not (output / "executed" / path).exists(): chosen.pop(path.as_posix())
+    for name in chosen:
+        if package := lacks(Path(name)): print(f"{name} is not executed: it needs {package}, which is not installed")
     generated = set()
     for script, folder in GENERATORS.items():
         wanted = not only or any(name.startswith(folder) for name in only)
-        if wanted: generated |= generate(script, source / folder, only)
-    links = stage(output / "executed", source, chosen, generated, partial=bool(only))
+        if wanted: generated |= generate(script, output / "generated" / folder, only)
+    links = stage(output, chosen, generated, partial=bool(only))
     documents = {p.relative_to(source).with_suffix("") for p in source.rglob("*") if p.suffix in PAGES}
     written = {p.relative_to(html).with_suffix("") for p in checked.html_pages(html)}
     every = ["-a"] if documents - written or written - documents - UNNAMED else []   # all menus change

@@ -11,24 +11,31 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import nbformat
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "tests"))
-from run_notebook import skipped_flags
+from run_notebook import NEEDS, skipped_flags
 
 from sashimi_wb.core.processes import ForkServer, end_tree
 from sashimi_wb.core.sources import code_sources
 from sashimi_wb.core.system import write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
-TIMEOUT_S = 1200   # ends a notebook that hangs
+TIMEOUT_S = 3600   # ends a notebook that hangs; a crowded machine is slow
 
 
 def directives(source: str) -> set[str]:
     """The directives of a cell, such as "export", "hide" or "eval: false"."""
     return {line[2:].strip() for line in source.splitlines() if line.startswith("#|")}
+
+
+def lacks(notebook: Path) -> str:
+    """The package that a notebook needs and that is not installed here, or an empty text."""
+    package = NEEDS.get(notebook.stem, "")
+    return package if package and find_spec(package) is None else ""
 
 
 def prepare() -> None:
@@ -72,7 +79,6 @@ def data_fingerprint() -> str:
     return hashlib.sha256(sizes.encode() + (ROOT / "nbs/results.json").read_bytes()).hexdigest()
 
 
-@cache
 def bare(source: str, module: bool = True) -> str:
     """Code without comments and docstrings, which change no output, as text; a cell that is no Python as it is."""
     try: tree = ast.parse(source)
@@ -83,23 +89,45 @@ def bare(source: str, module: bool = True) -> str:
     return ast.dump(tree)
 
 
+def hashed(text: str) -> str:
+    """A short hash of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class BareHashes:
+    """The hashes of `bare` code, of which a file can keep the known ones: to parse the whole package takes seconds."""
+
+    def __init__(self, path: Path | None = None):
+        self.known = json.loads(path.read_text()) if path and path.exists() else {}
+
+    def __call__(self, source: str, module: bool = True) -> str:
+        name = hashed(f"{module} {source}")
+        if name not in self.known: self.known[name] = hashed(bare(source, module))
+        return self.known[name]
+
+
 def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     """The code cells of a notebook."""
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def key(notebook: Path, data: str) -> str:
+@cache
+def package_modules() -> set[str]:
+    """The modules of the package, such as "tokens.quantization"."""
+    return {p.relative_to(ROOT / "sashimi_wb").with_suffix("").as_posix().replace("/", ".")
+            for p in (ROOT / "sashimi_wb").rglob("*.py") if p.stem not in ("__init__", "_modidx")}
+
+
+def key(notebook: Path, data: str, bare_hash: BareHashes | None = None) -> str:
     """The hash of what decides outputs: code and directives of a notebook, all it imports, `execute`, data."""
     cells = [c.source for c in code_cells(nbformat.read(notebook, 4))]
-    text = "\n".join(cells)
-    modules = {p.relative_to(ROOT / "sashimi_wb").with_suffix("").as_posix().replace("/", ".")
-               for p in (ROOT / "sashimi_wb").rglob("*.py") if p.stem not in ("__init__", "_modidx")}
+    text, modules, bare_hash = "\n".join(cells), package_modules(), bare_hash or BareHashes()
     named = {name.removeprefix("sashimi_wb.") for name in re.findall(r"\bsashimi_wb\.[a-z_0-9.]*[a-z_0-9]", text)}
     whole = re.search(r"\bimport sashimi_wb\b(?!\.)", text) or notebook.parent.name == "experiments"
     code = code_sources(*sorted(modules if whole else named & modules))
-    parts = [[(bare(cell, module=False), sorted(directives(cell))) for cell in cells], data, inspect.getsource(execute),
-             {name: bare(source) for name, source in code.items()}]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    parts = [[(bare_hash(cell, module=False), sorted(directives(cell))) for cell in cells], data,
+             inspect.getsource(execute), {name: bare_hash(source) for name, source in code.items()}]
+    return hashed(json.dumps(parts))
 
 
 def finish(server: ForkServer, arguments: list[str], text: Path) -> str:
@@ -114,21 +142,27 @@ def finish(server: ForkServer, arguments: list[str], text: Path) -> str:
     return (next((line for line in lines[::-1] if line.strip()), "") or f"exit code {code}") if code else ""
 
 
+def say_now(text: str) -> None:
+    """Print a line at once, even into a file."""
+    print(text, flush=True)
+
+
 def execute_all(
     notebooks: list[Path],  # relative to the folder `root`
     kept: Path,             # folder of the executed copies
     root: Path = ROOT,
     jobs: int = 2,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = say_now,
 ) -> dict[Path, str]:       # notebook -> error, of those that failed
-    """Execute the notebooks whose copies in `kept` are missing or outdated.
+    """Execute the notebooks whose copies in `kept` are missing or outdated, except those that lack a package here.
 
     The copy of nbs/tokens/x.ipynb is kept/nbs/tokens/x.ipynb, and x.key beside it has its hash. A notebook that fails
     leaves a copy with the outputs before the error, and no hash, so that it is executed again next time. The copy may
     be older than the text, comments and docstrings of the notebook: take its outputs only (`with_outputs`)."""
-    data, errors = data_fingerprint(), {}
-    keys = {path: key(root / path, data) for path in notebooks}
-    copies = {path: kept.resolve() / path for path in notebooks}
+    data, errors, bare_hash = data_fingerprint(), {}, BareHashes(kept / "bare.json")
+    keys = {path: key(root / path, data, bare_hash) for path in notebooks if not lacks(path)}
+    write_atomic(kept / "bare.json", json.dumps(bare_hash.known))
+    copies = {path: kept.resolve() / path for path in keys}
     old = [path for path, copy in copies.items() if not (copy.exists() and copy.with_suffix(".key").exists()
            and copy.with_suffix(".key").read_text() == keys[path])]
     if not old: return errors

@@ -12,7 +12,7 @@ from pathlib import Path
 from posixpath import dirname, normpath, relpath
 
 import nbformat
-from executed import directives, with_outputs
+from executed import directives, lacks, with_outputs
 
 from sashimi_wb.core.system import write_atomic
 
@@ -158,6 +158,11 @@ def with_module(text: str, module: str, here: str, links: Links) -> str:
     return f"{head.strip()}\n\n{{.exports}}\nModule {name}\n\n{text[len(head):]}"
 
 
+def not_executed(package: str):
+    """A cell that says why a page has no outputs."""
+    return nbformat.v4.new_markdown_cell(f"*The cells of this page were not executed here: they need `{package}`.*")
+
+
 def convert_notebook(notebook: nbformat.NotebookNode, here: str, links: Links) -> str:
     """An executed notebook as the site shows it, as JSON text."""
     module, cells = module_of(notebook), [convert_cell(cell, here, links) for cell in notebook.cells]
@@ -165,6 +170,7 @@ def convert_notebook(notebook: nbformat.NotebookNode, here: str, links: Links) -
     if here.startswith("nbs/explore/"): notebook.cells[-1:-1] = [picture_of_page(here, links)]
     notebook.metadata.pop("widgets", None)
     if module: notebook.cells[0].source = with_module(notebook.cells[0].source, module, here, links)
+    if package := lacks(Path(here)): notebook.cells[1:1] = [not_executed(package)]
     return nbformat.writes(notebook)
 
 
@@ -198,28 +204,33 @@ def text_page(name: str) -> str:
 
 
 def stage(
-    executed: Path,         # folder of the executed notebooks, as `executed.execute_all` leaves them
-    target: Path,           # source folder of Sphinx; other files that are there are removed
+    output: Path,           # its folder "executed" has notebooks, as `execute_all` leaves them; "generated" has pages
     chosen: dict[str, str], # as `pages` gives them
-    generated: set[str],    # files in the source folder that others have written, such as "api/index.md"
+    generated: set[str],    # paths of the generated pages, such as "results/index.md"
     partial: bool = False,  # whether pages are missing on purpose; links to them become plain text
 ) -> Links:                 # with the sounds and pictures of the pages, and the links that lead nowhere
-    """Write all pages, and the files that they link to."""
-    links, written = Links(chosen, generated, partial), {}
+    """Write all pages, and the files that they link to, into the folder "source", and remove other files there.
+
+    A file that has not changed is not written again, so that Sphinx does not read it again."""
+    links, written, target = Links(chosen, generated, partial), {}, output / "source"
     documents = {re.sub(r"\.\w+$", "", name) for name in [*chosen.values(), *generated]}
     for here, there in chosen.items():
         if there.endswith(".md"): written[there] = convert_prose(here, links, documents)
-        else: written[there] = convert_notebook(with_outputs(ROOT / here, executed / here), here, links)
+        else:
+            lesson = ROOT / here
+            made = nbformat.read(lesson, 4) if lacks(lesson) else with_outputs(lesson, output / "executed" / here)
+            written[there] = convert_notebook(made, here, links)
         for image in re.findall(r"""<img\b[^>]*?\bsrc=\\?["']([^"'\\:]+)\\?["']""", written[there]):
             if not image.startswith("_media") and "_media/" not in image: links.target(here, image)
-    for name in (name for name in generated if name.endswith(".md")):
-        written[name] = links.in_markdown(f"docs/{name}", (target / name).read_text(encoding="utf-8"))
+    for name in generated:
+        text = (output / "generated" / name).read_text(encoding="utf-8")
+        written[name] = links.in_markdown(f"docs/{name}", text) if name.endswith(".md") else text
     for name in sorted(links.files):
         if Path(name).suffix in TEXT: written[f"{name}.md"] = text_page(name)
         else: written[name] = (ROOT / name).read_bytes()
     for old in target.rglob("*"):
         name = old.relative_to(target).as_posix()
-        if old.is_file() and name not in written and name not in generated: old.unlink()
+        if old.is_file() and name not in written: old.unlink()
     for name, content in written.items():
         content, path = content.encode() if isinstance(content, str) else content, target / name
         if not (path.exists() and path.read_bytes() == content): write_atomic(path, content)

@@ -8,6 +8,7 @@ from configparser import ConfigParser
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+NEEDS = {"07_triton_kernels": "triton"}   # name of a notebook -> the package without which it cannot run
 
 
 def skipped_flags() -> list[str]:

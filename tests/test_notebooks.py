@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from browser import missing
-from run_notebook import run, skipped_flags
+from run_notebook import NEEDS, run, skipped_flags
 
 ROOT = Path(__file__).resolve().parents[1]
-ELSEWHERE = {"07_triton_kernels"}   # tests/synthesis/test_triton_kernels.py runs it where Triton is installed
+ELSEWHERE = set(NEEDS)   # tests/synthesis/test_triton_kernels.py runs it where Triton is installed
 # modules that import most of the others, and those of compiled functions
 PRELOADED = ("sashimi_wb.explore", "sashimi_wb.training.trainer", "sashimi_wb.coding.compression",
              "sashimi_wb.synthesis.engine", "sashimi_wb.prediction.token_predictor")

@@ -45,6 +45,17 @@ def test_notebooks_are_executed_once_and_a_failed_one_is_named(tmp_path):
     assert said[0] == "executing 1 of 2 notebooks" and "bad.ipynb" in said[1]
 
 
+def test_a_notebook_that_lacks_a_package_is_not_executed(tmp_path, monkeypatch):
+    monkeypatch.setitem(executed.NEEDS, "card", "nothing_like_this")
+    nbformat.write(notebook("import nothing_like_this"), tmp_path / "card.ipynb")
+    said = []
+    assert executed.execute_all([Path("card.ipynb")], tmp_path / "kept", tmp_path, 2, said.append) == {} and not said
+    lesson, links = nbformat.read(tmp_path / "card.ipynb", 4), staged.Links({}, set(), partial=False)
+    lesson.cells.insert(0, nbformat.v4.new_markdown_cell("# Title"))
+    made = nbformat.reads(staged.convert_notebook(lesson, "card.ipynb", links), 4)
+    assert "not executed here: they need `nothing_like_this`" in made.cells[1].source
+
+
 def test_comments_and_docstrings_change_no_hash(tmp_path):
     path = tmp_path / "a.ipynb"
     nbformat.write(notebook("def f():\n    'what'\n    return 1  # why", "'a value'"), path)
@@ -136,6 +147,9 @@ def bad_site(tmp_path):
 def test_the_checker_finds_what_is_wrong_in_files(bad_site, monkeypatch):
     monkeypatch.setattr(checked, "PAGE_MB", 1e-5)
     monkeypatch.setattr(checked, "SITE_MB", 1e-5)
+    (bad_site / "sound.wav").write_bytes(bytes(1000))
+    (bad_site / "loud.html").write_text("<audio src='sound.wav'></audio><audio src='sound.wav'></audio>")
+    assert checked.page_mb(bad_site / "loud.html", {"sound.wav"}) == pytest.approx(0.00105, rel=0.02)
     found = "\n".join(checked.check_files(bad_site))
     for part in ("gone.css leads nowhere", "loads https://example.org/a.js", "nowhere.html leads nowhere",
                  "no anchor other.html#nothing", "index.html: 0.0 MB", "the site has"): assert part in found
