@@ -28,14 +28,26 @@ from textwrap import indent, wrap
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "sashimi_wb"
 PACKAGE, NOTEBOOKS = ROOT / NAME, ROOT / "nbs"
-FOLDERS = [p.parent.name for p in sorted(PACKAGE.glob("*/__init__.py"))]
-# the order of reading, as in CONTRIBUTING.md; the numbers of the notebooks order the modules inside a folder
-ORDER = "core show tokens prediction audio ssm models training synthesis coding cluster studies pages"
-FOLDERS.sort(key=ORDER.split().index)
+
+
+def folders() -> list[str]:
+    """The folders of the package in the order of reading, that of the table in CONTRIBUTING.md.
+
+    Raises: ValueError for a folder that the table lacks."""
+    found = {p.parent.name for p in PACKAGE.glob("*/__init__.py")}
+    table = re.findall(r"^\| `(\w+)` \|", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.M)
+    if missing := sorted(found - {*table}):
+        raise ValueError(f"CONTRIBUTING.md: expected a row of the table of folders for {', '.join(missing)}; add it")
+    return [name for name in table if name in found]
+
+
+FOLDERS = folders()   # the numbers of the notebooks order the modules inside a folder
 # the order of the public modules: first what a user meets first, then along the way of a sound; others follow
 PUBLIC = ("workbench explore quantization interleave encoders s4 sashimi decoders model trainer generation compression "
           "baselines interop cli").split()
 FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
+DECORATED = {"contextmanager": "A context manager.", "jit": "Compiled by Numba.",     # decorator -> what it means
+             "intrinsic": "An instruction for functions that Numba compiles."}
 
 
 # Reading the sources
@@ -61,9 +73,10 @@ class Module:
 
     @cached_property
     def comments(self) -> dict[int, str]:
-        """Line number -> its comment without `#`."""
+        """Line number -> its comment without `#`; remarks for a linter are none."""
         tokens = tokenize.generate_tokens(io.StringIO(self.source).readline)
-        return {t.start[0]: t.string.lstrip("# ").strip() for t in tokens if t.type == tokenize.COMMENT}
+        found = {t.start[0]: t.string.lstrip("# ").strip() for t in tokens if t.type == tokenize.COMMENT}
+        return {line: text for line, text in found.items() if not text.startswith("noqa")}
 
     def above(self, line: int) -> str:
         """The lines that hold only a comment, directly above a line."""
@@ -108,6 +121,12 @@ class Entry:
         called = [d.func if isinstance(d, ast.Call) else d for d in getattr(self.node, "decorator_list", [])]
         return {getattr(d, "attr", getattr(d, "id", "")) for d in called}
 
+    @property
+    def n_given(self) -> int:
+        """How many of the first parameters are filled in: object or class, or what Numba passes to an intrinsic."""
+        names = [a.arg for a in self.maker.args.posonlyargs + self.maker.args.args]
+        return int(names[:1] in (["self"], ["cls"]) or "intrinsic" in self.decorators)
+
     @cached_property
     def kind(self) -> str:
         """The directive that describes it: "function", "class", "exception", "method", "property" or "data"."""
@@ -151,7 +170,7 @@ class Entry:
         if not self.maker: return {}
         a = self.maker.args
         given = [*a.posonlyargs, *a.args, *filter(None, [a.vararg]), *a.kwonlyargs, *filter(None, [a.kwarg])]
-        if given and given[0].arg in ("self", "cls"): given = given[1:]
+        given = given[self.n_given:]
         end = self._end
         return {p.arg: "" if p.lineno == end else self.module.comment(p.lineno) for p in given}
 
@@ -314,8 +333,7 @@ def signature(entry: Entry, names: Names) -> str:
     name = entry.name.split(".")[-1]
     if isinstance(entry.node, FUNCTION | ast.ClassDef) and entry.maker:
         given = copy.deepcopy(entry.maker.args)
-        for owner in (given.posonlyargs, given.args):
-            if owner and owner[0].arg in ("self", "cls"): del owner[0]
+        del (given.posonlyargs or given.args)[:entry.n_given]
         for a in ast.walk(given):
             if isinstance(a, ast.arg) and a.annotation: a.annotation = names.annotation(a.annotation, entry)
         returns = entry.maker.returns if isinstance(entry.node, FUNCTION) else None
@@ -384,7 +402,7 @@ def describe(entry: Entry, names: Names) -> str:
     if entry.kind in ("method", "property"): head.append("   :no-contents-entry:")     # its class is enough
     for option in ("classmethod", "staticmethod", "abstractmethod"):
         if entry.kind == "method" and option in entry.decorators: head.append(f"   :{option}:")
-    if "contextmanager" in entry.decorators: lines.insert(0, "A context manager.\n")
+    lines[2:2] = [f"{sentence}\n" for decorator, sentence in DECORATED.items() if decorator in entry.decorators]
     shown, hooks = [], []
     for m in entry.members.values():
         known = m.doc or any(m.parameters.values()) or m.kind == "property" or base_method(m, names)

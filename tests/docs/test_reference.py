@@ -24,6 +24,13 @@ def pages(tmp_path_factory):
             for p in reference.write_reference(folder)}
 
 
+def test_a_new_folder_needs_a_place_in_the_order(tmp_path, monkeypatch):
+    for name in ("core", "newer"): (tmp_path / name).mkdir()
+    for name in ("core", "newer"): (tmp_path / name / "__init__.py").write_text("")
+    monkeypatch.setattr(reference, "PACKAGE", tmp_path)
+    with pytest.raises(ValueError, match="CONTRIBUTING.md: expected a row .* for newer"): reference.folders()
+
+
 def test_every_module_has_a_page(pages):
     assert set(pages) == {"index", *reference.FOLDERS, *(m.replace(".", "/") for m in MODULES)}
     for module in MODULES.values():
@@ -63,7 +70,7 @@ def test_every_command_and_option_is_described(pages):
 
 def test_comments_belong_to_parameters(tmp_path):
     source = '''"""A module."""
-__all__ = ["f", "C", "LOW", "HIGH"]
+__all__ = ["f", "C", "LOW", "HIGH", "load"]
 # the least; the most
 LOW, HIGH = 1, 2
 
@@ -84,6 +91,11 @@ class C:
     value: Float[Tensor, "b t c"] = None  # a wave
 
     def value_of(self, x): return x       # on one line
+
+
+@intrinsic
+def load(typing, array):  # noqa: F821
+    """A vector."""
 '''
     (tmp_path / "m.py").write_text(source)
     module = reference.Module("a.m", tmp_path / "m.py")
@@ -91,6 +103,8 @@ class C:
     names, e = reference.Names({"a.m": module}), module.entries
     assert e["f"].parameters == {"a": "two of `C`", "b": "two of `C`", "c": "of a line above", "more": ""}
     assert (e["f"].returned, e["C"].members["value_of"].doc) == ("sum_of", "on one line")
+    assert e["load"].parameters == {"array": ""}
+    assert ".. py:function:: load(array)\n\n   A vector.\n\n   An instruction" in reference.describe(e["load"], names)
     assert (e["LOW"].doc, e["HIGH"].doc) == ("the least", "the most")
     text = reference.describe(e["f"], names)
     assert text.startswith(".. py:function:: f(a: int, b: int=1, c: str='x', *more) -> int\n")
