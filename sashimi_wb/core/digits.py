@@ -13,7 +13,11 @@ def with_spread(
     most:int=4,       # decimals at most, and where there is no spread
     sign:str="",      # "+": a positive mean has its sign, too
 )->str:               # for example "3.412 ± 0.021"
-    """A mean and its spread with the decimals that the digits of the spread need."""
+    """A mean and its spread with the decimals that the digits of the spread need.
+
+    >>> with_spread(3.41234, 0.0213)
+    '3.412 ± 0.021'
+    """
     exponent = int(f"{spread:.{digits - 1}e}".split("e")[1]) if spread else -most   # of the rounded spread
     decimals = min(max(digits - 1 - exponent, 0), most)
     text = f"{spread:,.{decimals}f}"

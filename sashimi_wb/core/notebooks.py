@@ -134,7 +134,11 @@ def _execute_cells(nb_man, kernel_name, **options):
 def papermill_path(
     path:str|Path,
 )->str:
-    """A path as papermill takes it, with doubled braces."""
+    """A path as papermill takes it, with doubled braces.
+
+    >>> papermill_path("runs/{a}.ipynb")
+    'runs/{{a}}.ipynb'
+    """
     return str(path).replace("{", "{{").replace("}", "}}")
 
 

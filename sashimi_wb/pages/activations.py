@@ -174,7 +174,7 @@ class View:
 
 def thinned(
     values:np.ndarray, # (l, h)
-    n_rows:int=256, n_columns:int=520,
+    n_rows:int=256, n_columns:int=520, # largest numbers of rows and columns of the result
     largest:bool=False, # keep the largest value of each cell instead of the value of largest magnitude
 )->np.ndarray:          # (at most n_rows, at most n_columns), transposed: features by time
     """Reduce an output to the extreme value of each cell of a coarse grid."""
@@ -302,12 +302,19 @@ def _predicted(model, e, tokens):
 
 
 def run_pass(
-    sound:Sound,
+    sound:Sound,           # its beginning is used, as long as `max_samples` allows
     settings:PassSettings,
     # called before every stage; an exception that it raises ends the pass
     on_stage:Callable[[int, int, str], None]=lambda i, n, name: None,
 )->ForwardPass:
-    """Run a model on a sound. Raises: ValueError if a part of the model or the pipeline refuses the settings."""
+    """Run a model on a sound.
+
+    >>> from sashimi_wb.pages.sound_picker import as_sound
+    >>> p = run_pass(as_sound(np.zeros(800), rate=16000), PassSettings(preset="smoke"))
+    >>> p.rows[0]["name"], p.outputs["encoder"].shape
+    ('encoder', (200, 8))
+
+    Raises: ValueError if a part of the model or the pipeline refuses the settings."""
     started, e = time.perf_counter(), settings.experiment()
     model = build_model(e.model_config(), settings.path, settings.mode, settings.l_output)
     rate = _loaded(settings.path).sample_rate if settings.path else e.target_sr or sound.rate

@@ -73,8 +73,14 @@ class Excerpt:
         return self.codes/2**(self.bits - 1) - 1
 
 
-def as_file(wave, rate:int, bits:int, start_s:float, name:str)->Excerpt:
-    """Samples (t, c) as a WAV file. Raises: ValueError for a sample outside [-1, 1]."""
+def as_file(
+    wave:Float[np.ndarray, "t c"], # samples in [-1, 1]
+    rate:int,      # sample rate in Hz
+    bits:int,      # size of a sample: 8, 16 or 24
+    start_s:float, # where the samples begin in their source, seconds
+    name:str,      # of the source, for the error
+)->Excerpt:
+    """Samples as a WAV file in memory. Raises: ValueError for a sample outside [-1, 1]."""
     codes = np.asarray(linear_encode(wave, bits, source=name))
     header = wav_header(rate, codes.shape[1], bits//8, codes.size*bits//8)
     pcm = Pcm(len(header), codes.size*bits//8, rate, codes.shape[1], bits//8, False, bits > 8)
@@ -83,8 +89,8 @@ def as_file(wave, rate:int, bits:int, start_s:float, name:str)->Excerpt:
 
 @lru_cache(maxsize=4)
 def excerpt(
-    sound:Sound,
-    trained:TrainedModel|None=None, # None: the samples as they are
+    sound:Sound,                    # of a page's `SoundPicker`
+    trained:TrainedModel|None=None, # it hears the sound in its own rate, channels and bits; None: as it is
 )->Excerpt:
     """What is compressed of a sound. Raises: ValueError for samples outside [-1, 1] or channels that are missing."""
     if trained is None: return as_file(sound.wave, sound.rate, depth_of(sound.wave), sound.start_s, sound.name)
@@ -119,7 +125,7 @@ def predictor_bits(
 
 @lru_cache(maxsize=4)
 def model_bits(
-    x:Excerpt,
+    x:Excerpt,            # made for the same model
     trained:TrainedModel,
 )->Float[np.ndarray, " n"]: # as `predictor_bits`
     """The bits that a model takes. Raises: Unsupported for a model that cannot code these samples."""
@@ -162,7 +168,10 @@ class Proof(NamedTuple):
 
 
 @lru_cache(maxsize=8)
-def prove(x:Excerpt, trained:TrainedModel|None=None)->Proof:
+def prove(
+    x:Excerpt,
+    trained:TrainedModel|None=None, # None: the predictor codes alone
+)->Proof:
     """Compress a file in memory and decompress it."""
     from sashimi_wb.coding.compression import compress, decompress
     coded, back, times = io.BytesIO(), io.BytesIO(), [time.perf_counter()]
@@ -179,7 +188,7 @@ def prove(x:Excerpt, trained:TrainedModel|None=None)->Proof:
 
 
 def proof_html(p:Proof)->str:
-    """A proof in a line."""
+    """What came of a proof, as a note in HTML; an alert if the file came back changed."""
     if not p.same:
         return note_html(f"{p.n_bytes:,} bytes became {p.n_coded:,}, and came back changed: please report this.",
                          "#D55E00", "alert")
@@ -286,7 +295,10 @@ def _numbers_html(x, proofs, taken):
 
 class CompressionPage(LivePage):
     """The page on compression; shown when a cell ends in it."""
-    def __init__(self, picker:SoundPicker, models:list[ModelFile]):
+    def __init__(self,
+        picker:SoundPicker,     # chooses the sound that is compressed
+        models:list[ModelFile], # offered as coders beside the predictor
+    ):
         self.picker = picker
         own = [("the predictor: samples as they are", ""), *((m.name, m) for m in models)]
         self.by = Dropdown(options=own, description="Coded by", tooltip="A model codes the sound as it hears it",

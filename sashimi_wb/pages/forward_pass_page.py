@@ -42,7 +42,10 @@ class PassControls(HasTraits):
     """Widgets for the settings of a pass: they stand in `box`, their values in `value`."""
     value = Any()
 
-    def __init__(self, models: list[ModelFile], picker: SoundPicker):
+    def __init__(self,
+        models: list[ModelFile], # trained models, offered beside fresh ones
+        picker: SoundPicker,     # chooses the sound
+    ):
         super().__init__()
         def dropdown(label, options, tip=""):
             return Dropdown(options=options, description=label, tooltip=tip or label, **control_style())
@@ -182,7 +185,10 @@ def stage_note(
 # %% ../../nbs/pages/10_forward_pass_page.ipynb #809d72b0
 class ForwardPassPage(LivePage):
     """The page: controls, the U, and one stage in detail. It is displayed when a cell ends in it."""
-    def __init__(self, models: list[ModelFile], picker: SoundPicker):
+    def __init__(self,
+        models: list[ModelFile], # trained models, offered beside fresh ones
+        picker: SoundPicker,     # chooses the sound
+    ):
         self.controls, self.chooser, self.passed = PassControls(models, picker), StageChooser(), None
         # values of the controls for the pass that is kept, and for the U that is shown
         self.ran = self.drawn = None

@@ -10,7 +10,7 @@ __all__ = ['NO_PROMPT', 'LENGTHS_S', 'PREPARING', 'has_code_table', 'Controls', 
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -48,7 +48,7 @@ def _slider(low, high, label):
 class Controls:
     """Widgets for what to generate; they stand in `box`."""
     def __init__(self,
-        models: list[ModelFile],
+        models: list[ModelFile], # models to choose from, at least one
         files: dict[str, str], # prompts: name -> path
         own: str = "",         # path of the user's own file
     ):
@@ -119,7 +119,12 @@ def made_with(
 
 class OneClip:
     """A button, and the figure and player of the clip that it generates."""
-    def __init__(self, controls: Controls, load, latest: LatestOnly, static: StaticCopy):
+    def __init__(self,
+        controls: Controls, # what to generate
+        load: Callable,     # path of a model -> the loaded model
+        latest: LatestOnly, # shared with whatever cancels this work
+        static: StaticCopy, # the copy of the page for exports
+    ):
         self.controls, self.load, self.latest, self.static = controls, load, latest, static
         self.clip, self.made, self.budget_s = None, None, math.inf
         self.figure, self.player, self.name, self.note = HTML(), HTML(), HTML(), message()
@@ -199,7 +204,12 @@ def _with_sampling(request, **changes):
 
 class SideBySide:
     """A button, and clips in a row: one request at several temperatures, or with several models."""
-    def __init__(self, controls: Controls, models: list[ModelFile], load, latest: LatestOnly):
+    def __init__(self,
+        controls: Controls,      # what to generate
+        models: list[ModelFile], # models that can be compared
+        load: Callable,          # path of a model -> the loaded model
+        latest: LatestOnly,      # shared with whatever cancels this work
+    ):
         self.controls, self.load, self.cards = controls, load, HTML()
         self.by = Dropdown(options=["temperatures", "models"], description="Compare", **control_style())
         self.temperatures = Text("0.5, 0.8, 1, 1.2", description="Temperatures", **control_style())
@@ -250,7 +260,11 @@ class SideBySide:
 # %% ../../nbs/pages/13_generation_page.ipynb #f3254d3d
 class GenerationPage:
     """The page: controls, a clip that grows, and a comparison. It is displayed when a cell ends in it."""
-    def __init__(self, models: list[ModelFile], files: dict[str, str], own: str = ""):
+    def __init__(self,
+        models: list[ModelFile], # models to choose from, at least one
+        files: dict[str, str],   # prompts: name -> path
+        own: str = "",           # path of the user's own file
+    ):
         self.static, self.latest = StaticCopy(), LatestOnly()
         load = lru_cache(maxsize=4)(load_model)
         self.controls = Controls(models, files, own)

@@ -82,7 +82,9 @@ BLOCKS, WINDOWS = [2**k for k in range(13)], [8, 16, 32, 64, 128, 256, 1024, 409
 
 class LayoutsPage(LivePage):
     """The page on layouts; shown when a cell ends in it."""
-    def __init__(self, picker:SoundPicker):
+    def __init__(self,
+        picker:SoundPicker, # chooses the sound; with one channel the page says that there is nothing to interleave
+    ):
         self.picker = picker
         self.layout = Dropdown(options=["mono", "temporal", "blocking-N", "blocking"], value="temporal",
                                description="Layout",

@@ -41,7 +41,7 @@ class LatestOnly:
         return self.thread is not None and self.thread.is_alive() and self.token.going
 
     def start(self, work:Callable[[CancelToken], None])->None:
-        """Cancel the current work and, once it has returned, run `work(token)` in a new thread."""
+        """Cancel the current work; once it has returned, run `work(token)` in a new thread, which polls the token."""
         with self.starting:
             self.token.superseded = True
             self.stop()
@@ -99,7 +99,7 @@ def note_html(
 def error_html(
     error:Exception,
 )->str:
-    """An error as a note; unexpected errors also show their type and are logged with a traceback."""
+    """An error as a note; others than ValueError and OSError also show their type and are logged with a traceback."""
     expected = isinstance(error, (ValueError, OSError))
     if not expected: log.error("a page failed", exc_info=error)
     text = str(error) if expected and str(error) else f"{type(error).__name__}: {error}"

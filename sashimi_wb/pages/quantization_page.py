@@ -83,7 +83,9 @@ def _numbers_html(sound:Sound, q:Quantized)->str:
 # %% ../../nbs/pages/03_quantization_page.ipynb #2a429538
 class QuantizationPage(LivePage):
     """The page on quantization; shown when a cell ends in it."""
-    def __init__(self, picker:SoundPicker):
+    def __init__(self,
+        picker:SoundPicker, # chooses the sound
+    ):
         self.picker = picker
         self.bits = IntSlider(4, 1, 16, description="Bits", **control_style())
         self.law = Dropdown(options=[(name, law) for law, name in LAW_NAMES.items()], description="Law",

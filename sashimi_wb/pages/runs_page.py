@@ -26,7 +26,9 @@ from .run_views import (CLIPS, bits_of, commands, curves_of, differences, proven
 # %% ../../nbs/pages/15_runs_page.ipynb #3014b899
 class RunControls:
     """Widgets for the runs, their order and what to show of them; they stand in `box`."""
-    def __init__(self, runs: str | Path = ""):
+    def __init__(self,
+        runs: str | Path = "", # folder of runs; empty: the default folder
+    ):
         self.runs, self.filling = runs, False
         self.filter = Text(placeholder="bits=16 head=dml, lr>=0.01, or any word; then Enter", description="Filter",
                            continuous_update=False,
@@ -149,7 +151,9 @@ def _count_message(n_shown, total, n_chosen):
 
 class RunsPage(LivePage):
     """The page: a list of runs, and the chosen ones side by side. It is displayed when a cell ends in it."""
-    def __init__(self, runs: str | Path = ""):
+    def __init__(self,
+        runs: str | Path = "", # folder of runs; empty: the default folder
+    ):
         self.controls, self.cache, self.following = RunControls(runs), {}, None
         super().__init__(list(self.controls.all), self.controls.box, self._work, PARTS)
         curves, count, *below = self.parts.values()

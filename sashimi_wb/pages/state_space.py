@@ -94,7 +94,7 @@ def time_to(
 def time_constants(
     config:KernelConfig,
 )->np.ndarray: # (n,) samples, infinite for a mode that does not decay
-    """Samples in which each mode decays to 1/e."""
+    """Samples in which each mode decays to 1/e, for the step `dt_min` of the configuration."""
     steps = sampled(eigenvalues(config)[0], config)
     with np.errstate(divide="ignore"): return 1/np.abs(np.log(np.abs(steps)))
 
@@ -129,7 +129,11 @@ def memory_of(
     length:int,         # samples of the past; more than READ_LENGTH are cut off
     weakest:float=1e-5, # singular value of the weakest direction that counts, relative to the strongest
 )->Memory:
-    """Basis functions over a window of the past, and what can be reconstructed with them."""
+    """Basis functions over a window of the past, and what can be reconstructed with them.
+
+    >>> memory_of(KernelConfig(d_state=16), length=100).rows.shape
+    (100, 16)
+    """
     ssm, C = single(config).kernel.discrete()[0], coordinates(config)
     rows = np.ascontiguousarray(kernel_by_doubling(ssm, C, min(length, READ_LENGTH), torch.float64).K[:, 0].numpy().T)
     norm = np.sqrt((rows**2).sum(0))

@@ -17,10 +17,10 @@ from ipywidgets import HTML, BoundedIntText, Box, Dropdown, FloatLogSlider, Floa
 from .page import GRID, LivePage, control_style, on_change, show_only, width_layout
 from ..show.html import figure_html, markup, table
 from ..show.players import level_matched, player_row
-from .sound_picker import SoundPicker
+from .sound_picker import Sound, SoundPicker
 from ..ssm.learned import FORMS, KernelConfig
-from .state_space import (READ_LENGTH, eigenvalues, float32_errors, memory_of, normal_part, recall,
-                                          sampled, single, three_ways, time_constants, time_to)
+from .state_space import (READ_LENGTH, ThreeWays, eigenvalues, float32_errors, memory_of, normal_part,
+                                          recall, sampled, single, three_ways, time_constants, time_to)
 from .state_space_figures import plot_eigenvalues, plot_float32, plot_kernel, plot_memory, plot_ways
 
 # %% ../../nbs/pages/07_state_space_page.ipynb #3b232150
@@ -91,8 +91,14 @@ def _number_text(n):
 
 
 @lru_cache(maxsize=64)
-def kernel_part(config, length, seed, echo, rate):
-    """Kernel and frequency response."""
+def kernel_part(
+    config:KernelConfig,
+    length:int,    # samples of the kernel that are drawn
+    seed:int,      # seed of C
+    echo:int|None, # lag in samples at which the output repeats the input; None: C is random
+    rate:int,      # sample rate in Hz
+)->str:
+    """Kernel and frequency response, as HTML."""
     kernel, energy = _kernel_times(config, length, seed, echo)
     marks = {f"{share} %: {1e3*energy[share]/rate:.3g} ms": energy[share]
              for share in (90, 99) if energy[share] and energy[share] < length}
@@ -109,8 +115,14 @@ def _kernel_times(config, length, seed, echo):
 
 
 @lru_cache(maxsize=64)
-def memory_part(config, length, seed, echo, rate):
-    """The reach of the memory in milliseconds and samples."""
+def memory_part(
+    config:KernelConfig,
+    length:int,    # samples of the window
+    seed:int,      # seed of C
+    echo:int|None, # as for `kernel_part`
+    rate:int,      # sample rate in Hz
+)->str:
+    """The reach of the memory in milliseconds and samples, as an HTML table."""
     _, energy = _kernel_times(config, length, seed, echo)
     times = {f"{share:g} % of kernel energy": n for share, n in energy.items()} | _mode_times(config, length)
     rows = [{"memory": name, "ms": n if n is None else 1e3*n/rate, "samples": n} for name, n in times.items()]
@@ -137,8 +149,11 @@ def _kernel_note(config, length):
 
 
 @lru_cache(maxsize=64)
-def eigenvalues_part(config, rate):
-    """Eigenvalues before and after sampling."""
+def eigenvalues_part(
+    config:KernelConfig,
+    rate:int, # sample rate in Hz
+)->str:
+    """Eigenvalues before and after sampling, as HTML."""
     (values, certain), dt = eigenvalues(config), config.dt_min
     fig = plot_eigenvalues(values*dt, sampled(values, config), certain, normal_part(config)*dt, rate, config.disc,
                            config.form)
@@ -152,14 +167,23 @@ def eigenvalues_part(config, rate):
 
 
 @lru_cache(maxsize=64)
-def float32_part(config, length, seed, rate):
-    """Errors of float32 in the kernel with a random C."""
+def float32_part(
+    config:KernelConfig,
+    length:int, # samples of the kernel
+    seed:int,   # seed of C
+    rate:int,   # sample rate in Hz
+)->str:
+    """Errors of float32 in the kernel with a random C, as HTML."""
     fig = plot_float32(float32_errors(config, length, seed, 500), rate, config.form)
     return figure_html(fig, "Error of the kernel in float32 over the lag", DPI).data
 
 # %% ../../nbs/pages/07_state_space_page.ipynb #ba440707
-def sound_part(sound, ways, form):
-    """Players of input and output, and the agreement of three ways to compute the output."""
+def sound_part(
+    sound:Sound,
+    ways:ThreeWays, # outputs for the sound
+    form:str,       # form of the state matrix, for the color
+)->str:
+    """Players of input and output, and the agreement of three ways to compute the output, as HTML."""
     output, gain = level_matched(ways.whole, sound.wave)
     rate, n, (carried, stepped) = sound.rate, len(ways.stepped), ways.differences
     clips = player_row({"input": sound.clipped, f"output, level-matched ({gain:+.1f} dB)": output}, rate).data
@@ -173,8 +197,13 @@ def sound_part(sound, ways, form):
     return clips + figure + _note(note)
 
 
-def past_part(config, length, sound, end):
-    """What the state keeps of the past at one sample of the sound."""
+def past_part(
+    config:KernelConfig,
+    length:int, # samples of the past
+    sound:Sound,
+    end:int,    # the state is that before this sample
+)->str:
+    """What the state keeps of the past at one sample of the sound, as HTML."""
     memory, end = memory_of(config, length), max(end, min(length, len(sound.wave)))
     past, rebuilt = recall(config, sound.mono[max(0, end - length):end], length)
     missing = float(np.square(rebuilt - past).sum()/max(np.square(past).sum(), 1e-30))
@@ -188,7 +217,9 @@ def past_part(config, length, sound, end):
 # %% ../../nbs/pages/07_state_space_page.ipynb #03acf98e
 class StateSpacePage(LivePage):
     """The page on one state space; shown when a cell ends in it."""
-    def __init__(self, picker:SoundPicker):
+    def __init__(self,
+        picker:SoundPicker, # chooses the sound on which the state space acts
+    ):
         self.picker, self.controls = picker, StateSpaceControls()
         box = Box([*self.picker.all, *self.controls.all, self.controls.unit], layout=GRID)
         super().__init__([*self.picker.all, *self.controls.all], box, self.answer,

@@ -91,8 +91,8 @@ def curves_html(
 # %% ../../nbs/pages/11_training_figures.ipynb #7cd86fbc
 def thin_out(
     items:list,
-    n:int,      # number of items to keep at most
-)->list:
+    n:int,      # number of items to keep at most, at least 2
+)->list:        # all items if there are no more than n
     """The first and the last item, and evenly spaced items between them."""
     return items if len(items) <= n else [items[i] for i in np.linspace(0, len(items) - 1, n).round().astype(int)]
 

@@ -220,7 +220,11 @@ PARTS = ("curves", "clips", "result", "drawn", "plan")
 
 class TrainingPage:
     """The page: controls, learning curves, clips and the result. It is displayed when a cell ends in it."""
-    def __init__(self, preset: str, audio: str, runs: str | Path):
+    def __init__(self,
+        preset: str,      # name of the first preset
+        audio: str,       # path of the user's own folder of audio files; empty: the bundled audio is chosen first
+        runs: str | Path, # folder of all runs
+    ):
         self.runs, self.progress, self.shown_clips = runs, None, ()
         self.controls = TrainingControls(preset, audio)
         self.runner = Runner("Start", self._work, None, "Start this run, or resume it where it stopped")

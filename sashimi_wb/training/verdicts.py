@@ -68,7 +68,11 @@ def difference(
     a:dict[int, float],       # seed -> bits of one arm
     b:dict[int, float]|float, # of the other; a number that does not depend on the seed, such as a baseline
 )->Difference:                # b minus a
-    """Compare two arms seed by seed."""
+    """Compare two arms over the seeds that both have.
+
+    >>> difference({0: 5.0, 1: 5.1, 2: 5.2}, {0: 4.8, 1: 4.9, 2: 5.1}).change
+    '-0.17 ± 0.14'
+    """
     if not isinstance(b, dict): b = dict.fromkeys(a, b)
     d = np.array([b[seed] - a[seed] for seed in a if seed in b], float)
     mean = float(d.mean()) if len(d) else np.nan
