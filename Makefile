@@ -48,9 +48,7 @@ test-browser: $(STAMP)  ## the interactive pages in a real browser; part of `mak
 
 checkpoints: $(STAMP)  ## retrain the two models of data/checkpoints, some minutes each
 	@set -e; for name in music digits; do \
-		mkdir -p runs/demo-$$name; \
-		$(PY) -m papermill nbs/experiments/train_arm.ipynb runs/demo-$$name/notebook.ipynb -k python3 -l python \
-			-p preset demo-$$name -p audio data/$$name -p runs runs/demo-$$name; \
+		$(VENV)/bin/sashimi-wb train demo-$$name --audio data/$$name --runs runs/demo-$$name; \
 		cp "$$(ls -t runs/demo-$$name/*/model.safetensors | head -1)" data/checkpoints/$$name.safetensors; \
 	done
 

@@ -11,9 +11,10 @@ import os
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm.auto import tqdm
 
 from .files import read_span
-from .loaders import AudioData
+from .loaders import AudioData, blank
 from .windows import WindowDataset
 from ..tokens.byte_tokens import to_bytes
 from ..tokens.layouts import interleave
@@ -31,7 +32,8 @@ class HeldWindows:
         device:torch.device|str,
     ):
         self.part, self.zero = part, part.quantizer.zero_code
-        codes = torch.cat([self._codes(k, a) for k, n in enumerate(part.lengths) for a in range(0, n, SPAN)])
+        spans = [(k, a) for k, n in enumerate(part.lengths) for a in range(0, n, SPAN)]
+        codes = torch.cat([self._codes(k, a) for k, a in tqdm(spans, desc="reading", unit="span", delay=2)])
         self.codes = (codes - self.zero).short().to(device)                    # (t c)
         self.place = torch.tensor([0, *part.lengths]).cumsum(0).tolist()
 
@@ -43,7 +45,8 @@ class HeldWindows:
     def batch(self,
         items:list[int],       # numbers of windows
     )->dict[str, Tensor]:      # x, y and mask, each (b l 1), as the windows have them
-        """Several windows of the part."""
+        """Several windows of the part; of none, the first one, in which nothing counts."""
+        if not items: return blank(self.batch([0]))
         c, stream, device = self.part.config, self.part.config.stream, self.codes.device
         found = [(self.place[k], start, n) for k, start, n in map(self.part._place, items)]
         place, start, n = torch.tensor(found, device=device).mT[:, :, None]    # each (b 1)

@@ -231,12 +231,12 @@ def arm_parameters(
 )->tuple[Experiment, str, str]: # the experiment, the folder of its audio and the folder of all runs
     """Read and check the parameters of the notebook of one run; None leaves the value of the preset.
 
-    The notebook may also have a `device`, which does not decide what is computed.
+    The notebook may also have a `device` and `n_processes`, which do not decide what is computed.
 
     Raises: ValueError for an unknown name, with the known ones; for a value of the wrong kind."""
     own_types = {"preset": str, "audio": str, "runs": str, "changes": dict}
     given = given_parameters(variables)
-    given.pop("device", None)
+    for name in ("device", "n_processes"): given.pop(name, None)
     check_names(given, {**own_types, **field_types(Experiment)}, "parameter ")
     own = read_values({name: given.pop(name) for name in own_types}, own_types)
     changes = own["changes"] | {k: v for k, v in given.items() if v is not None}

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 from jaxtyping import Int
+from tqdm.auto import tqdm
 
 from .. import __version__
 from ..training.baselines import all_baselines, flac_bits_per_sample
@@ -38,6 +39,7 @@ from ..audio.held import for_device
 from ..audio.loaders import AudioData
 from ..audio.own_files import AudioParts
 from ..training.evaluation import evaluate, evaluate_whole
+from ..training.processes import Team, launched
 from .experiment import Experiment
 from ..audio.files import read_span
 from ..synthesis.generation import generate
@@ -236,9 +238,14 @@ def _kept(kind, data, facts, shape, measure):
 def _measured(data):
     "The baselines of the codes of the test files."
     bits, rate, quantization = data.config.bits, data.sample_rate, data.config.quantization
-    found = all_baselines(data.test_codes(), bits, rate, quantization)
+    def codes(data):
+        with tqdm(desc="baselines", total=sum(data.test.lengths), unit="sample", unit_scale=True, delay=2) as bar:
+            for found in data.test_codes():
+                yield found
+                bar.update(len(found))
+    found = all_baselines(codes(data), bits, rate, quantization)
     if quantization == "linear": return found
-    linear = np.concatenate(list(data.changed(quantization="linear", input="codes").test_codes()))
+    linear = np.concatenate(list(codes(data.changed(quantization="linear", input="codes"))))
     return found | {"flac8_linear": flac_bits_per_sample(linear, bits, rate, 8)}
 
 
@@ -267,7 +274,7 @@ def score(
     realisable = figures["bits_per_sample"]
     if run.experiment.input == "raw":
         data = data.changed(input="dequantized")
-        realisable = evaluate(model, data.test_loader(), device=device, ks=())["bits_per_sample"]
+        realisable = evaluate(model, data.test_loader(), device=device, ks=(), progress=progress)["bits_per_sample"]
     whole = evaluate_whole(model, data, device=device, ks=(), progress=progress)
     alone = {"whole_alone": whole["alone"]} if "alone" in whole else {}
     return figures | {"realisable": realisable, "whole": whole["bits_per_sample"]} | alone
@@ -288,38 +295,68 @@ def execute(
     wait:bool=True,                   # whether to wait for another process that carries out the run; False: raise
     callbacks:Iterable=(),            # Lightning callbacks for the training, as of `fit`
     device:str="auto",                # where to train and score, as of `pick_device`
+    n_processes:int=1,                # processes that train the model together, as of `TrainConfig`
 )->dict:                              # the record
     """Carry out a run and write its record; a finished run is not repeated.
+
+    Of several processes that `torchrun` or `srun` has started, all call this; the first one does what is not training.
 
     Raises: OSError if the folder cannot be written; ValueError as the training does, or if another process carries out
     the run and `wait` is False."""
     if run.done: return run.record
-    where = pick_device(device)
+    how = _How(pick_device(device), n_processes, launched(n_processes) or Team(), progress, tuple(callbacks))
+    how.team.join(how.device)
+    if how.team.rank: return _train_along(run, how)
     with holding(run.folder, "run", wait):
-        return run.record if run.done else _carry_out(run, progress, events or RunEvents(), tuple(callbacks), where)
+        record = run.record if run.done else _carry_out(run, how, events or RunEvents())
+    how.team.first(lambda: None)
+    return record
 
 
-def _train_and_score(run, steps, progress, on_epoch, callbacks, device):
+@dataclass(frozen=True)
+class _How:
+    "What does not decide the result."
+    device: torch.device
+    n_processes: int
+    team: Team
+    progress: bool
+    callbacks: tuple
+
+
+def _train_along(run, how):
+    "In another process than the first one of a team: train with it, as often as it does."
+    while (training := how.team.first()) is not None: _fit(run, how, *training)
+    return run.record
+
+
+def _fit(run, how, steps, folder, on_epoch=None):
+    "Train up to a number of steps: history and model."
+    from sashimi_wb.training.trainer import fit   # imports Lightning, which takes seconds
+    config = replace(run.experiment.train_config(steps), device=str(how.device), n_processes=how.n_processes)
+    data, model = for_device(run.data, how.device), run.new_model()
+    return fit(model, data, config, run.folder/folder, progress=how.progress, on_epoch=on_epoch,
+               callbacks=how.callbacks), model
+
+
+def _train_and_score(run, steps, how, on_epoch):
     "Train up to a number of steps: history, model and scores; the scores are saved, and read if they exist."
-    from sashimi_wb.training.trainer import fit, trained_steps   # imports Lightning, which takes seconds
-    e, training, path = run.experiment, run.folder/"training", run.folder/"scores"/f"{steps or 'end'}.ckpt"
+    from sashimi_wb.training.trainer import trained_steps
+    e, training, path = run.experiment, "training", run.folder/"scores"/f"{steps or 'end'}.ckpt"
     saved = _saved_scores(path, run, steps)
-    model = run.new_model()
-    if steps and (done := trained_steps(training)) > steps:
+    if steps and (done := trained_steps(run.folder/training)) > steps:
         if saved: return None, None, saved
         log.warning("the score after %d steps is missing, but the training is at step %d: training again up to step %d",
                     steps, done, steps)
-        training = run.folder/f"training-{steps}"
-    config = replace(e.train_config(steps), device=str(device))
-    data = for_device(run.data, device)
-    history = fit(model, data, config, training, progress=progress, on_epoch=on_epoch, callbacks=callbacks)
+        training = f"training-{steps}"
+    how.team.first(lambda: (steps, training))
+    history, model = _fit(run, how, steps, training, on_epoch)
     if steps and history.steps != steps:
-        raise ValueError(f"{training}: expected {steps} steps, got {history.steps}; delete it to train again")
+        raise ValueError(f"{run.folder/training}: expected {steps} steps, got {history.steps}; delete it to train again")
     if saved: return history, model, saved
     windows = history.steps*e.batch_size
     scores = {"steps": history.steps, "tokens": windows*run.data.config.n_tokens,
               "audio_s": windows*(e.sample_len - e.context_len)/run.data.sample_rate,
-              "test": score(run, model, device, progress)}
+              "test": score(run, model, how.device, how.progress)}
     save_tree(path, {"hash": run.hash, "result": scores})
     return history, model, scores
 
@@ -346,7 +383,7 @@ def _clips_of_run(run, model, progress):
         return make_clips(run, None), {"no_continuation": str(error)}
 
 
-def _carry_out(run, progress, events, callbacks, device):
+def _carry_out(run, how, events):
     "Train, score, make the clips, and write the record."
     e, started = run.experiment, time.time()
     model = run.new_model()
@@ -363,10 +400,10 @@ def _carry_out(run, progress, events, callbacks, device):
         write_atomic(run.folder/"progress.json", json.dumps({"share": share}))
 
     for steps, matched in zip(e.steps or (None,), e.matched):
-        history, model, scores = _train_and_score(run, steps, progress, write_progress, callbacks, device)
+        history, model, scores = _train_and_score(run, steps, how, write_progress)
         results.append(scores | {"matched": matched})
     events.on_history(history)
-    clips, problem = _clips_of_run(run, model, progress)
+    clips, problem = _clips_of_run(run, model, how.progress)
     events.on_clips(clips)
     for name, wave in clips.items():
         write_atomic(run.folder/f"{name}.flac", sound_bytes(wave, run.data.sample_rate, "flac"))
@@ -379,7 +416,7 @@ def _carry_out(run, progress, events, callbacks, device):
         "test_files": [f.name for f in run.data.test.files],
         "parameter_count": sum(p.numel() for p in model.parameters()),
         "seconds": {"training": history.seconds, "all": time.time() - started}, "peak_bytes": peak_bytes(),
-        "provenance": provenance(device), **problem, **_own_files(run.parts),
+        "provenance": provenance(how.device, how.n_processes), **problem, **_own_files(run.parts),
     }
     write_atomic(run.result_path, json.dumps(record, indent=1))
     return record
@@ -422,12 +459,14 @@ def revision()->dict[str, str|bool]: # "revision", a commit, and "changed", whet
 
 def provenance(
     device:torch.device, # where the run was carried out
+    n_processes:int=1,   # that trained the model
 )->dict:                 # plain JSON values
     """Versions, revision and machine."""
     return {"package": __version__, **revision(),
             "python": platform.python_version(), "torch": torch.__version__, "machine": platform.machine(),
             "processor": processor_name(),
             "system": platform.system(), "cpus": os.cpu_count(), "threads": torch.get_num_threads(),
-            "instructions": torch.backends.cpu.get_cpu_capability(),      # decide the last bits, as threads do
+            "instructions": torch.backends.cpu.get_cpu_capability(),      # decide the last bits, as threads and
+            "processes": n_processes,                                     # processes do
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}

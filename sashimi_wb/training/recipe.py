@@ -44,7 +44,7 @@ class TrainConfig:
     seed:Seed = 0                 # of the random numbers of dropout
     device:str = "auto"           # "auto", "cpu", "cuda", "cuda:1" or "mps"
     precision:Annotated[str, OneOf(PRECISIONS)] = "32-true" # "32-true" or "bf16-mixed"
-    n_processes:Annotated[int, Range(1, 4096)] = 1 # processes with their own batches, on CPU cores or GPUs
+    n_processes:Annotated[int, Range(1, 4096)] = 1 # processes that share every batch, on CPU cores or GPUs
     val_ks:tuple[Count, ...]|None = None # accuracies at k in validation; None: (1,), or none above 4,096 codes
     save_every:Count|None = None  # steps between checkpoints; None: only by time
     save_every_s:NonNegative = 60.0 # seconds between checkpoints

@@ -13,6 +13,7 @@ from made_audio import write
 
 from sashimi_wb.audio.config import DataConfig
 from sashimi_wb.audio.files import read_span
+from sashimi_wb.audio.held import HeldData
 from sashimi_wb.audio.index import index_audio
 from sashimi_wb.audio.loaders import AudioData, ChunkSampler
 from sashimi_wb.audio.windows import WindowDataset
@@ -281,17 +282,39 @@ def test_passes_differ_and_seeds_differ():
     assert epoch(0, 0) != epoch(0, 1) != epoch(1, 1) and epoch(3, 7) == epoch(3, 7)
 
 
-@pytest.mark.parametrize("shuffle", (True, False))
-def test_processes_share_the_batches(shuffle):
-    whole = list(ChunkSampler(23, 2, 7, 5, shuffle))
-    shares = [list(ChunkSampler(23, 2, 7, 5, shuffle, rank, 2)) for rank in (0, 1)]
-    assert shares[0] == whole[:6:2] + ([] if shuffle else [whole[6]]) and shares[1] == whole[1:6:2]
+@given(n=st.integers(1, 30), part=st.integers(1, 3), world=st.integers(1, 5), shuffle=st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_processes_share_every_batch(n, part, world, shuffle):
+    whole = list(ChunkSampler(n, part*world, 7, 5, shuffle))
+    shares = [list(ChunkSampler(n, part*world, 7, 5, shuffle, rank, world)) for rank in range(world)]
+    assert [sum(parts, []) for parts in zip(*shares, strict=True)] == whole
+    for batch, *parts in zip(whole, *shares):
+        sizes = list(map(len, parts))
+        assert max(sizes) - min(sizes) <= (len(batch) < part*world)   # equal, but for a short last batch
+
+
+def test_a_process_without_a_window_gets_one_in_which_nothing_counts(corpus):
+    config = DataConfig(corpus, sample_len=1000, drop_last=False)
+    data = AudioData(config)
+    data = data.changed(batch_size=len(data.train) - 1)       # the second batch of a pass has one window
+    data.world, loaded = data.config.batch_size, []
+    for rank in range(data.world):
+        data.rank = rank
+        loaded.append(list(data.train_loader())[1])
+    assert [b["mask"].any().item() for b in loaded] == [False]*(data.world - 1) + [True]
+    held = HeldData(data, "cpu")
+    for rank in range(data.world):
+        held.rank = rank
+        for name, value in list(held.train_loader())[1].items(): assert torch.equal(value, loaded[rank][name])
 
 
 def test_sampler_errors():
     for wrong in (dict(n_items=0), dict(n_items=5, batch_size=0), dict(n_items=5, chunk=0), dict(n_items=5, world=0)):
         with pytest.raises(ValueError, match="expected an integer of at least 1, got 0"): ChunkSampler(**wrong)
     with pytest.raises(ValueError, match="at least 0"): ChunkSampler(5).set_epoch(-1)
+    for batch, world, remedy in ((4, 3, "batch_size=3 or 6, or one of 1, 2, 4 processes"), (2, 4, "batch_size=4, or")):
+        with pytest.raises(ValueError, match=f"batch_size={batch} cannot be divided among {world}.*{remedy}"):
+            ChunkSampler(9, batch, world=world)
 
 
 # ---- loaders

@@ -122,6 +122,7 @@ def check(line: str) -> None:
     """Check the program, the flags and the parameters of a command that is not carried out."""
     line = line.replace("$(sashimi-wb where notebooks)", str(bundled("nbs/experiments")))
     words = shlex.split(re.sub(r"\$\w+", "1", line), comments=True)
+    if words[0] in ("srun", "torchrun"): words = words[words.index("sashimi-wb"):]
     if words[0] == "sashimi-wb": parser().parse_args(words[1:])
     elif words[0] == "papermill":
         name, _, given = arguments(words)

@@ -250,8 +250,7 @@ def test_logs_that_a_power_cut_has_damaged(data, tmp_path, tail):
 
 
 def test_other_settings_are_refused(data, audio, whole):
-    changes = [(replace(CPU, lr=0.1), "train.lr: was 0.004, is 0.1"), (replace(CPU, seed=5), "train.seed"),
-               (replace(CPU, n_processes=2), "n_processes")]
+    changes = [(replace(CPU, lr=0.1), "train.lr: was 0.004, is 0.1"), (replace(CPU, seed=5), "train.seed")]
     for config, message in changes:
         with pytest.raises(ValueError, match=message): run(data, whole[1], config)
     with pytest.raises(ValueError, match="model.head: was 'categorical', is 'dml'"):
@@ -483,48 +482,6 @@ def test_evaluate_in_blocks(audio, monkeypatch):
     with torch.no_grad():
         assert evaluate(model, [batch], "cpu")["nats_per_token"] == pytest.approx(model.loss(y, y).item(), rel=1e-5)
     assert len(most) == 8 and max(most) <= 2**22
-
-
-class Recording(WaveModel):
-    "Writes a sum of the weights at every loss into a file of the process."
-    def loss(self, x, y, mask, rows=None):
-        where = Path(os.environ["SASHIMI_TEST_RANKS"])
-        with open(where/f"rank{os.environ.get('LOCAL_RANK', 0)}.txt", "a") as f:
-            f.write(f"{sum(p.detach().double().abs().sum().item() for p in self.parameters()).hex()} {x.shape[0]}\n")
-        return super().loss(x, y, mask)
-
-
-def test_two_processes(audio, tmp_path, monkeypatch):
-    "The processes have equal weights, and the losses are those of one process with both batches, including padding."
-    monkeypatch.setenv("SASHIMI_TEST_RANKS", str(tmp_path))
-    base = DataConfig(path=audio, bits=4, sample_len=96, batch_size=3, train_percentage=0.75, drop_last=False,
-                      train_chunk_size=6)
-    config = TrainConfig(max_steps=5, device="cpu", n_processes=2)
-    model, alone = small(0.0, cls=Recording), small(0.0)
-    two = run(AudioData(base), tmp_path/"two", config, model)
-    one = run(AudioData(replace(base, batch_size=6, train_chunk_size=3)), tmp_path/"one",
-              replace(config, n_processes=1), alone)
-    ranks = [(tmp_path/f"rank{r}.txt").read_text().splitlines() for r in (0, 1)]
-    assert ranks[0] == ranks[1] and len(set(ranks[0])) == len(ranks[0]) == 5
-    np.testing.assert_allclose(two.train_nats, one.train_nats, rtol=1e-5)
-    assert two.tokens == one.tokens and [e["step"] for e in two.epochs] == [3, 5]
-    for a, b in zip(two.epochs, one.epochs):
-        assert a["val"]["tokens"] == b["val"]["tokens"]
-        assert a["val"]["nats_per_token"] == pytest.approx(b["val"]["nats_per_token"], rel=1e-5)
-        assert a["val"]["accuracy"] == pytest.approx(b["val"]["accuracy"], abs=0.01)
-    for a, b in zip(model.parameters(), alone.parameters()): torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
-
-
-def test_errors_of_other_processes_come_back_as_themselves(data, tmp_path):
-    config = replace(CPU, n_processes=2, lr=1e30, grad_clip=None, scheduler="constant")
-    with pytest.raises(ValueError, match="training diverged.*lower lr"): run(data, tmp_path, config)
-
-
-def test_too_many_processes_or_unpicklable(data, tmp_path):
-    with pytest.raises(ValueError, match="validation batch for each of 3 processes"):
-        run(data, tmp_path, replace(CPU, n_processes=3))
-    with pytest.raises(ValueError, match="can be pickled"):
-        run(data, tmp_path, replace(CPU, n_processes=2), on_epoch=lambda record: None)
 
 
 def test_training_states_the_quantizer(audio, tmp_path):
