@@ -22,8 +22,11 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from . import __version__
 from .cluster.profile import profiles_folder
 from .cluster.status import cancel, follow_status, retry, status_lines
+from .cluster.notebooks import check_utf8, run_notebook
 from .studies.batch import run_all, run_notebooks, study_records
+from .studies.run import Run, execute
 from .core.checks import Positive, field_types, read_values
+from .core.locks import holding
 from .core.processes import ending_in_order
 from .core.system import (audio_folder, bundled, check_target, check_value, choose, log, pick_device,
                                     runs_folder, write_atomic)
@@ -36,6 +39,7 @@ from .studies.study_files import StudyParameters, ablations, get_study, read_stu
 from .studies.study_results import run_study
 from .synthesis.stepping import Sampling
 from .studies.trained_models import load_model
+from .training.processes import launched
 from .audio.writing import SUBTYPES, SoundWriter
 
 # %% ../nbs/cli.ipynb #a76616ad
@@ -130,20 +134,25 @@ def train(
     changes:Sequence[str]=(), # "name=value", where a parameter differs from the preset
     audio:str="",          # folder of audio files; empty: the bundled music
     runs:str="",           # folder of all runs; empty: the usual one
-    device:str="auto",     # as of `run_ablations`
-    progress:bool=True,    # show a bar
+    device:str="auto",     # as of `pick_device`
+    progress:bool=True,    # show bars with the time left
+    n_processes:int=1,     # processes that train the model together, as of `TrainConfig`
 )->list[str]:              # lines: the result, the folder of the run
-    """Train one model, exactly as the notebook `train_arm` does.
+    """Train one model, exactly as the notebook `train_arm` does, and execute that notebook, which then shows the run.
 
-    Raises: ValueError for an unknown parameter, with the known ones; as `run_all`."""
+    Raises: ValueError for an unknown parameter, with the known ones; as `execute`."""
     for text in changes:
         if "=" not in text: raise ValueError(f"-p: expected NAME=VALUE, such as d_state=16, got {text!r}")
     given = {name: value for name, _, value in (text.partition("=") for text in changes)}
     own = {"preset": preset, "audio": str(audio_folder(audio)) if audio else "", "runs": str(runs), "changes": {}}
     if twice := set(given) & set(own): raise ValueError(f"-p: expected a parameter, got {min(twice)!r}")
     chosen, folder, where_to = arm_parameters(own | given)
-    run, = run_all([chosen], folder, where_to, progress=progress, device=device, study="train").values()
-    return [outcome(run.record), f"run: {run.folder}"]
+    check_utf8(folder, runs_folder(where_to))
+    run, team = Run(chosen, folder, where_to), launched(n_processes)
+    record, notebook = execute(run, progress, device=device, n_processes=n_processes), run.folder/"notebook.ipynb"
+    if (team is None or team.rank == 0) and not notebook.exists():
+        with holding(run.folder, "notebook"): run_notebook("train_arm", notebook, own | {"changes": given})
+    return [outcome(record), f"run: {run.folder}"]
 
 # %% ../nbs/cli.ipynb #2865d736
 def submitted_name(
@@ -314,6 +323,8 @@ def parser()->argparse.ArgumentParser:
         x.add_argument("--runs", default="", help="folder of all runs (default: see `where runs`)")
         x.add_argument("--device", default="auto", help="as for ablations (default: auto)")
     y.add_argument("--workers", type=int, default=0, help="as for ablations")
+    t.add_argument("--processes", type=int, default=1, help="processes that train the model together, each with a part "
+                   "of every batch, on cores or GPUs (default: 1); under torchrun or srun, how many these have started")
     y.add_argument("--no-wait", action="store_true", help="with --on slurm: return when the jobs are submitted")
     for x in (a, y):
         x.add_argument("--on", default="local", help="where the runs take place: local, or slurm (default: local)")
@@ -412,7 +423,8 @@ def _carry_out(args):
         n = cancel(submitted_name(args.study), args.runs)
         lines = [f"{n} runs are stopped; `sashimi-wb retry` goes on with them"]
     elif args.command == "retry": lines = retry_lines(args.study, args.runs, not args.no_wait)
-    elif args.command == "train": lines = train(args.preset, args.changes, args.audio, args.runs, args.device)
+    elif args.command == "train":
+        lines = train(args.preset, args.changes, args.audio, args.runs, args.device, n_processes=args.processes)
     elif args.command == "compress":
         lines = compress_file(args.source, args.target, args.model, not args.no_verify, args.force, args.workers)
     elif args.command == "sizes": lines = size_lines(args.audio, args.model, args.out)

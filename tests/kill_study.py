@@ -21,13 +21,12 @@ import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 
 import psutil
 
-BASE = {"steps": [10, 20], "d_model": 4, "d_state": 4, "prompt_s": 0.1, "continuation_s": 0.2, "dropout": 0.1}
-ARMS = {"codes": {}, "mixture": {"head": "dml", "bits": 12, "quantization": "linear"}, "raw": {"input": "raw"},
-        "beside a predictor": {"predictor": "adaptive", "steps": [10]}, "stereo": {"channels": "stereo"}}
+BASE = {"steps": [6, 12], "d_model": 4, "d_state": 4, "prompt_s": 0.1, "continuation_s": 0.2, "dropout": 0.1}
+ARMS = {"codes": {}, "mixture": {"head": "dml", "bits": 12, "quantization": "linear", "channels": "stereo"},
+        "beside a predictor": {"predictor": "adaptive", "steps": [6]}}
 
 
 def write_study(folder: Path) -> Path:
@@ -59,30 +58,32 @@ def differences(one: Path, other: Path) -> list[str]:
     return found + [p.name for p in other.rglob("*") if p.suffix in (".tmp", ".lock")]
 
 
+def written(runs: Path) -> dict[Path, float]:
+    """The files in the folders of runs, and when each was changed."""
+    found = {}
+    for folder, _, names in os.walk(runs):
+        for path in (Path(folder)/name for name in names):
+            with suppress(FileNotFoundError): found[path] = path.stat().st_mtime
+    return found
+
+
 def stage(runs: Path) -> str:
     """What the runs of a folder are doing, by the file that was written last in those that are not done."""
-    last = []
-    for folder in runs.glob("*/"):
-        if (folder/"result.json").exists(): continue
-        files = [p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")]
-        if files: last.append(max(files, key=lambda p: p.stat().st_mtime))
-    if not last: return "imports, and other work between runs"
-    path = max(last, key=lambda p: p.stat().st_mtime)
+    files = {p: t for p, t in written(runs).items() if not p.name.startswith(".") and p.parent != runs and
+             not (runs/p.relative_to(runs).parts[0]/"result.json").exists()}
+    if not files: return "imports, and other work between runs"
+    path = max(files, key=files.get)
     if path.parent.name == "scores": return "between a score and what follows"
     if path.suffix == ".flac" or path.name == "model.safetensors": return "clips and weights are written"
-    if (path.parent/"history.json").exists() and _trained(path): return "scores, or generates"
-    return "trains" if "training" in str(path.relative_to(runs)) else "begins a run"
+    if "training" not in path.relative_to(runs).as_posix(): return "begins a run"
+    history = path.parent/"history.json"
+    steps = len(json.loads(history.read_text())["train_nats"]) if history.exists() else 0
+    return "scores, or generates" if steps in BASE["steps"] else "trains"
 
 
-def _trained(path):
-    "Whether the last file of a training was written at the end of it."
-    steps = len(json.loads((path.parent/"history.json").read_text())["train_nats"])
-    return steps in (10, 20)
-
-
-def temporary(runs: Path) -> list[Path]:
+def temporary(runs: Path) -> set[Path]:
     """Files that are being written."""
-    return list(runs.rglob(".*.tmp"))
+    return {path for path in written(runs) if path.suffix == ".tmp"}
 
 
 def kill(process) -> None:
@@ -122,21 +123,22 @@ class Forked:
         return self.returncode
 
 
-def fork_server(command, **options):
-    """In place of `subprocess.Popen` for the process that starts notebooks."""
-    (here, to), (back, out) = os.pipe(), os.pipe()
+def fork_server(self, *arguments, **options):
+    """In place of `ForkServer.__init__`: the process that starts notebooks is forked now, from the main thread."""
+    begin_server(self, *arguments, **options)
+    (here, to), (back, out), self.errors = os.pipe(), os.pipe(), tempfile.TemporaryFile()
     def serve():
-        sys.argv = command[command.index("-c") + 1:]
+        sys.argv = ["serve", str(parent), self.function, self.prepare]
         return processes._serve()
-    server = Forked(serve, (here, out, options["stderr"].fileno()))
+    parent = os.getpid()
+    self.process = Forked(serve, (here, out, self.errors.fileno()))
     for end in (here, out): os.close(end)
-    server.stdin, server.stdout = os.fdopen(to, "w"), os.fdopen(back)
-    return server
+    self.process.stdin, self.process.stdout = os.fdopen(to, "w"), os.fdopen(back)
 
 
 def start(file: Path, runs: Path, said: Path, forked: bool = False):
     """Carry out the study by its command, in a session of its own and with a cache of its own."""
-    command, cache = ["study", str(file), "--runs", str(runs), "--workers", "2"], str(runs/"cache")
+    command, cache = ["study", str(file), "--runs", str(runs), "--workers", "2"], f"{runs}-cache"
     with said.open("ab") as text:
         if not forked:
             code = "import sys; from sashimi_wb.cli import main; sys.exit(main())"
@@ -144,17 +146,18 @@ def start(file: Path, runs: Path, said: Path, forked: bool = False):
                                     start_new_session=True, env=os.environ | {"SASHIMI_WB_CACHE": cache})
         def work():
             os.environ["SASHIMI_WB_CACHE"] = cache
-            processes.subprocess = SimpleNamespace(Popen=fork_server, PIPE=None, TimeoutExpired=TimeoutError)
+            processes.ForkServer.__init__ = fork_server
             return cli.main(command)
         with open(os.devnull) as nothing: return Forked(work, (nothing.fileno(), text.fileno(), text.fileno()))
 
 
-def kill_at(process, runs: Path, rng: random.Random, typical_s: float) -> str | None:
+def kill_at(process, runs: Path, rng: random.Random, most_s: float) -> str | None:
     """Wait for a moment and kill: at what; None if the study has ended before."""
     how = rng.choice(["time", "time", "write", "write", "stage"])
-    begun, earliest = time.monotonic(), rng.uniform(0, 1.1)*typical_s
-    names = {"stage": rng.choice(["last.ckpt", "scores/10.ckpt", "scores/20.ckpt", "*.flac", "model.safetensors"])}
-    def seen(): return {p for p in runs.rglob(f"*/{names['stage']}")} if how == "stage" else set(temporary(runs))
+    begun, earliest = time.monotonic(), rng.uniform(0, most_s)
+    name = rng.choice(["last.ckpt", "6.ckpt", "12.ckpt", "quantized.flac", "continuation.flac", "model.safetensors"])
+    def seen():
+        return {x for x in written(runs).items() if x[0].name == name} if how == "stage" else temporary(runs)
     before, delay = seen(), rng.uniform(0, 0.3) if how == "stage" else 0
     while process.poll() is None:
         late = time.monotonic() - begun
@@ -167,7 +170,7 @@ def kill_at(process, runs: Path, rng: random.Random, typical_s: float) -> str | 
     if process.poll() is not None: return None
     doing = stage(runs)
     kill(process)
-    return "a file is being written" if set(temporary(runs)) - before else doing
+    return "a file is being written" if how != "stage" and temporary(runs) - before else doing
 
 
 def carry_out(runs: Path) -> None:
@@ -179,13 +182,15 @@ def carry_out(runs: Path) -> None:
 
 def main() -> int:
     """Kill, resume, compare, and say what happened."""
-    global batch, cli, processes     # only here, since they take seconds to import
+    global batch, begin_server, cli, processes     # only here, since they take seconds to import
     from sashimi_wb import cli
     from sashimi_wb.core import processes
     from sashimi_wb.studies import batch
+    begin_server = processes.ForkServer.__init__
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("--kills", type=int, default=100)
     p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--most", type=float, help="seconds before a kill, at most (default: those of half a study)")
     p.add_argument("--folder", type=Path, help="where the runs stay (default: a temporary folder)")
     args = p.parse_args()
     folder = args.folder or Path(tempfile.mkdtemp(prefix="kills-"))
@@ -195,11 +200,13 @@ def main() -> int:
     whole.mkdir(exist_ok=True)
     batch.prepare()
     begun = time.time()
-    if start(file, whole, folder/"whole.txt", True).wait(): raise SystemExit((folder/"whole.txt").read_text())
-    typical_s = time.time() - begun
+    if len(list(whole.glob("*/result.json"))) < len(ARMS) and start(file, whole, folder/"whole.txt", True).wait():
+        raise SystemExit((folder/"whole.txt").read_text())
+    whole_s = time.time() - begun
+    most_s = args.most or whole_s/2
     expected = sorted(p.parent for p in whole.glob("*/result.json"))
     assert len(expected) == len(ARMS)
-    print(f"unbroken: {len(expected)} runs in {typical_s:.0f} s", flush=True)
+    print(f"unbroken: {len(expected)} runs in {whole_s:.0f} s", flush=True)
     studies = 0
     while sum(moments.values()) < args.kills:
         studies += 1
@@ -208,7 +215,7 @@ def main() -> int:
         while True:
             n = sum(moments.values())
             process = start(file, runs, said, n % 8 > 0)
-            moment = None if n >= args.kills else kill_at(process, runs, rng, typical_s)
+            moment = None if n >= args.kills else kill_at(process, runs, rng, most_s)
             if moment is None: break
             moments[moment] += 1
             print(f"{sum(moments.values())} kills, {time.time() - begun:.0f} s, {moment}", flush=True)

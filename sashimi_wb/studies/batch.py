@@ -167,5 +167,5 @@ def run_notebooks(
         name, output, parameters = notebook
         with holding(output.parent, output.stem, stop=stop): run_notebook(name, output, parameters, processes, stop)
     with notebook_processes(1) as processes, ThreadPoolExecutor(workers) as pool:
-        try: list(pool.map(one, notebooks))
+        try: list(tqdm(pool.map(one, notebooks), desc="notebooks", unit="notebook", total=len(notebooks)))
         finally: stop.set()

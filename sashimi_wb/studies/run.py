@@ -351,7 +351,8 @@ def _train_and_score(run, steps, how, on_epoch):
     how.team.first(lambda: (steps, training))
     history, model = _fit(run, how, steps, training, on_epoch)
     if steps and history.steps != steps:
-        raise ValueError(f"{run.folder/training}: expected {steps} steps, got {history.steps}; delete it to train again")
+        raise ValueError(f"{run.folder/training}: expected {steps} steps, got {history.steps}; delete it to train "
+                         "again")
     if saved: return history, model, saved
     windows = history.steps*e.batch_size
     scores = {"steps": history.steps, "tokens": windows*run.data.config.n_tokens,

@@ -107,8 +107,8 @@ def launched(
 
 def _check_size(launcher, size, n_processes):
     if size != n_processes:
-        raise ValueError(f"{launcher} has started {size} processes, and n_processes is {n_processes}: expected the same "
-                         f"number; use n_processes={size} (--processes {size})")
+        raise ValueError(f"{launcher} has started {size} processes, and n_processes is {n_processes}: expected the "
+                         f"same number; use n_processes={size} (--processes {size})")
 
 
 def _first_node(env):
@@ -173,8 +173,8 @@ def together(
     store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     threads, said, received = threads or max(torch.get_num_threads()//n, 1), context.SimpleQueue(), []
     about = n, store.port, threads, dict(os.environ), os.getpid()
-    started = torch.multiprocessing.start_processes(_member, (payload, said, *about), n, join=False, start_method=METHOD)
-    errors, begun = [], []
+    start = torch.multiprocessing.start_processes
+    started, errors, begun = start(_member, (payload, said, *about), n, join=False, start_method=METHOD), [], []
     def listen():
         while not said.empty():
             kind, value = said.get()

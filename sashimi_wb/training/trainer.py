@@ -151,7 +151,8 @@ def _quiet():
     levels = [logging.getLogger(n).level for n in names]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"(lightning|torch\.distributed|torch\.optim)(\..*)?")
-        warnings.filterwarnings("ignore", message="[\\s\\S]*(isinstance\\(treespec|does not have many workers|LeafSpec|Grad strides)")
+        harmless = "isinstance\\(treespec|does not have many workers|LeafSpec|Grad strides"
+        warnings.filterwarnings("ignore", message=f"[\\s\\S]*({harmless})")
         for n in names: logging.getLogger(n).setLevel(logging.ERROR)
         try: yield
         finally:

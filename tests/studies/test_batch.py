@@ -1,6 +1,7 @@
 """A run of a batch is the run of the notebook that papermill executes by hand, and a process that ends is noticed."""
 import itertools
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import psutil
 import pytest
 import torch
 
+from sashimi_wb.cli import main
 from sashimi_wb.cluster import places
 from sashimi_wb.cluster.notebooks import NotebookKilled, notebook_processes, run_notebook, shell_command
 from sashimi_wb.core.processes import FORKS, ForkServer, end_tree
@@ -60,6 +62,20 @@ def test_a_run_of_a_batch_is_that_of_papermill_by_hand(by_hand, fork, tmp_path):
     for name in ("model.safetensors", "continuation.flac", "training/best.safetensors"):
         assert (made.folder/name).read_bytes() == (expected.folder/name).read_bytes()
     assert outputs(made.folder/"notebook.ipynb") == outputs(notebook)
+
+
+def test_the_command_train_does_what_the_notebook_does(by_hand, tmp_path, capfd):
+    """The same run, to the last bit, with bars that show the time left; and the folder has the notebook, too."""
+    expected, _ = by_hand
+    words = [word for name, value in CHANGES.items() for word in ("-p", f"{name}={value}")]
+    assert main(["train", "smoke", *words, "--runs", str(tmp_path)]) == 0
+    made = Run(experiment("smoke", CHANGES), runs=tmp_path)
+    assert lasting(made.record) == lasting(expected.record)
+    for name in ("model.safetensors", "continuation.flac", "training/best.safetensors"):
+        assert (made.folder/name).read_bytes() == (expected.folder/name).read_bytes()
+    assert "after 4 steps" in (made.folder/"notebook.ipynb").read_text()
+    said = capfd.readouterr().err
+    assert all(re.search(rf"{what}.*<", said) for what in ("training: 100%", "evaluating", "whole files"))
 
 
 @pytest.mark.skipif(not FORKS, reason="needs fork")
