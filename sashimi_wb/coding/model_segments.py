@@ -24,6 +24,7 @@ from ..core.barrier import Team
 from ..core.compiled import jit
 from ..core.system import as_array, check_int, compiles, log
 from ..models.wave_model import WaveModel
+from ..prediction.adaptive import ADAPT
 from ..prediction.token_predictor import TokenPredictor, after_token, before_token
 from ..synthesis.compiled_predicted import new_beside, relative_mixture, write_features, write_masses
 from ..synthesis.compiled_step import START, add, affine, areas, encode, one_step, project
@@ -68,7 +69,7 @@ def code_beside(coder, decode, tokens, first, plan, config, w, table, state, ids
     x, a, b, skip, params, scratch = areas(memory, len(plan), 1, S, V, 0)
     team = Team(START, START + 1, ids)   # one thread, which needs no cells
     for t in range(len(tokens)):
-        before_token(p, at + t, places, beside.block, known, True, row)
+        before_token(p, at + t, places, beside.block, known, ADAPT, row)
         center, scale = write_features(row, line[0], beside.features)
         encode(x, S, w, table, ids, config.float_input, 1, H)
         affine(a, START, S, beside.features, START, 16, w, config.features, 1, 16, H, START, H)
@@ -85,7 +86,7 @@ def code_beside(coder, decode, tokens, first, plan, config, w, table, state, ids
         tokens[t] = code_token(coder, decode, tokens[t], d)
         weight = learn_weight(d, tokens[t], weight)
         ids[0] = tokens[t] + 256*((at + t) % places)
-        known = after_token(p, beside.levels, at + t, places, beside.block, known, tokens[t], True)
+        known = after_token(p, beside.levels, at + t, places, beside.block, known, tokens[t], ADAPT)
     return -1, weight
 
 # %% ../../nbs/coding/07_model_segments.ipynb #a5724d00

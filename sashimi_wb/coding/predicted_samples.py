@@ -14,7 +14,7 @@ from jaxtyping import Int
 from .range_coder import READ_PAST, check_end, consume, decoder, encode, encoder, finish, quantile
 from ..core.compiled import jit
 from ..core.system import as_array
-from ..prediction.adaptive import AdaptivePredictor, learn, predict
+from ..prediction.adaptive import ADAPT, AdaptivePredictor, learn, predict
 from ..prediction.parts import N_PARTS, frequencies
 from ..tokens.quantization import Quantizer, check_codes
 
@@ -90,9 +90,9 @@ def _decode(p, coder, codes, n_codes):
     "Decode samples until the array is full; False as soon as the coded bytes have ended."
     for t in range(len(codes)):
         for k in range(codes.shape[1]):
-            predict(p, k, True)
+            predict(p, k, ADAPT)
             codes[t, k] = find_code(p.parts, k, quantile(coder), n_codes)
-            start, size = learn(p, k, codes[t, k], True)
+            start, size = learn(p, k, codes[t, k], ADAPT)
             consume(coder, start, size)
         if coder.position[0] > len(coder.buffer) + READ_PAST: return False
     return True

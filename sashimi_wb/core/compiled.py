@@ -101,7 +101,7 @@ def jit(f):
 
     It may take and slice arrays, but make none: numba then counts no references to them."""
     f.__qualname__ += f"_{_fingerprint(f.__module__)}"
-    compiled = njit(nogil=True, error_model="numpy", _nrt=False)(f)
+    compiled = njit(nogil=True, error_model="numpy", no_cfunc_wrapper=True, _nrt=False)(f)   # no C code calls it
     try: compiled._cache = _FailSafeCache(f)
     except Exception as e: _report_once("compiled code cannot be stored", e)
     return compiled
