@@ -93,7 +93,8 @@ def _acquire(lock, owner, wait, stop):
         try: return lock.acquire(timeout=0)
         except Timeout: pass
         if (now := _marker(lock.lock_file)) != seen: seen, since = now, time.monotonic()
-        if seen and time.monotonic() - since > 1.2*LEASE_S: _take_away(lock.lock_file, seen)
+        if seen and (_is_zombie(lock.owner) or time.monotonic() - since > 1.2*LEASE_S):
+            _take_away(lock.lock_file, seen)
         if not wait: raise ValueError(f"{folder} is in use: {_describe(owner)}; wait for its end, or stop it there")
         if not warned: log.warning("%s is in use: %s; waiting for its end", folder, _describe(owner))
         warned = True
@@ -109,8 +110,15 @@ def _marker(path):
     return found.st_mtime_ns, found.st_ino
 
 
+def _is_zombie(owner):
+    "Whether the holder is a process of this machine that has ended, but whose parent has not noticed yet."
+    if owner is None or owner.hostname != socket.gethostname(): return False
+    with suppress(psutil.Error): return psutil.Process(owner.pid).status() == psutil.STATUS_ZOMBIE
+    return False
+
+
 def _take_away(path, seen):
-    "Remove the lock file of a dead process where the file system cannot exchange two files, as filelock needs it."
+    "Remove the lock file of a dead process that filelock leaves: it needs a file system that exchanges two files."
     aside = f"{path}.{secrets.token_hex(8)}"
     with suppress(OSError):
         os.rename(path, aside)
@@ -130,7 +138,10 @@ def holder(
         process = read_json(folder/f".{what}.json", "the owner of a lock", _OWNER)
         refreshed = (folder/f".{what}.lock").stat().st_mtime
     except (OSError, ValueError): return None
-    if process["host"] == socket.gethostname() and not psutil.pid_exists(process["pid"]): return None
+    if process["host"] == socket.gethostname():
+        try: ended = psutil.Process(process["pid"]).status() == psutil.STATUS_ZOMBIE
+        except psutil.Error: ended = True
+        if ended: return None
     return process if time.time() - refreshed < LEASE_S else None
 
 
