@@ -55,6 +55,9 @@ def differences(one: Path, other: Path) -> list[str]:
              for folder in (one, other)]
     found += sorted(name for name in files[0].keys() ^ files[1].keys() if not name.startswith("training-"))
     found += [k for k in files[0].keys() & files[1].keys() if files[0][k].read_bytes() != files[1][k].read_bytes()]
+    if (notebook := other/"notebook.ipynb").exists():
+        ended = json.loads(notebook.read_text())["metadata"]["papermill"].get("end_time")
+        found += [] if ended else ["notebook.ipynb: not executed to its end"]
     return found + [p.name for p in other.rglob("*") if p.suffix in (".tmp", ".lock")]
 
 

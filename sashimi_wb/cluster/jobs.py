@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STATES', 'Job', 'Submission', 'studies_folder', 'submissions', 'new_submission', 'share_done', 'carry_out', 'work',
-           'RunState', 'run_state', 'submission_states', 'clear_submissions']
+           'cut_off', 'RunState', 'run_state', 'submission_states', 'clear_submissions']
 
 # %% ../../nbs/cluster/04_jobs.ipynb #6199751d
 import json
@@ -212,6 +212,13 @@ def work(
     Raises: RuntimeError if the run fails or is to stop."""
     try: carry_out(job)
     except KeyboardInterrupt as e: raise RuntimeError(str(e) or "stopped") from None
+
+# %% ../../nbs/cluster/04_jobs.ipynb #bbdee8a1
+def cut_off(
+    folder:str|Path, # of a run
+)->bool:
+    """Whether the notebook of a run was killed: its lock is there, and no process holds it."""
+    return (Path(folder)/".notebook.lock").exists() and holder(folder, "notebook") is None
 
 # %% ../../nbs/cluster/04_jobs.ipynb #47eb1c10
 STATES = ("running", "waiting", "failed", "stopped", "done")

@@ -18,7 +18,7 @@ import torch
 from tqdm.auto import tqdm
 
 from . import slurm
-from .jobs import (Job, carry_out, clear_submissions, new_submission, share_done,
+from .jobs import (Job, carry_out, clear_submissions, cut_off, new_submission, share_done,
                                      submission_states, submissions, work)
 from .notebooks import notebook_processes
 from .profile import Profile, get_profile
@@ -164,7 +164,7 @@ def run_jobs(
     """Carry out the runs of a study that are not done.
 
     Raises: KeyboardInterrupt if interrupted or cancelled; ValueError as `slurm.submit`."""
-    waiting = [job for job in jobs if not job.done]
+    waiting = [job for job in jobs if not job.done or cut_off(job.folder)]
     if not waiting: return {}
     asked = slurm.queue(submissions(jobs[0].runs, jobs[0].study))
     queued = _queued(waiting, asked) if place.on == "slurm" else {}

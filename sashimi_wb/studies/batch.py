@@ -19,7 +19,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..audio.own_files import AudioParts
-from ..cluster.jobs import Job
+from ..cluster.jobs import Job, cut_off
 from ..cluster.notebooks import check_utf8, notebook_processes, run_notebook
 from ..cluster.places import Place, run_jobs
 from ..cluster.profile import Profile
@@ -102,7 +102,7 @@ def run_all(
     place, arms = Place(on, workers, device, profile, wait), jobs if isinstance(jobs, dict) else dict.fromkeys(jobs, "")
     all_runs = {job: Run(*(job if isinstance(job, tuple) else (job, audio)), runs) for job in arms}
     longest_first = sorted(all_runs.values(), key=lambda run: -cost(run.experiment))
-    waiting = {run.hash: run for run in longest_first if not run.done}
+    waiting = {run.hash: run for run in longest_first if not run.done or (cut_off(run.folder) and not here)}
     if here:
         for run in tqdm(waiting.values(), desc="runs", unit="run", disable=not progress):
             execute(run, progress=False, device=device)
