@@ -82,26 +82,30 @@ class Cluster:
         state, = study_states(self.runs, "order")
         return {(s.job.arm, s.job.seed): s for s in state.runs}
 
-    def requeued(self, number):
-        """Wait until a job is back in the queue, and let it begin at once instead of in two minutes."""
-        def back():
-            found = self.node.said("squeue", "--noheader", "--array", "--format=%i %T").splitlines()
-            return f"{number} PENDING" in found
-        wait(back)
-        self.node.said("scontrol", "update", f"JobId={number}", "StartTime=now")
 
-    def saved(self, folder):
-        """Steps that the long run has saved, and how often it was resumed."""
-        history = json.loads((folder/"training"/"history.json").read_text())
-        return len(history["train_nats"]), history["restarts"]
+def resumed(node, number, until):
+    """Wait for a job that Slurm has requeued, or is about to; let it begin at once instead of in two minutes."""
+    def looked():
+        with suppress(AssertionError): node.said("scontrol", "update", f"JobId={number}", "StartTime=now")
+        return until()
+    wait(looked)
+
+
+def saved(folder):
+    """Steps that a run has saved, and how often it was resumed."""
+    history = json.loads((folder/"training"/"history.json").read_text())
+    return len(history["train_nats"]), history["restarts"]
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("slurm")
-    with SlurmNode(folder/"node") as node, pytest.MonkeyPatch.context() as m:
+def node(tmp_path_factory):
+    with SlurmNode(tmp_path_factory.mktemp("node")) as node, pytest.MonkeyPatch.context() as m:
         m.setenv("SLURM_CONF", str(node.conf))
-        yield Cluster(node, folder)
+        yield node
+
+
+@pytest.fixture(scope="module")
+def cluster(node, tmp_path_factory): return Cluster(node, tmp_path_factory.mktemp("slurm"))
 
 
 def test_the_study_was_submitted_as_an_array(cluster):
@@ -113,29 +117,21 @@ def test_the_study_was_submitted_as_an_array(cluster):
 
 def test_a_run_goes_on_after_all_that_interrupts_it(cluster):
     """`scontrol requeue`, a crash of the node, and the signal before the end of its time."""
-    long = wait(lambda: (s := cluster.states()["long", 0]).state == "running" and s)
-    folder = long.job.folder
-    wait(lambda: cluster.saved(folder)[0] > 0)
-    cluster.node.said("scontrol", "requeue", long.where)
-    cluster.requeued(long.where)
-    steps, _ = cluster.saved(folder)
-    wait(lambda: cluster.saved(folder)[1] >= 1 and cluster.saved(folder)[0] > steps)
-    cluster.node.crash_node()
-    cluster.node.set_state("DOWN")               # Slurm would notice after SlurmdTimeout
-    cluster.node.start_node()
-    cluster.node.wait("idle")
+    node, long = cluster.node, wait(lambda: (s := cluster.states()["long", 0]).state == "running" and s)
+    folder, number = long.job.folder, long.where
+    wait(lambda: saved(folder)[0] > 0)
+    node.said("scontrol", "requeue", number)
+    resumed(node, number, lambda: saved(folder)[1] == 1)
+    node.crash_node()
+    node.set_state("DOWN")                       # Slurm would notice after SlurmdTimeout
+    node.start_node()
+    node.wait("idle")
     time.sleep(5)                                # the node has heard that the job of before is to end
-    cluster.requeued(long.where)
-    steps, _ = cluster.saved(folder)
-    wait(lambda: cluster.saved(folder)[1] >= 2 and cluster.saved(folder)[0] > steps)
-    if not long.job.done: cluster.node.said("scancel", "--signal=USR2", long.where)
-    cluster.requeued(long.where)
-    def done():
-        with suppress(AssertionError): cluster.node.said("scontrol", "update", f"JobId={long.where}", "StartTime=now")
-        return long.job.done
-    wait(done)
+    resumed(node, number, lambda: saved(folder)[1] == 2)
+    node.said("scancel", "--signal=USR2", number)
+    resumed(node, number, lambda: long.job.done)
     record = json.loads((folder/"result.json").read_text())
-    assert record["results"][-1]["steps"] == LONG and cluster.saved(folder)[1] >= 3
+    assert record["results"][-1]["steps"] == LONG and saved(folder)[1] == 3
 
 
 def test_the_run_that_fails_is_named_and_the_others_are_done(cluster):
@@ -161,22 +157,24 @@ def test_the_code_is_that_of_the_submission(cluster):
     assert not list(Path(cluster.runs).rglob(".*.lock"))
 
 
-def test_a_job_that_is_out_of_time_goes_on(cluster):
-    """Until it is cancelled, and again after a retry. The limit is a minute, the shortest that Slurm knows."""
-    study, profile, runs = cluster.study.with_name("endless.toml"), cluster.study.with_name("minute.toml"), cluster.runs
+def test_a_job_that_is_out_of_time_goes_on(node, tmp_path):
+    """Until it is cancelled, and again after a retry. The limit is two minutes, and the run would take hours."""
+    study, profile, runs = tmp_path/"endless.toml", tmp_path/"minutes.toml", tmp_path/"runs"
     study.write_text('base = "smoke"\naudio = "digits"\nseeds = 1\nshared = {steps = 100000, train_chunk_size = 20}\n'
                      'arms = {only = {}}\n')
-    profile.write_text(PROFILE.replace("time = 10", "time = 1"))
+    profile.write_text(PROFILE.replace("time = 10", "time = 2"))
     words = ["study", study, "--on", "slurm", "--profile", profile, "--no-wait", "--runs", runs]
     assert main([str(word) for word in words]) == 0
-    made = submissions(runs, "endless")[0]
+    made, = submissions(runs, "endless")
     (job,), (number,) = made.all_jobs(), made.numbers.values()
-    cluster.requeued(number)                                     # by nobody but Slurm
-    wait(lambda: cluster.saved(job.folder)[1] >= 1)
+    wait(lambda: saved(job.folder)[0])
+    resumed(node, number, lambda: saved(job.folder)[1] == 1)     # nobody but Slurm has requeued it
     assert cancel("endless", runs) == 1
     wait(lambda: slurm.queue([made]) == {})
     assert study_states(runs, "endless")[0].counts == {"stopped": 1}
-    steps, restarts = cluster.saved(job.folder)
+    steps, restarts = saved(job.folder)
     assert retry("endless", runs, wait=False, progress=False) == {}
-    wait(lambda: cluster.saved(job.folder)[1] > restarts and cluster.saved(job.folder)[0] > steps)
+    number, = submissions(runs, "endless")[0].numbers.values()
+    resumed(node, number, lambda: saved(job.folder)[1] > restarts and saved(job.folder)[0] > steps)
     assert cancel("endless", runs) == 1
+    wait(lambda: not slurm.queue(submissions(runs)))
