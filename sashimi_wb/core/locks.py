@@ -10,6 +10,7 @@ import _thread
 import json
 import os
 import secrets
+import signal
 import socket
 import threading
 import time
@@ -52,7 +53,9 @@ def _lease(path, on_loss=None):
 def _lost(loss):
     "The folder was deleted, or this machine was asleep and another process has the lock now: stop what is done in it."
     log.error("the lock %s was lost (%s): stopping; the same call resumes", loss.lock_file, loss.reason)
-    _thread.interrupt_main()
+    ignored = signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, signal.SIG_DFL, None)  # in a script's background
+    if ignored: os.kill(os.getpid(), signal.SIGTERM)
+    else: _thread.interrupt_main()
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Locks between machines: the lock file of another machine that is refreshed, silent, or has taken over ours."""
 import os
+import signal
 import threading
 import time
 
@@ -47,11 +48,18 @@ def test_a_refreshed_lock_of_another_machine_is_respected(tmp_path, monkeypatch)
     other.join()
 
 
-def test_a_lock_that_was_taken_over_stops_its_holder(tmp_path):
-    with pytest.raises(KeyboardInterrupt), holding(tmp_path):
-        (tmp_path/".work.lock").unlink()
-        mine = foreign(tmp_path).read_text()
-        for _ in range(50): time.sleep(0.1)
+@pytest.mark.parametrize("on_interrupt", [signal.default_int_handler, signal.SIG_IGN])
+def test_a_lock_that_was_taken_over_stops_its_holder(tmp_path, on_interrupt):
+    "Also where interrupts are ignored, as in the background of a script."
+    handlers = {signal.SIGINT: on_interrupt, signal.SIGTERM: signal.default_int_handler}
+    before = {s: signal.signal(s, handler) for s, handler in handlers.items()}
+    try:
+        with pytest.raises(KeyboardInterrupt), holding(tmp_path):
+            (tmp_path/".work.lock").unlink()
+            mine = foreign(tmp_path).read_text()
+            for _ in range(50): time.sleep(0.1)
+    finally:
+        for s, handler in before.items(): signal.signal(s, handler)
     assert (tmp_path/".work.lock").read_text() == mine         # it is left to its new holder
 
 

@@ -76,7 +76,8 @@ def test_the_notebook_of_a_run_takes_every_parameter():
     cells = json.loads(bundled("nbs/experiments/train_arm.ipynb").read_text())["cells"]
     cell, = (c for c in cells if "parameters" in c["metadata"].get("tags", []))
     names = [line.split(" = ")[0] for line in "".join(cell["source"]).splitlines()]
-    assert names == ["preset", "audio", "runs", "changes", "device"]   # papermill passes all others as well
+    # papermill passes all others as well
+    assert names == ["preset", "audio", "runs", "changes", "device", "n_processes"]
     given = {name: None for name in Experiment.__dataclass_fields__}
     defaults = {"preset": "smoke", "audio": "", "runs": "", "changes": {}, "device": "cpu"}
     assert arm_parameters(defaults | given) == (SMOKE, "", "")

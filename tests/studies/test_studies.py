@@ -118,7 +118,7 @@ def test_materials_are_data_sets_by_name(tmp_path):
 
 def test_one_line_reads_values_and_lists(monkeypatch):
     made = {}
-    monkeypatch.setattr(study_results, "run_study", lambda study, *_: made.setdefault("study", study))
+    monkeypatch.setattr(study_results, "run_study", lambda study, *_, **places: made.setdefault("study", study))
     study_results.ablate("smoke", d_state=[4, 8], pool=(2, 2), lr=0.1, seeds=1)
     assert made["study"].grid == {"d_state": [4, 8]} and made["study"].shared == {"pool": (2, 2), "lr": 0.1}
     assert {e.pool for e, in ([e for e, _ in seeds] for seeds in made["study"].jobs.values())} == {(2, 2)}
