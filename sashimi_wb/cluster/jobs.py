@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from .notebooks import GRACE_S, NotebookKilled, notebook_path, notebook_processes, run_notebook
@@ -27,6 +28,12 @@ from ..core.processes import ForkServer
 from ..core.system import log, read_json, write_atomic
 
 # %% ../../nbs/cluster/04_jobs.ipynb #d6b46b45
+@lru_cache(maxsize=4096)
+def _recorded(path, changed):
+    "The run of a record. Time of change and size are arguments, so that a record is read once and a new version again."
+    return read_json(path, "the record of a run", {"hash": str})["hash"]
+
+
 @dataclass(frozen=True)
 class Job:
     """One run of a study, as plain JSON values."""
@@ -54,7 +61,10 @@ class Job:
     @property
     def done(self) -> bool:
         """Whether there is a record of this run."""
-        try: return read_json(self.folder/"result.json", "the record of a run", {"hash": str})["hash"] == self.run
+        path = self.folder/"result.json"
+        try:
+            stat = path.stat()
+            return _recorded(str(path), (stat.st_mtime_ns, stat.st_size)) == self.run
         except (OSError, ValueError): return False
 
 

@@ -65,6 +65,16 @@ def duration(
     return f"{minutes//60}:{minutes % 60:02d}:{s:02d}"
 
 
+def _found(root, study):
+    "The submissions of a folder, or of one study. Raises: ValueError for a name under which nothing was submitted."
+    if study:
+        known = sorted(p.name for p in studies_folder(root).glob("*") if any(p.glob("*/submission.json")))
+        if study not in known:
+            raise ValueError(f"{study}: nothing was submitted under this name in {root}; known: "
+                             f"{', '.join(known) or 'none'}")
+    return submissions(root, study)
+
+
 def study_states(
     runs:str|Path="",  # folder of all runs; empty: the usual one
     study:str="",      # name of a study; empty: all
@@ -73,14 +83,9 @@ def study_states(
 
     Raises: ValueError for the name of a study that was not submitted, with those that were."""
     root = runs_folder(runs)
-    if study:
-        known = sorted(p.name for p in studies_folder(root).glob("*") if any(p.glob("*/submission.json")))
-        if study not in known:
-            raise ValueError(f"{study}: nothing was submitted under this name in {root}; known: "
-                             f"{', '.join(known) or 'none'}")
-    latest = {}
-    for s in submissions(root, study): latest.setdefault(s.study, s)
-    asked = slurm.queue(submissions(root, study))
+    latest, found = {}, _found(root, study)
+    for s in found: latest.setdefault(s.study, s)
+    asked = slurm.queue(found)
     return [StudyState(s, submission_states(s, asked)) for s in latest.values()]
 
 # %% ../../nbs/cluster/07_status.ipynb #60e1946a
@@ -88,7 +93,12 @@ def status_lines(
     runs:str|Path="", study:str="", # as of `study_states`
 )->list[str]:
     """The state of studies as text: a line for every study, and below it its runs that are not done."""
-    states, lines = study_states(runs, study), []
+    return _lines(study_states(runs, study), runs)
+
+
+def _lines(states, runs):
+    "The state of studies as text."
+    lines = []
     for state in states:
         rows = state.rows()
         lines += [state.line, *_aligned(rows), ""] if rows else [state.line, ""]
@@ -110,8 +120,9 @@ def follow_status(
 )->Iterator[list[str]]:
     """The lines of the status, again and again, until nothing runs or waits."""
     while True:
-        yield status_lines(runs, study)
-        if not any(state.going for state in study_states(runs, study)): return
+        states = study_states(runs, study)
+        yield _lines(states, runs)
+        if not any(state.going for state in states): return
         sleep(every_s)
 
 
@@ -132,8 +143,7 @@ def cancel(
     runs:str|Path="",  # folder of all runs; empty: the usual one
 )->int:                # how many runs were running or waiting
     """Stop the runs of a study, wherever they are. Raises: ValueError for an unknown name; as `slurm.cancel_jobs`."""
-    study_states(runs, study)      # raises for an unknown name
-    found = submissions(runs_folder(runs), study)
+    found = _found(runs_folder(runs), study)
     asked, stopped = slurm.queue(found), set()
     for s in found:
         going = {r.job.run for r in submission_states(s, asked) if r.state in ("running", "waiting")}

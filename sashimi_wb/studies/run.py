@@ -107,13 +107,6 @@ class Run:
                              f"{REMEDY}")
         return copy.deepcopy(record)
 
-    def progress(self) -> float:
-        """Share of the training that is done, from 0 to 1."""
-        if self.done: return 1.0
-        try: share = read_json(self.folder/"progress.json", "the progress of a run", {"share": float})["share"]
-        except (OSError, ValueError): return 0.0
-        return min(1.0, max(0.0, share))
-
 
 RECORD = {                  # the content of a record; "?" marks keys that records of earlier versions lack
     "hash": str, "parameters": dict, "code": str, "data": str,
