@@ -292,7 +292,8 @@ class Names:
 
     def text(self, text: str, entry: Entry) -> str:
         """A text of a docstring or comment as reStructuredText; words in backticks and errors are code or links."""
-        text = re.sub(r"""(?<!\w)(["'][\w./-]+["'])""", r"`\1`", text)       # "full_scale" is a value
+        # outside of code "full_scale" is a value
+        text = re.sub(r"""`[^`]*`|(?<!\w)(["'][\w./-]+["'])""", lambda m: f"`{m[1]}`" if m[1] else m[0], text)
         parts = SPECIAL.split(text)
         out = []
         for i in range(0, len(parts), 4):

@@ -106,6 +106,12 @@ def test_notebooks_are_clean(tmp_path):
                 if (tmp_path / path).read_bytes() != before[path]], "not clean: run `make export`"
 
 
+def test_notebooks_name_their_kernel():
+    """Without it neither papermill nor the site knows the language of the cells."""
+    metadata = {path: json.loads((ROOT / path).read_text(encoding="utf-8"))["metadata"] for path in all_notebooks()}
+    assert not [str(p) for p, found in metadata.items() if found.get("kernelspec", {}).get("language") != "python"]
+
+
 def test_readme_matches_index():
     assert not differences(), "README.md differs from nbs/index.ipynb: run `make readme`"
 

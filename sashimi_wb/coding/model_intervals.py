@@ -76,7 +76,9 @@ def _start(d, code, out):
 
 @jit
 def code_token(coder, decode, token, d):
-    """Write a token; or with `decode` read it, whatever is given. Returns the token."""
+    """Write a token with a `range_coder.Coder`; or with `decode` read it, whatever is given. Returns the token.
+
+    `d` is the `Distribution` that one of the functions below has filled."""
     if decode:
         target, token, after = quantile(coder), 0, d.n_codes       # start(token) <= target < start(after)
         while after - token > 1:
@@ -92,7 +94,7 @@ def code_token(coder, decode, token, d):
 # %% ../../nbs/coding/06_model_intervals.ipynb #f16f5dc2
 @jit
 def fill_table(d, logits, masses, weight, scratch):
-    """Write a table from logits (v,), padded to a multiple of 16, and the masses (v,) of a predictor, or none.
+    """Write a table `d` from logits (v,), padded to a multiple of 16, and the masses (v,) of a predictor, or none.
 
     `weight` is that of the model against the predictor, 1 without one; `scratch` (float32) is as long as the logits."""
     peak, model, own, beside = logits[0], 0.0, 0.0, len(masses) > 0
@@ -115,7 +117,7 @@ def _place(d, i, log_weight, center, log_scale):
 
 @jit
 def fill_mixture(d, params, bits):
-    """Write a mixture from the outputs (3 k,) of a head of logistics: `mixtures.mixture_of`."""
+    """Write a mixture `d` from the outputs (3 k,) of a head of logistics for codes of `bits`: `mixtures.mixture_of`."""
     k, peak, total = len(params)//3, np.float64(params[0]), 0.0
     for i in range(k): peak = max(peak, np.float64(params[i]))
     for i in range(k):
@@ -126,9 +128,9 @@ def fill_mixture(d, params, bits):
 
 @jit
 def fill_relative(d, mix, row, weight):
-    """Write a mixture from `compiled_predicted.relative_mixture`, whose last eight parts are the predictor's own.
+    """Write a mixture `d` from `compiled_predicted.relative_mixture`, whose last eight parts are the predictor's own.
 
-    `weight` is that of the model against the predictor."""
+    `weight` is that of the model against the predictor; `row` has the numbers of `adaptive.write_row`."""
     n = len(mix)//3
     for i in range(n): _place(d, i, mix[i], mix[n + i], mix[2*n + i])
     for i in range(N_PARTS): d.weights[2, n - N_PARTS + i] = row[WEIGHTS + i]
@@ -137,7 +139,7 @@ def fill_relative(d, mix, row, weight):
 
 @jit
 def learn_weight(d, token, weight):
-    """The weight of the model for the next token, after `code_token`."""
+    """The weight of the model for the next token, from that before, after `code_token` has coded `token` with `d`."""
     if d.mixture:
         rest, n, least = 1 - SHARE*d.n_codes, len(d.low), SHARE
         model = rest*(dot(d.weights[1], 0, d.high, 0, n) - dot(d.weights[1], 0, d.low, 0, n))

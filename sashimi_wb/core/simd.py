@@ -17,14 +17,21 @@ from numba.extending import intrinsic, models, overload, register_model
 
 # %% ../../nbs/core/09_simd.ipynb #daec5b5b
 class Vector(types.Type):
-    """Numba's type of a vector of 64 bytes."""
+    """Numba's type of a vector of 64 bytes: what the functions of this module take and return in compiled code.
+
+    >>> import numba, numpy
+    >>> @numba.njit
+    ... def sum_of_eight(x, at): return sum_lanes(load(x, at) + broadcast(1.0))
+    >>> sum_of_eight(numpy.arange(16.0), 8)
+    100.0
+    """
 
     def __init__(self, element:types.Float): # float32 or float64
         super().__init__(f"{element}x{512//element.bitwidth}")
         self.element, self.lanes = element, 512//element.bitwidth
 
 
-float32x16, float64x8 = Vector(types.float32), Vector(types.float64)
+float32x16, float64x8 = Vector(types.float32), Vector(types.float64)   # of sixteen float32, of eight float64
 _VECTORS = {v.element: v for v in (float32x16, float64x8)}
 _EXPONENT = {float32x16: (32, 127, 23), float64x8: (64, 1023, 52)}   # bits of the integer, bias, place in the float
 _INT = ir.IntType(32)
@@ -39,6 +46,7 @@ class _VectorModel(models.PrimitiveModel):
 
 # %% ../../nbs/core/09_simd.ipynb #0bcebd98
 _features = get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES
+# vectors that fit into the registers of the processor for which code is generated
 REGISTERS = 32 if "+avx512f" in _features.split(",") else 8
 
 # %% ../../nbs/core/09_simd.ipynb #c940cb71
