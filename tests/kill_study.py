@@ -176,11 +176,17 @@ def kill_at(process, runs: Path, rng: random.Random, most_s: float) -> str | Non
     return "a file is being written" if how != "stage" and temporary(runs) - before else doing
 
 
-def carry_out(runs: Path) -> None:
+def prepare() -> None:
+    """Import what `carry_out` needs, once, before processes are forked."""
+    import sashimi_wb.studies.run
+    import sashimi_wb.training.trainer  # noqa: F401
+
+
+def carry_out(runs: str | Path) -> None:
     """The first run of the study, in this process."""
     from sashimi_wb.studies.experiment import experiment
     from sashimi_wb.studies.run import Run, execute
-    execute(Run(experiment("smoke", BASE), runs=runs), progress=False)
+    execute(Run(experiment("smoke", BASE), runs=Path(runs)), progress=False)
 
 
 def main() -> int:

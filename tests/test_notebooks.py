@@ -2,32 +2,35 @@
 
 The pages of nbs/explore run in a real browser (tests/browser); without a browser they run here.
 """
-import multiprocessing
+import os
+import time
 from pathlib import Path
 
 import pytest
 from browser import missing
-from run_notebook import NEEDS, run, skipped_flags
+from nbformat import write
+from nbformat.v4 import new_code_cell, new_notebook
+from run_notebook import NEEDS, skipped_flags
+
+from sashimi_wb.core.processes import ForkServer, end_tree
 
 ROOT = Path(__file__).resolve().parents[1]
 ELSEWHERE = set(NEEDS)   # tests/synthesis/test_triton_kernels.py runs it where Triton is installed
-# modules that import most of the others, and those of compiled functions
-PRELOADED = ("sashimi_wb.explore", "sashimi_wb.training.trainer", "sashimi_wb.coding.compression",
-             "sashimi_wb.synthesis.engine", "sashimi_wb.prediction.token_predictor")
 TIMEOUT_S = 1200   # ends a notebook that hangs; machines differ, so it does not measure speed
 
 pytestmark = [pytest.mark.slow, pytest.mark.notebook]
 
 
-def processes() -> multiprocessing.context.BaseContext:
-    """Start methods of a process per notebook, so that no notebook depends on what another one patched or seeded.
+@pytest.fixture(scope="module")
+def server():
+    """Starts a process per notebook, so that no notebook depends on what another one patched or seeded.
 
     Where the system can fork, they are forked from a process that has only imported the package and the libraries that
-    most notebooks need, which saves seconds for each."""
-    if "forkserver" not in multiprocessing.get_all_start_methods(): return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["nbdev.test", "matplotlib.pyplot", *PRELOADED])
-    return context
+    most notebooks need, which saves seconds for each. It is no process of `multiprocessing`, whose one server belongs
+    to whoever asks for it first, with the modules that were named then."""
+    path = os.pathsep.join(filter(None, [str(ROOT / "tests"), os.environ.get("PYTHONPATH")]))
+    with ForkServer("run_notebook:run", "run_notebook:prepare", os.environ | {"PYTHONPATH": path}) as server:
+        yield server
 
 
 def notebooks() -> list[Path]:
@@ -38,17 +41,28 @@ def notebooks() -> list[Path]:
                   and p.stem not in ELSEWHERE)
 
 
+def ended(server, path, output):
+    """Run a notebook in a process of its own: its status."""
+    process, end = server.start([str(path), str(ROOT), skipped_flags()], output), time.monotonic() + TIMEOUT_S
+    while (status := process.poll()) is None:
+        if time.monotonic() > end:
+            end_tree(process.pid)
+            pytest.fail(f"{path} hangs: it did not end within {TIMEOUT_S} s", pytrace=False)
+        time.sleep(0.02)
+    return status
+
+
 def test_there_are_notebooks():
     assert len(notebooks()) >= 12
 
 
 @pytest.mark.parametrize("path", notebooks(), ids=lambda p: p.relative_to("nbs").with_suffix("").as_posix())
-def test_notebook_runs(path, tmp_path):
-    process = processes().Process(target=run,
-                                  args=(ROOT / path, ROOT, skipped_flags(), output := tmp_path / "output.txt"))
-    process.start()
-    process.join(TIMEOUT_S)
-    if process.exitcode is None:
-        process.kill()
-        pytest.fail(f"{path} hangs: it did not end within {TIMEOUT_S} s", pytrace=False)
-    if process.exitcode: pytest.fail(f"{path} stopped:\n{output.read_text(errors='replace')[-8000:]}", pytrace=False)
+def test_notebook_runs(server, path, tmp_path):
+    status = ended(server, ROOT / path, output := tmp_path / "output.txt")
+    if status: pytest.fail(f"{path} stopped:\n{output.read_text(errors='replace')[-8000:]}", pytrace=False)
+
+
+def test_notebooks_begin_with_the_package_imported(server, tmp_path):
+    code = "import sys\nassert 'sashimi_wb.explore' in sys.modules"
+    write(new_notebook(cells=[new_code_cell(code)]), path := tmp_path / "first_cell.ipynb")
+    assert ended(server, path, tmp_path / "output.txt") == 0
