@@ -233,6 +233,20 @@ def test_window_indices(corpus):
     assert torch.equal(clone[3]["y"], d[3]["y"])
 
 
+@pytest.mark.parametrize("rate", (8000, 6000))
+@pytest.mark.parametrize("longest", (1, 700, 2**17))
+@pytest.mark.parametrize("options", ({}, {"context_len": 30}, {"scaling": "clip_minmax", "drop_last": False}))
+def test_windows_that_are_read_at_once_are_those_that_are_read_alone(corpus, monkeypatch, options, longest, rate):
+    monkeypatch.setattr("sashimi_wb.audio.windows.LONGEST", longest)
+    windows = WindowDataset(index_audio(corpus), DataConfig(str(corpus), sample_len=100, target_sr=rate, **options))
+    for chosen in (range(len(windows)), range(3, len(windows), 7)):
+        read = dict(windows._read_many(chosen))
+        assert list(read) == list(chosen) and all(torch.equal(wave, windows._read(i)) for i, wave in read.items())
+    alone = [windows.codes(i) for i in range(len(windows))]
+    assert np.array_equal(np.concatenate(list(windows.codes_of_files())), np.concatenate(alone))
+    assert np.array_equal(windows.histogram(256), np.bincount(np.concatenate(alone).ravel(), minlength=256))
+
+
 def test_window_longer_than_every_file(corpus):
     files = index_audio(corpus)
     with pytest.raises(ValueError, match="sample_len=6000 is longer than every file of the corpus; the longest, c.ogg, "
