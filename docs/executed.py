@@ -38,14 +38,6 @@ def lacks(notebook: Path) -> str:
     return package if package and find_spec(package) is None else ""
 
 
-def prepare() -> None:
-    """Import what most notebooks need, once, before processes are forked."""
-    import matplotlib.pyplot  # noqa: F401
-    import torch  # noqa: F401
-
-    import sashimi_wb.core.notebooks  # noqa: F401
-
-
 def execute(source: str, output: str, runs: str) -> None:
     """Execute the cells of a notebook in this process, up to the first error, and save the copy.
 
@@ -170,7 +162,8 @@ def execute_all(
     env = os.environ | {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")}
     env["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
     env["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(Path(__file__).parent), env.get("PYTHONPATH", "")])
-    with (tempfile.TemporaryDirectory() as folder, ForkServer("executed:execute", "executed:prepare", env) as server,
+    imports = "run_notebook:prepare" if len(old) > 4 else ""     # for a few it takes longer than it saves
+    with (tempfile.TemporaryDirectory() as folder, ForkServer("executed:execute", imports, env) as server,
           ThreadPoolExecutor(jobs) as pool):
         def run(path):
             began, name = time.perf_counter(), path.as_posix().replace("/", "_")
