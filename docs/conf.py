@@ -22,6 +22,8 @@ myst_dmath_double_inline = True
 myst_dmath_allow_digits = False       # "$5 and $6" is no formula
 suppress_warnings = ["toc.empty_glob", "mystnb.unknown_mime_type"]
 
+smartquotes_action = "qe"             # quotes and ellipses; "--" begins the name of an option
+
 html_theme = "furo"
 html_title = project
 html_static_path = ["static"]
