@@ -191,6 +191,8 @@ def carry_out(runs: str | Path) -> None:
 
 def main() -> int:
     """Kill, resume, compare, and say what happened."""
+    # one thread, set before torch is imported: a process cannot be forked from one that has computed with several
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"): os.environ[name] = "1"
     global batch, begin_server, cli, processes     # only here, since they take seconds to import
     from sashimi_wb import cli
     from sashimi_wb.core import processes
