@@ -84,7 +84,11 @@ def build(only: list[str], output: Path = DOCS / "_build") -> list[str]:
     return wrong
 
 
-if __name__ == "__main__":
-    wrong = build(sys.argv[1:])
-    wrong += checked.check_changed(DOCS / "_build/html", DOCS / "_build/checked.json")
-    sys.exit("\n".join(wrong))
+def main(only: list[str]) -> int:
+    """Build the site, look at it in a browser, and say what is wrong: the exit status."""
+    wrong = build(only) + checked.check_changed(DOCS / "_build/html", DOCS / "_build/checked.json")
+    for line in wrong: print(line, file=sys.stderr)
+    return bool(wrong)
+
+
+if __name__ == "__main__": sys.exit(main(sys.argv[1:]))

@@ -172,6 +172,14 @@ def site(tmp_path_factory):
     return output / "html"
 
 
+@pytest.mark.parametrize("wrong", [[], ["a.html leads nowhere"]])
+def test_the_status_says_whether_anything_is_wrong(monkeypatch, capsys, wrong):
+    monkeypatch.setattr(build_site, "build", lambda only: wrong)
+    monkeypatch.setattr(build_site.checked, "check_changed", lambda site, record: [])
+    assert build_site.main([]) == len(wrong)
+    assert capsys.readouterr().err.splitlines() == wrong
+
+
 @pytest.mark.slow
 def test_a_small_site_is_whole(site):
     pages = {p.relative_to(site).as_posix() for p in checked.html_pages(site)}
