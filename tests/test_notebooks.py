@@ -2,17 +2,17 @@
 
 The pages of nbs/explore run in a real browser (tests/browser); without a browser they run here.
 """
-import os
 import time
 from pathlib import Path
 
 import pytest
 from browser import missing
+from made_processes import fork_server
 from nbformat import write
 from nbformat.v4 import new_code_cell, new_notebook
 from run_notebook import NEEDS, skipped_flags
 
-from sashimi_wb.core.processes import ForkServer, end_tree
+from sashimi_wb.core.processes import end_tree
 
 ROOT = Path(__file__).resolve().parents[1]
 ELSEWHERE = set(NEEDS)   # tests/synthesis/test_triton_kernels.py runs it where Triton is installed
@@ -28,9 +28,7 @@ def server():
     Where the system can fork, they are forked from a process that has only imported the package and the libraries that
     most notebooks need, which saves seconds for each. It is no process of `multiprocessing`, whose one server belongs
     to whoever asks for it first, with the modules that were named then."""
-    path = os.pathsep.join(filter(None, [str(ROOT / "tests"), os.environ.get("PYTHONPATH")]))
-    with ForkServer("run_notebook:run", "run_notebook:prepare", os.environ | {"PYTHONPATH": path}) as server:
-        yield server
+    with fork_server("run_notebook:run", "run_notebook:prepare") as server: yield server
 
 
 def notebooks() -> list[Path]:

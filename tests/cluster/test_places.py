@@ -5,11 +5,11 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from concurrent.futures import ProcessPoolExecutor
 
 import psutil
 import pytest
+from made_processes import training, wait
 
 from sashimi_wb.cluster import places, status
 from sashimi_wb.cluster.jobs import Job, new_submission, run_state, submissions
@@ -26,12 +26,6 @@ pytestmark = pytest.mark.slow
 TINY = {"continuation_s": 0.0, "test_s": 0.1}
 GOOD, BAD = experiment("smoke", TINY), experiment("smoke", TINY | {"lr": 1e30})     # the second one diverges
 AUDIO = bundled("data/digits")
-
-
-def wait(until, wait_s=300):
-    end = time.time() + wait_s
-    while not until() and time.time() < end: time.sleep(0.1)
-    assert until()
 
 
 def test_processes_of_an_executor_carry_out_runs_and_name_the_one_that_fails(tmp_path):
@@ -102,16 +96,12 @@ def test_a_local_study_is_cancelled_from_another_process(tmp_path, monkeypatch):
                "from sashimi_wb.studies.experiment import experiment\n"
                "jobs = {experiment('smoke', {'steps': 100000, 'seed': s}): 'long' for s in range(2)}\n"
                f"run_all(jobs, {str(AUDIO)!r}, {str(tmp_path)!r}, 1, progress=False, study='long')")
-    top = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
-    try:
-        wait(lambda: list(tmp_path.glob("*/training/last.ckpt")))
+    with training(program, tmp_path) as (top, below):
         state, = study_states(tmp_path)
         assert state.counts == {"running": 1, "waiting": 1} and "process" in status_lines(tmp_path)[2]
-        below = psutil.Process(top.pid).children(recursive=True)
         assert cancel("long", tmp_path) == 2
         assert "KeyboardInterrupt: long was cancelled" in top.communicate(timeout=120)[1]
         assert psutil.wait_procs(below, 10)[1] == []
-    finally: end_tree(top.pid)
     assert study_states(tmp_path)[0].counts == {"stopped": 2}
     text = next(tmp_path.glob("*/notebook.ipynb")).read_text()
     assert "the same call resumes from" in text                      # it saved before it ended

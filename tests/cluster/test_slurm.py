@@ -9,8 +9,10 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
+import made_processes
 import pytest
 from slurm_node import SlurmNode, missing
 
@@ -48,13 +50,7 @@ setup = ["export SETUP_WAS_RUN=yes"]
 """
 
 
-def wait(until, wait_s=600):
-    end = time.time() + wait_s
-    while time.time() < end:
-        with suppress(FileNotFoundError, json.JSONDecodeError):
-            if found := until(): return found
-        time.sleep(0.5)
-    raise AssertionError("waited in vain")
+wait = partial(made_processes.wait, wait_s=600, every_s=0.5, passing=(FileNotFoundError, json.JSONDecodeError))
 
 
 class Cluster:

@@ -7,17 +7,17 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import nbformat
 import psutil
 import pytest
 import torch
+from made_processes import training, wait
 
 from sashimi_wb.cli import main
 from sashimi_wb.cluster import places
 from sashimi_wb.cluster.notebooks import NotebookKilled, notebook_processes, run_notebook, shell_command
-from sashimi_wb.core.processes import FORKS, ForkServer, end_tree
+from sashimi_wb.core.processes import FORKS, ForkServer
 from sashimi_wb.core.system import bundled
 from sashimi_wb.studies.batch import run_all
 from sashimi_wb.studies.experiment import experiment
@@ -114,12 +114,6 @@ def test_a_killed_run_resumes_once(tmp_path, caplog):
         with pytest.raises(NotebookKilled): run_notebook("train_arm", tmp_path/"n.ipynb", {}, processes)
 
 
-def _wait(until, wait_s=200):
-    end = time.time() + wait_s
-    while not until() and time.time() < end: time.sleep(0.1)
-    assert until()
-
-
 def _children():
     "The processes below this one; other tests may have left multiprocessing's resource tracker."
     return set(psutil.Process().children(recursive=True))
@@ -133,7 +127,7 @@ def test_a_stopped_notebook_saves_first(tmp_path):
         except KeyboardInterrupt as e: errors.append(e)
     thread = threading.Thread(target=work)
     thread.start()
-    _wait(lambda: list(tmp_path.glob("*/training/last.ckpt")))
+    wait(lambda: list(tmp_path.glob("*/training/last.ckpt")))
     stop.set()
     thread.join(60)
     assert errors and _children() <= before
@@ -145,15 +139,11 @@ def test_a_notebook_ends_with_the_process_at_the_top(tmp_path):
     parameters = {"steps": 100000, "runs": str(tmp_path)}
     program = ("from sashimi_wb.cluster.notebooks import notebook_processes, run_notebook\n"
                f"run_notebook('train_arm', {str(tmp_path/'n.ipynb')!r}, {parameters!r}, notebook_processes(1))")
-    top = subprocess.Popen([sys.executable, "-c", program])
-    try:
-        _wait(lambda: list(tmp_path.glob("*/training/last.ckpt")))
-        below = psutil.Process(top.pid).children(recursive=True)
+    with training(program, tmp_path) as (top, below):
         assert len(below) >= 1 + FORKS
         top.kill()
         top.wait(60)
         assert psutil.wait_procs(below, 15)[1] == []
-    finally: end_tree(top.pid)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
@@ -162,14 +152,10 @@ def test_an_interrupted_batch_ends_all_runs_and_the_server(tmp_path):
                "from sashimi_wb.studies.batch import run_all\nfrom sashimi_wb.studies.experiment import experiment\n"
                "run_all([experiment('smoke', {'steps': 100000, 'seed': s}) for s in range(3)], workers=2, "
                f"runs={str(tmp_path)!r}, progress=False)")
-    top = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
-    try:
-        _wait(lambda: len(list(tmp_path.glob("*/training/last.ckpt"))) == 2)
-        below = psutil.Process(top.pid).children(recursive=True)
+    with training(program, tmp_path, 2) as (top, below):
         top.send_signal(signal.SIGINT)
         assert "KeyboardInterrupt" in top.communicate(timeout=60)[1]
         assert psutil.wait_procs(below, 5)[1] == []
-    finally: end_tree(top.pid)
     texts = [p.read_text() for p in tmp_path.glob("*/notebook.ipynb")]
     assert len(texts) == 2 and all("the same call resumes from" in text for text in texts)
     assert not list(tmp_path.rglob("*.lock")) and not list(tmp_path.rglob("*.tmp"))

@@ -2,20 +2,17 @@
 import os
 import signal
 import time
-from pathlib import Path
 
 import pytest
 from kill_study import carry_out, differences
-
-from sashimi_wb.core.processes import ForkServer
+from made_processes import fork_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")]
 
 
 def test_a_run_that_is_killed_three_times_is_that_of_one_breath(tmp_path):
     """Killed while a checkpoint is written, between two scores, and while clips are written."""
-    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
-    with ForkServer("kill_study:carry_out", "kill_study:prepare", os.environ | {"PYTHONPATH": path}) as server:
+    with fork_server("kill_study:carry_out", "kill_study:prepare") as server:
         for moment in ("*/training/.last.ckpt.*.tmp", "*/scores/6.ckpt", "*/*.flac"):
             process = server.start([str(tmp_path/"broken")], tmp_path/"said.txt")
             while process.poll() is None and not list((tmp_path/"broken").glob(moment)): time.sleep(0.0005)
