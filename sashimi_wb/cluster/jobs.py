@@ -246,6 +246,11 @@ class RunState:
     said: str = ""               # all that a failed run has said at its end
 
     @property
+    def going(self) -> bool:
+        """Whether it runs or waits."""
+        return self.state in ("running", "waiting")
+
+    @property
     def error(self) -> str:
         """Why it failed or stopped, as fully as it is known."""
         return self.said or self.why
@@ -320,5 +325,5 @@ def clear_submissions(
 )->None:
     """Forget the earlier submissions of a study of which nothing runs or waits any more."""
     for old in submissions(latest.runs, latest.study):
-        going = any(s.state in ("running", "waiting") for s in submission_states(old, queue))
+        going = any(s.going for s in submission_states(old, queue))
         if old.name != latest.name and not going: old.forget()

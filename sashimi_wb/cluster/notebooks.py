@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..core.notebooks import papermill_path
 from ..core.processes import FORKS, ForkServer, end_tree
-from ..core.system import audio_folder, bundled, in_clone, runs_folder, write_atomic
+from ..core.system import audio_folder, bundled, in_clone, package_folder, runs_folder, write_atomic
 
 # %% ../../nbs/cluster/01_notebooks.ipynb #babdb784
 def notebook_path(
@@ -24,9 +24,8 @@ def notebook_path(
     code:str|Path="",  # a snapshot of the package; empty: this package
 )->Path:
     """The path of an experiment notebook. Raises: FileNotFoundError if there is none of that name."""
-    within = f"nbs/experiments/{name}.ipynb"
-    inside = Path(code)/"sashimi_wb"/"_share"/within if not in_clone() else Path(code)/within
-    path = inside if str(code) else bundled(within)
+    path = bundled(f"nbs/experiments/{name}.ipynb")
+    if str(code): path = Path(code)/path.relative_to(package_folder().parent)   # a snapshot keeps the places of files
     if not path.exists():
         raise FileNotFoundError(f"no notebook {path}: it comes with the project; install or clone it again")
     return path

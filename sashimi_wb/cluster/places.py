@@ -139,7 +139,7 @@ def _queued(jobs, asked):
     for old in submissions(jobs[0].runs, jobs[0].study):
         if old.place != "slurm": continue
         for s in submission_states(old, asked):
-            if s.state in ("running", "waiting"): found.setdefault(s.job.run, (s.job, old.numbers.get(s.job.run, "")))
+            if s.going: found.setdefault(s.job.run, (s.job, old.numbers.get(s.job.run, "")))
     return found
 
 
@@ -150,7 +150,7 @@ def _follow(submission, progress):
         while calm < 2:         # twice, since a file of another machine may appear a moment after its job has ended
             states = submission_states(submission, slurm.queue(submissions(submission.runs, submission.study)))
             _advance(bar, jobs)
-            calm = 0 if any(s.state in ("running", "waiting") for s in states) else calm + 1
+            calm = 0 if any(s.going for s in states) else calm + 1
             if calm < 2: time.sleep(EVERY_S[1])
     return {s.job.run: s.error for s in states if s.state != "done"}
 

@@ -14,15 +14,14 @@ import tempfile
 from pathlib import Path
 
 from ..core.sources import ORIGIN
-from ..core.system import bundled, in_clone, package_folder
+from ..core.system import bundled, package_folder
 
 # %% ../../nbs/cluster/03_snapshot.ipynb #1350484a
 def _files():
     "Path in the snapshot -> path of the file."
     package, notebooks = package_folder(), bundled("nbs/experiments")
-    beside = notebooks.relative_to(package.parent) if in_clone() else Path(package.name, "_share", "nbs", "experiments")
-    found = {path.relative_to(package.parent): path for path in package.rglob("*.py")}
-    return found | {beside/path.name: path for ends in ("ipynb", "toml") for path in notebooks.glob(f"*.{ends}")}
+    paths = [*package.rglob("*.py"), *notebooks.glob("*.ipynb"), *notebooks.glob("*.toml")]
+    return {path.relative_to(package.parent): path for path in paths}
 
 
 def snapshot(

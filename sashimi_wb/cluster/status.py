@@ -39,7 +39,7 @@ class StudyState:
     @property
     def going(self) -> bool:
         """Whether anything runs or waits."""
-        return any(run.state in ("running", "waiting") for run in self.runs)
+        return any(run.going for run in self.runs)
 
     @property
     def line(self) -> str:
@@ -146,7 +146,7 @@ def cancel(
     found = _found(runs_folder(runs), study)
     asked, stopped = slurm.queue(found), set()
     for s in found:
-        going = {r.job.run for r in submission_states(s, asked) if r.state in ("running", "waiting")}
+        going = {r.job.run for r in submission_states(s, asked) if r.going}
         if not going: continue
         stopped |= going
         s.cancel()
