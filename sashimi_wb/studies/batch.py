@@ -25,6 +25,7 @@ from ..cluster.places import Place, run_jobs
 from ..cluster.profile import Profile
 from ..cluster.snapshot import snapshot
 from ..core.locks import holding
+from ..core.notebooks import load_nbformat
 from ..core.system import check_int, import_torchaudio, log, runs_folder, to_json
 from ..models.heads import HEADS
 from .conclusions import check_sentences
@@ -46,6 +47,7 @@ def prepare_training()->None:
 
 def prepare()->None:
     """Import, load and compile whatever the experiment notebooks need, and compute nothing."""
+    load_nbformat()
     for name in ("papermill", "matplotlib.backends.backend_agg", "torch.utils.tensorboard",
                  "sashimi_wb.studies.report"): import_module(name)
     prepare_training()

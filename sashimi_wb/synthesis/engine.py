@@ -62,7 +62,7 @@ def load_beside():
     return compiled_predicted
 
 
-ROWS = 8   # rows of a group, at most: their states must fit into the last-level cache
+ROWS = 16   # rows of a group, at most: a weight is read once for all, but their states must fit into the caches
 
 
 class CompiledStepper:
