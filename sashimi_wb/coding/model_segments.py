@@ -41,16 +41,16 @@ def code_alone(coder, decode, tokens, first, plan, config, w, table, state, ids,
     The other arguments are those of `compiled_step.run` for one row, and a `Distribution`.
     Returns the first token whose parameters are not finite, or -1."""
     L, N, low_rank, active, S = config.n_layers, config.n_states, config.low_rank, config.activation, config.row_size
-    n, H = config.n_params, plan[0, WIDTH]
+    n, H, R = config.n_params, plan[0, WIDTH], len(ids)   # one row
     V = (n + 15)//16*16
-    x, a, b, skip, params, scratch = areas(memory, len(plan), 1, S, V, 0)
+    x, a, b, skip, params, scratch = areas(memory, len(plan), R, S, V, 0)
     team = Team(START, START + 1, ids)   # one thread, which needs no cells
     for t in range(len(tokens)):
         place = (first + t) % config.n_places
-        encode(x, S, w, table, ids, config.float_input, 1, H)
-        one_step(plan, w, state, skip, x, a, b, S, 1, first + t, L, N, low_rank, active, team)
+        encode(x, S, w, table, ids, config.float_input, R, H)
+        one_step(plan, w, state, skip, x, a, b, S, R, first + t, L, N, low_rank, active, team)
         projection = config.projection + place*V*(H + 1)
-        if project(params, V, x, S, a, w, config.last_norm, projection, 1, H, plan[0, CHANNELS]) >= 0: return t
+        if project(params, V, x, S, a, w, config.last_norm, projection, R, H, plan[0, CHANNELS]) >= 0: return t
         if config.mixture: fill_mixture(d, params[:n], config.bits)
         else: fill_table(d, params, d.low, 1.0, scratch)
         tokens[t] = code_token(coder, decode, tokens[t], d)
@@ -65,17 +65,18 @@ def code_beside(coder, decode, tokens, first, plan, config, w, table, state, ids
     Returns also the weight of the model after the last token."""
     L, N, low_rank, active, S = config.n_layers, config.n_states, config.low_rank, config.activation, config.row_size
     n, places, H, known = config.n_outputs, config.n_places, plan[0, WIDTH], np.int64(0)
+    R, n_in = len(ids), len(beside.features)
     V, p, row, mix, line = (n + 15)//16*16, beside.state, beside.row, beside.mixture, beside.line
-    x, a, b, skip, params, scratch = areas(memory, len(plan), 1, S, V, 0)
+    x, a, b, skip, params, scratch = areas(memory, len(plan), R, S, V, 0)
     team = Team(START, START + 1, ids)   # one thread, which needs no cells
     for t in range(len(tokens)):
         before_token(p, at + t, places, beside.block, known, ADAPT, row)
         center, scale = write_features(row, line[0], beside.features)
-        encode(x, S, w, table, ids, config.float_input, 1, H)
-        affine(a, START, S, beside.features, START, 16, w, config.features, 1, 16, H, START, H)
-        add(x, START, S, a, START, S, 1, H)
-        one_step(plan, w, state, skip, x, a, b, S, 1, first + t, L, N, low_rank, active, team)
-        bad = project(params, V, x, S, a, w, config.last_norm, config.projection, 1, H, plan[0, CHANNELS])
+        encode(x, S, w, table, ids, config.float_input, R, H)
+        affine(a, START, S, beside.features, START, n_in, w, config.features, R, n_in, H, START, H)
+        add(x, START, S, a, START, S, R, H)
+        one_step(plan, w, state, skip, x, a, b, S, R, first + t, L, N, low_rank, active, team)
+        bad = project(params, V, x, S, a, w, config.last_norm, config.projection, R, H, plan[0, CHANNELS])
         if bad >= 0: return t, weight
         if config.mixture:
             relative_mixture(params, row, center, scale, line[1], line[2], mix)

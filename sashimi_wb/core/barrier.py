@@ -148,7 +148,9 @@ def dismiss(cells):
 
 @jit
 def next_stretch(cells, me, k, n):
-    """The stretch after k, of n, and how many threads work on it; stretch 0 means that there is no further one."""
+    """The stretch after k, of n, and how many threads work on it; stretch 0 means that there is no further one.
+
+    A stretch that two threads share must end with `meet`: the next one may be for thread 0 alone."""
     if me: return join(cells), 2
     return (k + 1, invite(cells, k + 1)) if k < n else (np.int64(0), 1)
 

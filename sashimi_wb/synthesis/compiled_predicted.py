@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..core.barrier import Team, next_stretch
-from ..core.compiled import jit
+from ..core.compiled import jit, jit_within
 from ..models.predicted import BYTE_ROW, MOST_DISTANCE, SHARE, scale_limits
 from ..prediction.adaptive import ROW, State
 from ..prediction.parts import N_PARTS
@@ -146,26 +146,27 @@ def new_beside(
                   np.zeros(n_params), aligned_zeros(16), np.zeros(WORK))
 
 
-@jit
+@jit_within
 def _steps_beside(plan, config, w, table, state, ids, count, tokens, known, uniforms, temperature, top_k, top_p, out,
                   memory, beside, sample, adapt, begin, end, team):
     "`run_beside` for the tokens from `begin` to `end`, by one thread of a team; the predictor is that of thread 0."
     L, N, low_rank, active, S = config.n_layers, config.n_states, config.low_rank, config.activation, config.row_size
     n, places, H, keep = config.n_outputs, config.n_places, plan[0, WIDTH], out.shape[1] > 0
+    R, n_in = len(ids), len(beside.features)   # one row; numba would compile the step anew for a literal 1
     V, p, row, mix, line = (n + 15)//16*16, beside.state, beside.row, beside.mixture, beside.line
-    x, a, b, skip, params, scratch = areas(memory, len(plan), 1, S, V, team.me)
+    x, a, b, skip, params, scratch = areas(memory, len(plan), R, S, V, team.me)
     center, scale = 0.0, 1.0
     for t in range(begin, end):
         if team.me == 0:
             before_token(p, count + t, places, beside.block, sample, adapt, row)
             center, scale = write_features(row, line[0], beside.features)
-            encode(x, S, w, table, ids, config.float_input, 1, H)
-            affine(a, START, S, beside.features, START, 16, w, config.features, 1, 16, H, START, H)
-            add(x, START, S, a, START, S, 1, H)
-        one_step(plan, w, state, skip, x, a, b, S, 1, count + t, L, N, low_rank, active, team)
+            encode(x, S, w, table, ids, config.float_input, R, H)
+            affine(a, START, S, beside.features, START, n_in, w, config.features, R, n_in, H, START, H)
+            add(x, START, S, a, START, S, R, H)
+        one_step(plan, w, state, skip, x, a, b, S, R, count + t, L, N, low_rank, active, team)
         if team.me: continue
         if keep or not known:
-            bad = project(params, V, x, S, a, w, config.last_norm, config.projection, 1, H, plan[0, CHANNELS])
+            bad = project(params, V, x, S, a, w, config.last_norm, config.projection, R, H, plan[0, CHANNELS])
             if bad >= 0: return t, sample
             if config.mixture: relative_mixture(params, row, center, scale, line[1], line[2], mix)
             else: add_log_masses(p, row, beside.work, places, params, n, mix)
@@ -174,7 +175,7 @@ def _steps_beside(plan, config, w, table, state, ids, count, tokens, known, unif
         if not known:
             u, v = uniforms[0, t, 0], uniforms[0, t, 1]
             if config.mixture: tokens[0, t] = pick_relative(p, mix, u, v, temperature)
-            else: tokens[0, t] = pick_class(params, 0, n, u, temperature, top_k, top_p, scratch)
+            else: tokens[0, t] = pick_class(params, START, n, u, temperature, top_k, top_p, scratch)
         ids[0] = tokens[0, t] + 256*((count + t) % places)
         sample = after_token(p, beside.levels, count + t, places, beside.block, sample, tokens[0, t], adapt)
     return -1, sample

@@ -14,7 +14,7 @@ import numpy as np
 from .compiled_draws import exp, pick_class, pick_mixture
 from .packing import CHANNELS, DOWN, FF, GROUP, POOL, QUEUE, STAGE, STATES, UP, WIDTH
 from ..core.barrier import OWN, PARTNER, Team, meet, next_stretch, read, share
-from ..core.compiled import jit
+from ..core.compiled import jit, jit_within
 from sashimi_wb.core.simd import (
     REGISTERS,
     broadcast,
@@ -373,7 +373,7 @@ def areas(memory, levels, R, S, V, me):
 STRETCH = 4   # tokens between two decisions whether the partner takes part
 
 
-@jit
+@jit_within
 def _steps(plan, config, w, table, state, ids, count, tokens, known, uniforms, temperature, top_k, top_p, out, memory,
            begin, end, team):
     "`run` for the tokens from `begin` to `end`, by one thread of a team."
