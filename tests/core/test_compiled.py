@@ -1,9 +1,6 @@
 """Compiled functions on disk: outdated or damaged code is never used, and a problem with the files only costs time."""
 import importlib.util
 import logging
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -63,29 +60,6 @@ def test_damaged_code_is_compiled_again_and_replaced(suffix, damage, kept, caplo
     assert "is damaged" in lines(caplog)[0]
     monkeypatch.setattr(compiled, "_reported", [])
     assert kept() == (240, 1) and len(lines(caplog)) == 1  # the damaged files were replaced
-
-
-PROGRAM = """
-import sys, time
-from pathlib import Path
-import numpy as np, small
-Path(sys.argv[1]).touch()
-while not all(Path(p).exists() for p in sys.argv[1:]): time.sleep(0.01)
-small.outer(np.arange(16.0))
-print(*(sum(f.stats.cache_misses.values()) for f in (small.inner, small.outer)))
-"""
-
-
-@pytest.mark.slow
-def test_of_two_processes_one_compiles_and_the_other_waits_for_it(tmp_path):
-    (tmp_path/"small.py").write_text(SOURCE)
-    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path/"code"), "PYTHONPATH": str(tmp_path)}
-    ready = [str(tmp_path/"a"), str(tmp_path/"b")]
-    both = [subprocess.Popen([sys.executable, "-c", PROGRAM, *order], env=environment, text=True,
-                             stdout=subprocess.PIPE) for order in (ready, ready[::-1])]
-    said = [p.communicate(timeout=300)[0].split() for p in both]
-    assert sorted(int(outer) for _, outer in said) == [0, 1]    # whoever loads the outer one asks for no inner one
-    assert sum(int(inner) for inner, _ in said) == 1
 
 
 @pytest.mark.slow
