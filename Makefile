@@ -2,7 +2,7 @@
 # The environment in .venv is created once, from settings.ini and constraints.txt.
 
 PYTHON ?=
-JOBS ?= 3
+JOBS ?= 2
 ARGS ?=
 AUDIO ?=
 
@@ -28,7 +28,7 @@ help:  ## list the targets
 	@echo
 	@echo "  PYTHON=/path/to/python3.12  the Python to build on, 3.11 or later (default: the first that fits)"
 	@echo "  AUDIO=folder                your own wav, flac, ogg, mp3 or mp4 files for the ablations"
-	@echo "  JOBS=3                      test processes      ARGS='-k name'  more options for pytest or JupyterLab"
+	@echo "  JOBS=2                      test processes      ARGS='-k name'  more options for pytest or JupyterLab"
 
 ablations: $(STAMP)  ## run the ablations and write runs/report.html [AUDIO=folder]
 	@$(VENV)/bin/sashimi-wb ablations $(if $(AUDIO),--audio "$(AUDIO)")

@@ -16,33 +16,17 @@ settings.register_profile("repeatable", deadline=None, derandomize=True, databas
 settings.load_profile("repeatable")
 
 
-LONGEST = ("test_slurm.py", "test_machines.py", "test_wheel.py", "test_trainer.py", "test_runs.py")
+LONGEST = ("test_wheel.py", "test_machines.py", "test_trainer.py", "test_runs.py")  # files with tests of 10 to 30 s
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
         if "browser" in item.path.parts: item.add_marker(pytest.mark.slow)
-    items[:] = dealt(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
-
-
-def dealt(items, n):
-    """The tests in an order in which each of n processes takes an equal share and begins it with something long.
-
-    Slow tests of a file stay together, since they share what they start; so do those of the browser. Who has done its
-    share takes over half of the largest one left."""
-    shares, files, quick = [[] for _ in range(n)], {}, []
-    for item in sorted(items, key=run_order):
-        if not item.get_closest_marker("slow"): quick.append(item)
-        else: files.setdefault("browser" if run_order(item) == 0 else item.path, []).append(item)
-    for i, some in enumerate(files.values()): shares[i % n] += some
-    for i, share in enumerate(shares):
-        size = len(items)//n if i < n - 1 else len(items)
-        share += quick[:max(0, size - len(share))]
-        del quick[:max(0, size - len(share))]
-    return sum(shares, [])
+    items.sort(key=run_order)
 
 
 def run_order(item) -> int:
-    """Longest first, so that all processes end together: browser tests, the longest files, others."""
+    """Longest first, so that all processes end together: browser tests, the longest files, slow tests, others."""
     if "browser" in item.path.parts: return 0
-    return 1 + LONGEST.index(item.path.name) if item.path.name in LONGEST else 1 + len(LONGEST)
+    if item.path.name in LONGEST: return 1
+    return 2 if item.get_closest_marker("slow") else 3
