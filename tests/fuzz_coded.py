@@ -47,14 +47,18 @@ def originals():
 
 
 def coded_files():
-    """Pairs of an original and its coded form, of several segments."""
+    """Pairs of an original and its coded form, of several short segments."""
     from sashimi_wb.coding.compression import compress
     from sashimi_wb.coding.segments import SampleCoder
+    found, usual = [], SampleCoder.segment_samples
     SampleCoder.segment_samples = 700
-    for original in originals():
-        coded = io.BytesIO()
-        compress(io.BytesIO(original), coded, verify=False, workers=1)
-        yield original, coded.getvalue()
+    try:
+        for original in originals():
+            coded = io.BytesIO()
+            compress(io.BytesIO(original), coded, verify=False, workers=1)
+            found.append((original, coded.getvalue()))
+    finally: SampleCoder.segment_samples = usual   # other tests of this process have segments of usual length
+    return found
 
 
 def repaired(data):
