@@ -343,6 +343,9 @@ def table_to_tie(
         raise ValueError("weights cannot be tied to linear_projection: it has one direction for all samples, and an "
                          "output layer needs one row per code; use the encoder embedding, or leave the weights untied")
     weight = getattr(encoder, "weight", None)
+    if isinstance(weight, torch.Tensor) and not isinstance(weight, nn.Parameter):
+        raise ValueError(f"weights cannot be tied to a {type(encoder).__name__}: its table is fixed, and an output "
+                         "layer learns; use the encoder embedding, or leave the weights untied")
     shape = None if weight is None else tuple(weight.shape)
     if shape != (n_codes, d_model):
         raise ValueError(f"weights: expected an embedding with a table of shape {(n_codes, d_model)}, got "

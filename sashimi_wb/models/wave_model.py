@@ -29,7 +29,7 @@ class ModelConfig:
 
     Raises: ValueError for an unknown name or an invalid combination."""
     bits: Depth = 8                             # size of a sample in bits, 1 to 16; as bytes 8, 16 or 24
-    encoder: Annotated[str, OneOf(ENCODERS)] = "embedding" # "embedding", "embedding_squeeze" or "linear_projection"
+    encoder: Annotated[str, OneOf(ENCODERS)] = "embedding" # a name of `ENCODERS`
     head: Annotated[str, OneOf(HEADS)] = "categorical" # "categorical", "dml" or "bytes"
     n_mixtures: Annotated[int, Range(1, 1024)] = 10 # parts of the mixture of logistics
     tie_weights: bool = False                   # one table for the embedding and the categorical output

@@ -33,6 +33,7 @@ OWN_FOLDER = "own folder, by its path"
 # choice -> parameters of an `Experiment`
 INPUTS = {"codes, embedding": {"input": "codes", "encoder": fitting_encoder("codes")},
           "codes, squeezed embedding": {"input": "codes", "encoder": "embedding_squeeze"},
+          "codes, fixed sinusoids": {"input": "codes", "encoder": "sinusoidal"},
           "dequantized, projection": {"input": "dequantized", "encoder": fitting_encoder("dequantized")},
           "raw samples, projection": {"input": "raw", "encoder": fitting_encoder("raw")}}
 # choice -> parameters of an `Experiment`

@@ -50,7 +50,7 @@ class Experiment:
     test_s: Positive | None = None           # scored seconds of every test file; None: all
     predictor: str = "none"                  # "none", or "adaptive": model and linear prediction together
     # the model
-    encoder: str | None = None               # "embedding", "embedding_squeeze" or "linear_projection"; None: what fits
+    encoder: str | None = None               # a name of `ENCODERS`; None: what fits
     head: str = "categorical"                # "categorical", "dml" or "bytes"
     n_mixtures: int = 10                     # parts of the mixture of logistics, for the head "dml"
     tie_weights: bool = False                # one table for both embedding and output

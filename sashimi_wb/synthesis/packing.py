@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..models.encoders import Embedding, EmbeddingSqueeze, LinearProjection
+from ..models.encoders import Embedding, EmbeddingSqueeze, LinearProjection, SinusoidalEmbedding
 from ..models.heads import ByteHead, CategoricalHead, DMLHead
 from ..models.sashimi import SaShiMiState
 from ..models.wave_model import WaveModel
@@ -205,7 +205,7 @@ def _pack_state_space(s4):
 
 # %% ../../nbs/synthesis/03_packing.ipynb #c6bff2d6
 # encoders and heads whose functions are written out in the engines; a subclass may compute something else
-_PARTS = {Embedding, EmbeddingSqueeze, LinearProjection, CategoricalHead, DMLHead, ByteHead}
+_PARTS = {Embedding, EmbeddingSqueeze, SinusoidalEmbedding, LinearProjection, CategoricalHead, DMLHead, ByteHead}
 
 
 def unsupported_reason(model:WaveModel)->str: # empty if the model is supported

@@ -3,19 +3,27 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sashimi_wb.models.encoders import ENCODERS, Embedding, EmbeddingSqueeze, LinearProjection, make_encoder
+from sashimi_wb.models.encoders import (
+    ENCODERS,
+    Embedding,
+    EmbeddingSqueeze,
+    LinearProjection,
+    SinusoidalEmbedding,
+    make_encoder,
+)
 
 
 def test_names_kinds_and_counts():
-    assert list(ENCODERS) == ["embedding", "embedding_squeeze", "linear_projection"]
-    assert [make_encoder(n, 256, 64).input for n in ENCODERS] == ["codes", "codes", "float"]
-    assert [sum(p.numel() for p in make_encoder(n, 256, 64).parameters()) for n in ENCODERS] == [16384, 16384, 128]
+    assert list(ENCODERS) == ["embedding", "embedding_squeeze", "sinusoidal", "linear_projection"]
+    assert [make_encoder(n, 256, 64).input for n in ENCODERS] == ["codes", "codes", "codes", "float"]
+    assert [sum(p.numel() for p in make_encoder(n, 256, 64).parameters()) for n in ENCODERS] == [16384, 16384, 0, 128]
     assert sum(p.numel() for p in make_encoder("embedding", 2**16, 64).parameters()) == 4_194_304
 
 
 @pytest.mark.parametrize("name", ["one_hot", "Embedding", None, ["embedding"]])
 def test_unknown_name_lists_the_known(name):
-    with pytest.raises(ValueError, match="embedding, embedding_squeeze, linear_projection"): make_encoder(name, 256, 64)
+    with pytest.raises(ValueError, match="embedding, embedding_squeeze, sinusoidal, linear_projection"):
+        make_encoder(name, 256, 64)
 
 
 @pytest.mark.parametrize("sizes", [(1, 64), (256, 0), ("256", 64), (256, 64.0), (True, 64)])
@@ -31,6 +39,24 @@ def test_initial_spread(d_model):
     lines = [LinearProjection(d_model).linear for _ in range(400)]
     assert abs(torch.stack([line.weight for line in lines]).std() * d_model**.5 - 4) < .4
     assert abs(torch.stack([line.bias for line in lines]).std() * d_model**.5 - 1) < .1
+
+
+@pytest.mark.parametrize("n_codes", [2, 3, 256, 768, 2**16])
+def test_a_fixed_table(n_codes):
+    "The rows with which an embedding starts at 8 bits, stored, and as close to each other at any depth."
+    tables = []
+    for kind in Embedding, SinusoidalEmbedding:
+        torch.manual_seed(0)
+        tables.append(kind(n_codes, 16))
+    learned, fixed = tables
+    assert torch.equal(learned.weight, fixed.weight) == (n_codes == 256)
+    assert fixed.state_dict().keys() == learned.state_dict().keys() and not fixed.weight.requires_grad
+    x = torch.arange(n_codes)[None]
+    assert torch.equal(fixed(x)[0], fixed.weight)
+    near = (fixed.weight[1:] - fixed.weight[:-1]).norm(dim=1)
+    if n_codes > 2: assert .3 < near.mean() < 6
+    learned.load_state_dict(fixed.state_dict())
+    assert torch.equal(learned(x), fixed(x))
 
 
 def test_the_first_norm_keeps_the_amplitude():
@@ -69,6 +95,8 @@ def test_dtypes():
     (Embedding, torch.tensor([[0], [256]])[..., None], r"got 256 at \(1, 0, 0\)"),
     (EmbeddingSqueeze, torch.zeros(2, 5, dtype=torch.long), "None"),
     (EmbeddingSqueeze, torch.rand(2, 5, 1), "linear_projection"),
+    (SinusoidalEmbedding, torch.zeros(2, 5, 2, dtype=torch.long), "SinusoidalEmbedding: .*interleave"),
+    (SinusoidalEmbedding, torch.tensor([[256]]), r"SinusoidalEmbedding: .*got 256 at \(0, 0\)"),
     (LinearProjection, torch.zeros(2, 5, 1, dtype=torch.long), "embedding"),
     (LinearProjection, torch.rand(2, 5), "shape"),
     (LinearProjection, torch.rand(2, 5, 2), "interleave"),

@@ -231,6 +231,8 @@ def test_tying():
     assert encoder.weight.grad.abs().sum() > 0
     with pytest.raises(ValueError, match="one direction"):
         CategoricalHead(8, 8).tie(make_encoder("linear_projection", 256, 8))
+    with pytest.raises(ValueError, match="SinusoidalEmbedding: its table is fixed"):
+        CategoricalHead(8, 8).tie(make_encoder("sinusoidal", 256, 8))
     with pytest.raises(ValueError, match=r"\(256, 8\)"): CategoricalHead(8, 8).tie(make_encoder("embedding", 256, 4))
     with pytest.raises(ValueError, match="three rows"): DMLHead(8, 8).tie(encoder)
 

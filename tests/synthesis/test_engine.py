@@ -241,6 +241,13 @@ def test_a_broken_model_names_the_sample():
         generate(model, 40, torch.zeros(3, 1), batch=3, progress=False)
 
 
+def test_a_fixed_table_is_read_as_a_learned_one():
+    learned, fixed = make(head="bytes", bits=16), make(head="bytes", bits=16, encoder="sinusoidal")
+    learned.load_state_dict(fixed.state_dict())
+    a, b = (CompiledStepper(model, 2, Sampling(0.9, seed=1), Quantizer(bits=16)) for model in (fixed, learned))
+    assert torch.equal(a.draw(60), b.draw(60))
+
+
 def test_seeds_of_rows():
     model = make()
     a, b = (generate(model, 40, batch=3, seed=s, progress=False) for s in (1, 2))

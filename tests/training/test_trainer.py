@@ -112,6 +112,17 @@ def test_the_whole_run(whole, data):
                                                   "logs"}
 
 
+def test_a_fixed_table_is_kept_with_the_weights(data, tmp_path):
+    model = small(encoder="sinusoidal")
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    run(data, tmp_path, model=model)
+    changed = {name for name, t in model.state_dict().items() if not torch.equal(t, before[name])}
+    assert "encoder.weight" in before and changed == {name for name, _ in model.named_parameters()}
+    again = small(encoder="sinusoidal", seed=1)
+    run(data, tmp_path, model=again)
+    assert torch.equal(again.encoder.weight, model.encoder.weight)
+
+
 def test_a_finished_run_is_not_trained_again(whole, data):
     model = small(seed=3)
     assert run(data, whole[1], model=at_step(model, 1, cut)) == whole[0]
