@@ -25,7 +25,7 @@ from .report import bits_figure, players, write_report
 from .results import answer_html, final_rows, main_table, result_rows, sentences
 from .run_table import PARAMETERS
 from .study import COLUMNS, Study, as_text, channel_pairs, split_name
-from .study_files import get_study
+from .study_files import get_study, study_names
 from .workbench import Sounds, frame
 
 # %% ../../nbs/studies/15_study_results.ipynb #9bd4d9b4
@@ -204,7 +204,10 @@ def ablate(
 )->StudyResults:
     """Ask what parameters change: train what is missing and give the results.
 
-    Raises: StudyError (a ValueError) for an unknown parameter or a value out of range, with the known ones."""
+    Raises: StudyError (a ValueError) for an unknown parameter or a value out of range, with the known ones;
+    ValueError for the name of a study, which `run_study` carries out."""
+    if isinstance(base, str) and base in study_names():
+        raise ValueError(f"base: expected a preset or an experiment, got the study {base!r}; say run_study({base!r})")
     options = {k: values.pop(k) for k in _OPTIONS if k in values}
     check_names(values, [*field_types(Experiment), *_OPTIONS], "parameter ")
     grid = {k: list(v) for k, v in values.items() if _are_several(k, v)}
