@@ -141,6 +141,7 @@ def _tables(shown, groups):
 
 def _count_message(n_shown, total, n_chosen):
     "How many runs are shown and compared."
+    if not total: return "No run has finished yet; they are listed here as they do."
     message = f"{total} runs."
     if n_shown < total: message = f"{n_shown} of {total} runs shown, {total - n_shown} hidden by the filter."
     if not n_chosen:

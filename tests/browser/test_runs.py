@@ -1,7 +1,13 @@
 """The runs page: runs are filtered, sorted, chosen and compared; synchronized players switch between clips."""
+import subprocess
+import sys
+
+from made_processes import wait
 from made_runs import make_run
 
 from browser import ROOT, check_export, check_first_screen, copy_notebook
+from sashimi_wb.cluster.status import study_states
+from sashimi_wb.core.processes import end_tree
 
 PLAYERS = """form => [...form.querySelectorAll('audio')].map(audio => ({
     at: audio.currentTime, silent: audio.paused || audio.muted, shown: !audio.parentNode.hidden,
@@ -148,3 +154,25 @@ def test_runs(lab):
         show_an_error_and_recover(notebook)
         read_the_folder_again(page, folder)
         assert not notebook.problems()
+
+
+def test_runs_of_a_study_that_is_going_on(lab):
+    "The page is opened before a run has finished, follows the study, and lists the runs as they finish."
+    folder = lab.folder / "going"
+    study = subprocess.Popen([sys.executable, "-c", "import sys, sashimi_wb as wb\n"
+                              "wb.ablate('smoke', d_state=[4, 6], seeds=1, audio='digits', runs=sys.argv[1], "
+                              "workers=1, progress=False)", str(folder)])
+    try:
+        wait(lambda: any(state.going for state in study_states(folder)), passing=(FileNotFoundError,))
+        copy_notebook(ROOT / "nbs/explore/runs.ipynb", lab.folder / "follow.ipynb", {"runs": str(folder)})
+        with lab.open("follow.ipynb") as notebook:
+            page = notebook.page
+            notebook.run_all()
+            wait_until(page, f"{text_of('.swb-studies')}.includes('d_state')")
+            assert "No run has finished yet" in page.locator(".swb-count").inner_text()
+            notebook.screenshot("runs-of-a-study")
+            wait_until(page, f"{text_of('.swb-count')}.startsWith('2 runs.')")
+            wait_until(page, f"{text_of('.swb-runs')}.includes('d_state')")
+            assert study.wait(60) == 0 and len(select(page, "Compare").locator("option").all()) == 2
+            assert not notebook.problems()
+    finally: end_tree(study.pid)
