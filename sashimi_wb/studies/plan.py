@@ -93,10 +93,13 @@ def _likeness(e, known):
     return tuple(k for k in _COSTLY if as_text(getattr(e, k)) != as_text(getattr(known.experiment, k)))
 
 
+_UNKNOWN = None, None, (), False
+
+
 def _estimate(e, known):
     "Minutes, gigabytes, in what the run behind them differs, and whether only its steps were timed."
     like = [k for k in known if cost(k.experiment) and cost(e)]
-    if not like: return None, None, ()
+    if not like: return _UNKNOWN
     nearest = min(like, key=lambda k: (k.by_steps, len(_likeness(e, k))))
     return nearest.minutes*cost(e)/cost(nearest.experiment), nearest.memory_gb, _likeness(e, nearest), nearest.by_steps
 
@@ -143,5 +146,5 @@ def plan(
     if seconds and unknown: known.append(time_steps(max(unknown, key=lambda run: cost(run.experiment)), seconds))
     def planned(arm, run, done):
         return Planned(arm, run.experiment.seed, run.hash, done,
-                       *((None, None, ()) if done else _estimate(run.experiment, known)))
+                       *(_UNKNOWN if done else _estimate(run.experiment, known)))
     return Plan(study.question, tuple(planned(*job) for job in jobs.values()))
