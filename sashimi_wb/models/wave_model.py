@@ -9,6 +9,7 @@ __all__ = ['ModelConfig', 'WaveModel']
 from dataclasses import dataclass, replace
 from typing import Annotated
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -53,6 +54,9 @@ class ModelConfig:
             if self.tie_weights:
                 raise ValueError("tie_weights=True beside a predictor: the output layer starts at zero there, and an "
                                  "embedding does not; use tie_weights=False")
+        if self.tie_weights:
+            with torch.device("meta"):                   # without content: raises what the model would raise
+                make_head(self.head, 1, self.bits).tie(make_encoder(self.encoder, self.n_inputs, 1))
         _ = self.quantizer                               # raises if quantization, bits and scaling do not go together
         for option in ("bidirectional", "interp"):
             if getattr(self.backbone, option):

@@ -38,6 +38,10 @@ SMOKE = experiment("smoke")
     ({"kernel": "hyena"}, "known: dplr, diag"),
     ({"steps": (5, 3)}, "rising counts"),
     ({"input": "raw", "encoder": "embedding"}, "the encoder embedding takes codes, got input='raw'"),
+    ({"tie_weights": True, "input": "raw"}, "cannot be tied to linear_projection"),
+    ({"tie_weights": True, "encoder": "sinusoidal"}, "its table is fixed"),
+    ({"tie_weights": True, "head": "dml"}, "three rows per mixture part"),
+    ({"tie_weights": True, "head": "bytes", "bits": 16}, "a row for every byte and place"),
     ({"sampel_len": 3}, "unknown parameter sampel_len; known: bits"),
 ])
 def test_parameters(changes, words):

@@ -56,6 +56,7 @@ def test_a_file_and_an_object_are_the_same_study(tmp_path):
     ("[shared]\n'lr' = -1.0", 2, "shared.lr: expected a number above 0, got -1.0"),
     ("[grid]\nlr = [0.1]\n[arms]\na = { lr = 0.2 }", 4, "arms.a.lr: the grid has values of lr too"),
     ("[grid]\nd_state = [8, 8]", 2, "grid.d_state: expected different values"),
+    ("[arms]\na = {}\nb = { tie_weights = true, head = 'dml' }", 3, "arms.b: weights cannot be tied to a DMLHead"),
     ("[arms]\na = {}\nb = {}", 3, "arms.b: b and a are the same experiment"),
     ("[scaled]\nkernel = 2", 2, "scaled.kernel: expected a parameter with a number"),
     ("# first\nmatched = ['token']", 2, "did you mean 'tokens'"),
