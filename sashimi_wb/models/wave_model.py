@@ -6,6 +6,7 @@
 __all__ = ['ModelConfig', 'WaveModel']
 
 # %% ../../nbs/models/11_wave_model.ipynb #a2fb189f
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -55,7 +56,8 @@ class ModelConfig:
                 raise ValueError("tie_weights=True beside a predictor: the output layer starts at zero there, and an "
                                  "embedding does not; use tie_weights=False")
         if self.tie_weights:
-            with torch.device("meta"):                   # without content: raises what the model would raise
+            # without content: raises what the model would raise, unless a part of one's own needs content
+            with torch.device("meta"), suppress(NotImplementedError):
                 make_head(self.head, 1, self.bits).tie(make_encoder(self.encoder, self.n_inputs, 1))
         _ = self.quantizer                               # raises if quantization, bits and scaling do not go together
         for option in ("bidirectional", "interp"):
