@@ -1,13 +1,17 @@
 """The runs page: runs are filtered, sorted, chosen and compared; synchronized players switch between clips."""
 import subprocess
 import sys
+from contextlib import ExitStack
 
 from made_processes import wait
 from made_runs import make_run
 
 from browser import ROOT, check_export, check_first_screen, copy_notebook
 from sashimi_wb.cluster.status import study_states
+from sashimi_wb.core.locks import holding
 from sashimi_wb.core.processes import end_tree
+from sashimi_wb.studies.run import Run
+from sashimi_wb.studies.study import Study
 
 PLAYERS = """form => [...form.querySelectorAll('audio')].map(audio => ({
     at: audio.currentTime, silent: audio.paused || audio.muted, shown: !audio.parentNode.hidden,
@@ -139,11 +143,16 @@ def read_the_folder_again(page, folder):
     wait_until(page, f"!{text_of('.swb-runs')}.includes('holiday')")
 
 
+def copied(name, lab, folder):
+    """Copy the notebook of the page, for a folder of runs. Returns its name."""
+    copy_notebook(ROOT / "nbs/explore/runs.ipynb", lab.folder / name, {"runs": str(folder)})
+    return name
+
+
 def test_runs(lab):
     folder = lab.folder / "finished"
     fill(folder)
-    copy_notebook(ROOT / "nbs/explore/runs.ipynb", lab.folder / "browse.ipynb", {"runs": str(folder)})
-    with lab.open("browse.ipynb") as notebook:
+    with lab.open(copied("browse.ipynb", lab, folder)) as notebook:
         page = notebook.page
         list_all_runs(notebook)
         choose_by_keyboard(page)
@@ -157,22 +166,27 @@ def test_runs(lab):
 
 
 def test_runs_of_a_study_that_is_going_on(lab):
-    "The page is opened before a run has finished, follows the study, and lists the runs as they finish."
-    folder = lab.folder / "going"
-    study = subprocess.Popen([sys.executable, "-c", "import sys, sashimi_wb as wb\n"
-                              "wb.ablate('smoke', d_state=[4, 6], seeds=1, audio='digits', runs=sys.argv[1], "
-                              "workers=1, progress=False)", str(folder)])
-    try:
-        wait(lambda: any(state.going for state in study_states(folder)), passing=(FileNotFoundError,))
-        copy_notebook(ROOT / "nbs/explore/runs.ipynb", lab.folder / "follow.ipynb", {"runs": str(folder)})
-        with lab.open("follow.ipynb") as notebook:
+    "The page is opened before a run can finish, follows the study, and lists the runs as they finish."
+    folder, options = lab.folder / "going", {"grid": {"d_state": [4, 6]}, "seeds": 1, "audio": "digits"}
+    jobs = Study(base="smoke", name="d_state", **options).jobs.values()
+    runs = [Run(experiment, audio, folder) for seeds in jobs for experiment, audio in seeds]
+    program = ("import sys; from sashimi_wb.studies.study import Study; "
+               "from sashimi_wb.studies.study_results import run_study; "
+               f"run_study(Study(base='smoke', name='d_state', **{options}), sys.argv[1], 1, False)")
+    with ExitStack() as held, lab.open(copied("follow.ipynb", lab, folder)) as notebook:
+        for run in runs: held.enter_context(holding(run.folder, "run"))   # until the page has been looked at
+        study = subprocess.Popen([sys.executable, "-c", program, str(folder)])
+        try:
+            wait(lambda: any(state.going for state in study_states(folder)))
             page = notebook.page
             notebook.run_all()
             wait_until(page, f"{text_of('.swb-studies')}.includes('d_state')")
             assert "No run has finished yet" in page.locator(".swb-count").inner_text()
             notebook.screenshot("runs-of-a-study")
+            held.close()
             wait_until(page, f"{text_of('.swb-count')}.startsWith('2 runs.')")
             wait_until(page, f"{text_of('.swb-runs')}.includes('d_state')")
-            assert study.wait(60) == 0 and len(select(page, "Compare").locator("option").all()) == 2
+            assert study.wait(60) == 0 and all(run.done for run in runs)
+            assert select(page, "Compare").locator("option").count() == 2
             assert not notebook.problems()
-    finally: end_tree(study.pid)
+        finally: end_tree(study.pid)
