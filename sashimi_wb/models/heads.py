@@ -437,7 +437,7 @@ class CategoricalHead(Head):
     def tie(self, encoder):
         if self.beside_predictor:
             raise ValueError("weights cannot be tied beside a predictor: the output layer starts at zero there, and an "
-                             "embedding does not; leave the weights untied")
+                             "embedding does not; use tie_weights=False")
         self.decoder.output.weight = table_to_tie(encoder, self.n_codes, self.d_model)
         self.tied = True
         return self

@@ -52,18 +52,17 @@ class ModelConfig:
             if self.scaling != "full_scale":
                 raise ValueError(f"the model's predictor works on the line of samples: expected scaling='full_scale', "
                                  f"got {self.scaling!r}")
-            if self.tie_weights:
-                raise ValueError("tie_weights=True beside a predictor: the output layer starts at zero there, and an "
-                                 "embedding does not; use tie_weights=False")
-        if self.tie_weights:
-            # without content: raises what the model would raise, unless a part of one's own needs content
-            with torch.device("meta"), suppress(NotImplementedError):
-                make_head(self.head, 1, self.bits).tie(make_encoder(self.encoder, self.n_inputs, 1))
         _ = self.quantizer                               # raises if quantization, bits and scaling do not go together
         for option in ("bidirectional", "interp"):
             if getattr(self.backbone, option):
                 raise ValueError(f"backbone.{option}={getattr(self.backbone, option)}: this backbone sees future "
                                  "samples and cannot be autoregressive; unset it, or use SaShiMi directly")
+        if self.tie_weights: self._check_tie()
+
+    def _check_tie(self):
+        "Raise the error that the model would raise; an encoder or head of one's own may be able to do so only later."
+        with torch.device("meta"), suppress(NotImplementedError):   # tensors that have a shape and no values
+            make_head(self.head, 1, self.bits, bins=self.bins).tie(make_encoder(self.encoder, self.n_inputs, 1))
 
     @property
     def input(self) -> str:
