@@ -147,19 +147,20 @@ def levels(form):
 def stage_times(form, seconds):
     """Microseconds of the stage of every level, run again and again."""
     from sashimi_wb.core.barrier import Team, new_cells
-    from sashimi_wb.synthesis.compiled_step import stage
-    from sashimi_wb.synthesis.packing import CHANNELS, FF, STAGE, STATES, WIDTH, pack_model
-    from sashimi_wb.synthesis.packing import aligned_zeros as zeros
+    from sashimi_wb.core.compiled import jit
+    from sashimi_wb.synthesis.compiled_step import new_step, pass_through
+    from sashimi_wb.synthesis.packing import aligned_zeros, pack_model
     from sashimi_wb.tokens.quantization import Quantizer
-    packed = pack_model(full_size(form), Quantizer(bits=8))
-    c, S = packed.config, packed.config.row_size
-    state, x, a, b, alone = zeros(packed.n_state), zeros(S), zeros(S), zeros(S), Team(0, 1, new_cells())
-    def work(n, level):
+    p, cells = pack_model(full_size(form), Quantizer(bits=8)), new_cells(False)
+    state, memory = aligned_zeros(p.n_state), p.memory(1)
+    @jit
+    def work(n, level, plan, config, w, state, memory, cells):
+        step = new_step(plan, config, w, state, 1, memory, cells, 0)
         for _ in range(n):
-            x[:] = 1
-            stage(x, state, level[STATES], packed.weights, level[STAGE], a, b, S, 1, c.n_layers, level[WIDTH],
-                  level[CHANNELS], c.n_states, c.low_rank, level[FF], alone)
-    return [1e6/rate(partial(work, level=level), 4, seconds/4) for level in packed.plan.tolist()]
+            step.x[:] = 1
+            pass_through(step, step.x, step.b, level, 0, config.n_layers, Team(0, 1, cells))
+    def stage(level): return lambda n: work(n, level, p.plan, p.config, p.weights, state, memory, cells)
+    return [1e6/rate(stage(level), 4, seconds/4) for level in range(len(p.plan))]
 
 
 def machine_rates(seconds):
@@ -184,6 +185,7 @@ def machine_rates(seconds):
     reads = {}
     for name, size in (("second cache", 2**19), ("the model's size", 19*10**6)):
         x = zeros(size//256*64)
+        x[:] = 1   # pages of zeros that nobody wrote are one and the same page of memory
         reads[name] = 4*len(x)*rate(partial(read, x, len(x)), max(1, 2**22//size), seconds/4)
     x, y, w = zeros(64), zeros(64), zeros(65*64)
     return reads, 64*64*rate(lambda n: multiply(x, w, y, n), 1000, seconds/4)

@@ -20,70 +20,57 @@ from .file_format import CodedFileError, Header
 from .pcm_files import Pcm
 from .range_coder import READ_PAST, bits_written, check_end, decoder, encoder, finish
 from .segments import METHODS, SampleCoder
-from ..core.barrier import Team
+from ..core.barrier import new_cells
 from ..core.compiled import jit
 from ..core.system import as_array, check_int, compiles, log
 from ..models.wave_model import WaveModel
 from ..prediction.adaptive import ADAPT
 from ..prediction.token_predictor import TokenPredictor, after_token, before_token
-from ..synthesis.compiled_predicted import new_beside, relative_mixture, write_features, write_masses
-from ..synthesis.compiled_step import START, add, affine, areas, encode, one_step, project
-from ..synthesis.packing import CHANNELS, WIDTH, Unsupported, aligned_zeros, pack_model
+from ..synthesis.compiled_predicted import encode_beside, new_beside, relative_mixture, write_masses
+from ..synthesis.compiled_step import START, encode, full_rate, new_step, project
+from ..synthesis.packing import Unsupported, aligned_zeros, pack_model
 from ..synthesis.stepping import not_finite
 from ..tokens.layouts import token_order
 from ..tokens.quantization import Quantizer, check_codes, linear_encode
 
 # %% ../../nbs/coding/07_model_segments.ipynb #a5c22c1e
 @jit
-def code_alone(coder, decode, tokens, first, plan, config, w, table, state, ids, memory, d):
+def code_alone(coder, decode, tokens, first, plan, config, w, table, state, ids, memory, cells, d):
     """Write tokens, or read them, the first of which has number `first` in its segment.
 
     The other arguments are those of `compiled_step.run` for one row, and a `Distribution`.
     Returns the first token whose parameters are not finite, or -1."""
-    L, N, low_rank, active, S = config.n_layers, config.n_states, config.low_rank, config.activation, config.row_size
-    n, H, R = config.n_params, plan[0, WIDTH], len(ids)   # one row
-    V = (n + 15)//16*16
-    x, a, b, skip, params, scratch = areas(memory, len(plan), R, S, V, 0)
-    team = Team(START, START + 1, ids)   # one thread, which needs no cells
+    step = new_step(plan, config, w, state, len(ids), memory, cells, START)
     for t in range(len(tokens)):
         place = (first + t) % config.n_places
-        encode(x, S, w, table, ids, config.float_input, R, H)
-        one_step(plan, w, state, skip, x, a, b, S, R, first + t, L, N, low_rank, active, team)
-        projection = config.projection + place*V*(H + 1)
-        if project(params, V, x, S, a, w, config.last_norm, projection, R, H, plan[0, CHANNELS]) >= 0: return t
-        if config.mixture: fill_mixture(d, params[:n], config.bits)
-        else: fill_table(d, params, d.low, 1.0, scratch)
+        encode(step, table, ids)
+        full_rate(step, first + t)
+        if project(step, place) >= 0: return t
+        if config.mixture: fill_mixture(d, step.params[:config.n_params], config.bits)
+        else: fill_table(d, step.params, d.low, 1.0, step.scratch)
         tokens[t] = code_token(coder, decode, tokens[t], d)
         ids[0] = tokens[t] + 256*place
     return -1
 
 
 @jit
-def code_beside(coder, decode, tokens, first, plan, config, w, table, state, ids, memory, d, beside, at, weight):
+def code_beside(coder, decode, tokens, first, plan, config, w, table, state, ids, memory, cells, d, beside, at, weight):
     """As `code_alone`, beside a predictor, for which the first token has number `at`.
 
     Returns also the weight of the model after the last token."""
-    L, N, low_rank, active, S = config.n_layers, config.n_states, config.low_rank, config.activation, config.row_size
-    n, places, H, known = config.n_outputs, config.n_places, plan[0, WIDTH], np.int64(0)
-    R, n_in = len(ids), len(beside.features)
-    V, p, row, mix, line = (n + 15)//16*16, beside.state, beside.row, beside.mixture, beside.line
-    x, a, b, skip, params, scratch = areas(memory, len(plan), R, S, V, 0)
-    team = Team(START, START + 1, ids)   # one thread, which needs no cells
+    places, known, p, row, mix, line = config.n_places, START, beside.state, beside.row, beside.mixture, beside.line
+    step = new_step(plan, config, w, state, len(ids), memory, cells, START)
     for t in range(len(tokens)):
         before_token(p, at + t, places, beside.block, known, ADAPT, row)
-        center, scale = write_features(row, line[0], beside.features)
-        encode(x, S, w, table, ids, config.float_input, R, H)
-        affine(a, START, S, beside.features, START, n_in, w, config.features, R, n_in, H, START, H)
-        add(x, START, S, a, START, S, R, H)
-        one_step(plan, w, state, skip, x, a, b, S, R, first + t, L, N, low_rank, active, team)
-        bad = project(params, V, x, S, a, w, config.last_norm, config.projection, R, H, plan[0, CHANNELS])
-        if bad >= 0: return t, weight
+        center, scale = encode_beside(step, table, ids, beside)
+        full_rate(step, first + t)
+        if project(step, START) >= 0: return t, weight
         if config.mixture:
-            relative_mixture(params, row, center, scale, line[1], line[2], mix)
+            relative_mixture(step.params, row, center, scale, line[1], line[2], mix)
             fill_relative(d, mix, row, weight)
         else:
-            write_masses(p, row, beside.work, places, n, mix)
-            fill_table(d, params, mix, weight, scratch)
+            write_masses(p, row, beside.work, places, config.n_outputs, mix)
+            fill_table(d, step.params, mix, weight, step.scratch)
         tokens[t] = code_token(coder, decode, tokens[t], d)
         weight = learn_weight(d, tokens[t], weight)
         ids[0] = tokens[t] + 256*((at + t) % places)
@@ -191,7 +178,7 @@ class ModelCoder(SampleCoder):
         "Code all tokens of a segment: its whole blocks, and what is left. Stop where the coded bytes do."
         p, d, room = self.packed, self._distribution(), len(coder.buffer) + READ_PAST*decode
         state, ids, memory = aligned_zeros(p.n_state), np.full(1, p.first_id), p.memory(1)
-        beside, weight = None, 0.5
+        beside, weight, cells = None, 0.5, new_cells(False)   # one thread
         if self.bins: beside = new_beside(self._predictor(), self.bins, self.head.n_params)
         whole, per_frame = n_frames - n_frames % self.block, self.places*self.n_channels
         step = (every or PIECE)*per_frame
@@ -200,7 +187,8 @@ class ModelCoder(SampleCoder):
             for at in range(0, (end - begin)*per_frame, step):
                 start = begin*per_frame + at
                 piece = tokens[start:min(start + step, end*per_frame)]
-                arguments = (coder, decode, piece, start, p.plan, p.config, p.weights, p.table, state, ids, memory, d)
+                arguments = (coder, decode, piece, start, p.plan, p.config, p.weights, p.table, state, ids, memory,
+                             cells, d)
                 if beside is None: bad = code_alone(*arguments)
                 else: bad, weight = code_beside(*arguments, beside, at, weight)
                 if bad >= 0: raise NotFinite(not_finite(f"token {start + bad} of a segment", 0))

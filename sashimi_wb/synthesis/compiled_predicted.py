@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['write_features', 'relative_mixture', 'code_of', 'pick_relative', 'write_masses', 'add_log_masses', 'Beside',
-           'new_beside', 'run_beside']
+           'new_beside', 'encode_beside', 'run_beside']
 
 # %% ../../nbs/synthesis/05_compiled_predicted.ipynb #12a6adec
 import math
@@ -12,8 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core.barrier import Team, next_stretch
-from ..core.compiled import jit, jit_within
+from ..core.compiled import jit
 from ..models.predicted import BYTE_ROW, MOST_DISTANCE, SHARE, scale_limits
 from ..prediction.adaptive import ROW, State
 from ..prediction.parts import N_PARTS
@@ -21,8 +20,8 @@ from ..prediction.row_masses import (HALF, REACH, SCALES, WEIGHTS, WORK, mass_be
                                               tails)
 from ..prediction.token_predictor import after_token, before_token
 from .compiled_draws import (exp_number, log_number, logit, pick_class, pick_part, squash_number)
-from .compiled_step import START, STRETCH, add, affine, areas, encode, one_step, project
-from .packing import CHANNELS, WIDTH, aligned_zeros
+from .compiled_step import START, add, affine, encode, end, full_rate, new_step, project, take_part
+from .packing import WIDTH, aligned_zeros
 from ..tokens.portable import LOG2_E
 
 # %% ../../nbs/synthesis/05_compiled_predicted.ipynb #c779ee72
@@ -146,39 +145,15 @@ def new_beside(
                   np.zeros(n_params), aligned_zeros(16), np.zeros(WORK))
 
 
-@jit_within
-def _steps_beside(plan, config, w, table, state, ids, count, tokens, known, uniforms, temperature, top_k, top_p, out,
-                  memory, beside, sample, adapt, begin, end, team):
-    "`run_beside` for the tokens from `begin` to `end`, by one thread of a team; the predictor is that of thread 0."
-    L, N, low_rank, active, S = config.n_layers, config.n_states, config.low_rank, config.activation, config.row_size
-    n, places, H, keep = config.n_outputs, config.n_places, plan[0, WIDTH], out.shape[1] > 0
-    R, n_in = len(ids), len(beside.features)   # one row; numba would compile the step anew for a literal 1
-    V, p, row, mix, line = (n + 15)//16*16, beside.state, beside.row, beside.mixture, beside.line
-    x, a, b, skip, params, scratch = areas(memory, len(plan), R, S, V, team.me)
-    center, scale = 0.0, 1.0
-    for t in range(begin, end):
-        if team.me == 0:
-            before_token(p, count + t, places, beside.block, sample, adapt, row)
-            center, scale = write_features(row, line[0], beside.features)
-            encode(x, S, w, table, ids, config.float_input, R, H)
-            affine(a, START, S, beside.features, START, n_in, w, config.features, R, n_in, H, START, H)
-            add(x, START, S, a, START, S, R, H)
-        one_step(plan, w, state, skip, x, a, b, S, R, count + t, L, N, low_rank, active, team)
-        if team.me: continue
-        if keep or not known:
-            bad = project(params, V, x, S, a, w, config.last_norm, config.projection, R, H, plan[0, CHANNELS])
-            if bad >= 0: return t, sample
-            if config.mixture: relative_mixture(params, row, center, scale, line[1], line[2], mix)
-            else: add_log_masses(p, row, beside.work, places, params, n, mix)
-            if keep:
-                for i in range(config.n_params): out[0, t, i] = mix[i] if config.mixture else params[i]
-        if not known:
-            u, v = uniforms[0, t, 0], uniforms[0, t, 1]
-            if config.mixture: tokens[0, t] = pick_relative(p, mix, u, v, temperature)
-            else: tokens[0, t] = pick_class(params, START, n, u, temperature, top_k, top_p, scratch)
-        ids[0] = tokens[0, t] + 256*((count + t) % places)
-        sample = after_token(p, beside.levels, count + t, places, beside.block, sample, tokens[0, t], adapt)
-    return -1, sample
+@jit
+def encode_beside(step, table, ids, beside):
+    """As `encode`, for one row, and add the features of the predictor's row. Returns its mean center and scale."""
+    c, H, n = step.config, step.plan[0, WIDTH], len(beside.features)
+    center, scale = write_features(beside.row, beside.line[0], beside.features)
+    encode(step, table, ids)
+    affine(step.a, START, c.row_size, beside.features, START, n, step.w, c.features, step.rows, n, H, START, H)
+    add(step.x, START, c.row_size, step.a, START, c.row_size, step.rows, H)
+    return center, scale
 
 
 @jit
@@ -186,12 +161,32 @@ def run_beside(plan, config, w, table, state, ids, count, tokens, known, uniform
                memory, beside, sample, adapt, cells, me):
     """`compiled_step.run` for a batch of one; `sample` is what is known of a sample whose bytes are not complete.
 
-    Returns the first token whose parameters are not finite, or -1, and what is known of the sample then."""
-    n, k, bad = tokens.shape[1], np.int64(0), -1
-    while bad < 0:
-        k, size = next_stretch(cells, me, k, -(-n//STRETCH))
-        if k == 0: break
-        bad, sample = _steps_beside(plan, config, w, table, state, ids, count, tokens, known, uniforms, temperature,
-                                    top_k, top_p, out, memory, beside, sample, adapt, (k - 1)*STRETCH,
-                                    min(n, k*STRETCH), Team(me, size, cells))
+    The predictor is that of thread 0. Returns the first token whose parameters are not finite, or -1, and what is known
+    of the sample then."""
+    n, places, keep, bad = config.n_outputs, config.n_places, out.shape[1] > 0, -1
+    p, row, mix, line = beside.state, beside.row, beside.mixture, beside.line
+    step = new_step(plan, config, w, state, len(ids), memory, cells, me)   # a literal 1 would be compiled anew
+    params = step.params
+    if me:
+        take_part(step)
+        return bad, sample
+    for t in range(tokens.shape[1]):
+        before_token(p, count + t, places, beside.block, sample, adapt, row)
+        center, scale = encode_beside(step, table, ids, beside)
+        full_rate(step, count + t)
+        if keep or not known:
+            if project(step, START) >= 0:
+                bad = t
+                break
+            if config.mixture: relative_mixture(params, row, center, scale, line[1], line[2], mix)
+            else: add_log_masses(p, row, beside.work, places, params, n, mix)
+            if keep:
+                for i in range(config.n_params): out[0, t, i] = mix[i] if config.mixture else params[i]
+        if not known:
+            u, v = uniforms[0, t, 0], uniforms[0, t, 1]
+            if config.mixture: tokens[0, t] = pick_relative(p, mix, u, v, temperature)
+            else: tokens[0, t] = pick_class(params, START, n, u, temperature, top_k, top_p, step.scratch)
+        ids[0] = tokens[0, t] + 256*((count + t) % places)
+        sample = after_token(p, beside.levels, count + t, places, beside.block, sample, tokens[0, t], adapt)
+    end(step)
     return bad, sample

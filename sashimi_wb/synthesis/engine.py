@@ -43,11 +43,12 @@ def load_compiled():
 
 def _no_tokens():
     "Arguments of `run` with which it has nothing to do."
+    from sashimi_wb.core.barrier import new_cells
     return dict(
         plan=np.zeros((1, len(COLUMNS)), np.int64), config=StepConfig(*[0]*len(StepConfig._fields)),
         w=aligned_zeros(1), table=aligned_zeros(1), state=aligned_zeros(1), ids=np.zeros(1, np.int64), count=0,
         tokens=np.zeros((1, 0), np.int64), known=True, uniforms=np.zeros((1, 0, 2)), temperature=1.0, top_k=0,
-        top_p=1.0, out=np.zeros((1, 0, 0), np.float32), memory=aligned_zeros(1), cells=np.full(64, -1), me=np.int64(0))
+        top_p=1.0, out=np.zeros((1, 0, 0), np.float32), memory=aligned_zeros(1), cells=new_cells(False), me=np.int64(0))
 
 
 @cache

@@ -1,13 +1,12 @@
 """The compiled engine: compared with `forward` at full size; its random numbers, last bits, refusals and states."""
 import hashlib
 import logging
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+from made_partners import sure_partner
 
-from sashimi_wb.core.barrier import Team, new_cells
 from sashimi_wb.models.heads import sample_logits
 from sashimi_wb.models.mixtures import mixture_log_probs, mixture_of
 from sashimi_wb.models.sashimi import SaShiMiConfig
@@ -139,21 +138,19 @@ def test_equal_bits_in_any_batch_block_and_number_of_threads(encoder, head, bits
 @pytest.mark.parametrize("encoder,head,bits", KINDS)
 @pytest.mark.parametrize("options", [{"pool": (2,), "d_model": 160},
                                      {"pool": (2, 2), "d_model": 256, "expand": 1, "pool_activation": True, "ff": 0}])
-def test_two_threads_share_every_step_and_give_the_same_bits(form, encoder, head, bits, options, monkeypatch):
+def test_a_second_thread_does_or_shares_the_deeper_levels_with_the_same_bits(form, encoder, head, bits, options,
+                                                                             monkeypatch):
     "Without the choice to work alone, which a thread makes on a busy machine."
     model, q = make(form, encoder, head, bits, n_layers=1, **options), Quantizer(bits=bits)
-    alone, shared = (CompiledStepper(model, 1, Sampling(0.9, seed=4), q, threads=n) for n in (1, 2))
-    want = alone.draw(9), alone.read(torch.arange(5)[None])
-    def both(*arguments):
-        *arguments, cells, me = arguments
-        if me: return None
-        n, cells = arguments[7].shape[1], new_cells()
-        with ThreadPoolExecutor(2) as pool:
-            found = list(pool.map(lambda me: compiled_step._steps(*arguments, 0, n, Team(me, 2, cells)), (0, 1)))
-        assert found == [(-1, -1)]*2 and cells[0] == cells[8] > n
-        return found[0]
-    monkeypatch.setattr(compiled_step, "run", both)
-    assert torch.equal(shared.draw(9), want[0]) and torch.equal(shared.read(torch.arange(5)[None]), want[1])
+    def found(threads):
+        engine = CompiledStepper(model, 1, Sampling(0.9, seed=4), q, threads=threads)
+        return engine.draw(9), engine.read(torch.arange(5)[None]), engine.states[0]
+    want, run = found(1), compiled_step.run
+    for shared in (False, True):
+        meetings = []
+        monkeypatch.setattr(compiled_step, "run", sure_partner(run, shared, meetings))
+        for a, b in zip(found(2), want): np.testing.assert_array_equal(a, b)
+        if shared: assert min(meetings) > 0
 
 
 @pytest.mark.parametrize("strategy", ("temporal", "blocking-4", "blocking"))
