@@ -170,7 +170,8 @@ class LinearProjection(Encoder):
         if x.ndim != 3 or x.shape[-1] != 1:
             raise ValueError(f"LinearProjection: expected samples of shape (b, l, 1), got {tuple(x.shape)}; "
                              "several channels become one token stream by interleave(x, strategy)")
-        return self.linear(x.to(self.linear.weight.dtype))
+        # torch rounds the sum differently for samples that are not next to each other, on some processors
+        return self.linear(x.to(self.linear.weight.dtype).contiguous())
 
 # %% ../../nbs/models/01_encoders.ipynb #8e06b6ac
 # name of an encoder -> its class
