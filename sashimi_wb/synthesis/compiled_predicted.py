@@ -20,7 +20,8 @@ from ..prediction.row_masses import (HALF, REACH, SCALES, WEIGHTS, WORK, mass_be
                                               tails)
 from ..prediction.token_predictor import after_token, before_token
 from .compiled_draws import (exp_number, log_number, logit, pick_class, pick_part, squash_number)
-from .compiled_step import START, add, affine, encode, end, full_rate, new_step, project, take_part
+from .compiled_step import (START, add, affine, encode, finish_all, full_rate, new_step, project,
+                                                take_part)
 from .packing import WIDTH, aligned_zeros
 from ..tokens.portable import LOG2_E
 
@@ -188,5 +189,5 @@ def run_beside(plan, config, w, table, state, ids, count, tokens, known, uniform
             else: tokens[0, t] = pick_class(params, START, n, u, temperature, top_k, top_p, step.scratch)
         ids[0] = tokens[0, t] + 256*((count + t) % places)
         sample = after_token(p, beside.levels, count + t, places, beside.block, sample, tokens[0, t], adapt)
-    end(step)
+    finish_all(step)
     return bad, sample

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['F', 'START', 'AHEAD', 'SHARED_WIDTH', 'gelu', 'gelu_all', 'affine', 'norm', 'ask_for_state', 'diagonal', 'dplr',
-           'pair_of_blocks', 'copy', 'add', 'Step', 'new_step', 'enter', 'pass_through', 'leave', 'descend', 'finish',
-           'full_rate', 'end', 'next_piece', 'take_part', 'encode', 'project', 'run']
+           'pair_of_blocks', 'copy', 'add', 'Step', 'new_step', 'enter', 'pass_through', 'leave', 'descend',
+           'finish_to', 'finish_all', 'full_rate', 'next_piece', 'take_part', 'encode', 'project', 'run']
 
 # %% ../../nbs/synthesis/04_compiled_step.ipynb #8f424681
 import math
@@ -412,10 +412,16 @@ def descend(step, piece, begin, last, team):
 
 
 @jit
-def finish(step, last):
+def finish_to(step, last):
     """Get the last piece done up to a mark; called by thread 0."""
     team, begin = join(step.cells, last)
     if begin < last: descend(step, step.cells[PIECE], begin, last, team)
+
+
+@jit
+def finish_all(step):
+    """Get the last piece done; called by thread 0 before the next one, and after its last sample."""
+    finish_to(step, mark(step.cells[PIECE] + 1, 0, 0))
 
 
 @jit
@@ -423,19 +429,13 @@ def full_rate(step, count):
     """A sample of the backbone without its last norm, on all rows of x in place; `count` samples came before."""
     plan, cells, alone = step.plan, step.cells, Team(START, START + 1, step.cells)
     pool, levels, piece = plan[0, POOL], len(plan), cells[PIECE]
-    if levels > 1 and count % pool == 0: finish(step, mark(piece, 2, 0))
+    if levels > 1 and count % pool == 0: finish_to(step, mark(piece, 2, 0))
     enter(step, step.x, START, count, alone)
     if levels > 1 and count % pool == pool - 1:
-        finish(step, mark(piece + 1, 0, 0))
-        if not offer(cells, piece + 1, count): finish(step, mark(piece + 2, 0, 0))
+        finish_all(step)
+        if not offer(cells, piece + 1, count): finish_all(step)
     pass_through(step, step.x, step.b, START, START, step.config.n_layers, alone)
     leave(step, step.x, START, alone)
-
-
-@jit
-def end(step):
-    """Get everything done that was handed over; called by thread 0 after its last sample."""
-    finish(step, mark(step.cells[PIECE] + 1, 0, 0))
 
 
 @jit
@@ -449,7 +449,7 @@ def next_piece(step, piece):
         if at < len(w):
             for i in range(at, at + 256, 16): prefetch(w, i)
             at += 256
-            if at == plan[0, STAGE]: at = plan[1, STAGE]
+            if plan[0, STAGE] <= at < plan[1, STAGE]: at = plan[1, STAGE]   # that level is not the partner's
         else:
             polls += 1
             if polls % POLLS == 0: give_way()
@@ -525,5 +525,5 @@ def run(plan, config, w, table, state, ids, count, tokens, known, uniforms, temp
                     tokens[r, t] = pick_mixture(params[r*V:r*V + n], config.bits, u, v, temperature)
                 else: tokens[r, t] = pick_class(params, r*V, n, u, temperature, top_k, top_p, step.scratch)
             ids[r] = tokens[r, t] + 256*place  # `byte_tokens.place_bytes` of one token
-    end(step)
+    finish_all(step)
     return found
