@@ -117,6 +117,8 @@ def study_lines(
 
     Raises: ValueError for a mistake in the file, with its line; as `run_study`."""
     if not study: return [f"{name}: {get_study(name).question}" for name in study_names()]
+    if study in PRESETS:
+        raise ValueError(f"study: expected a study, got the preset {study!r}; say `sashimi-wb train {study}`")
     given = read_values({"preset": preset, "n_seeds": n_seeds, "workers": workers}, field_types(StudyParameters))
     chosen = StudyParameters(**given, audio=str(audio_folder(audio)) if audio else "").of(get_study(study))
     if dry: return plan(chosen, runs, seconds=3).lines()
@@ -141,6 +143,8 @@ def train(
     """Train one model, exactly as the notebook `train_arm` does, and execute that notebook, which then shows the run.
 
     Raises: ValueError for an unknown parameter, with the known ones; as `execute`."""
+    if preset in study_names():
+        raise ValueError(f"preset: expected a preset, got the study {preset!r}; say `sashimi-wb study {preset}`")
     for text in changes:
         if "=" not in text: raise ValueError(f"-p: expected NAME=VALUE, such as d_state=16, got {text!r}")
     given = {name: value for name, _, value in (text.partition("=") for text in changes)}

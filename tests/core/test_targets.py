@@ -122,6 +122,12 @@ def test_numbers_of_ablations_come_before_everything(tmp_path, capsys, more, wor
     with pytest.raises(ValueError, match="n_seeds"): run_ablations(preset="smoke", n_seeds=True, runs=str(tmp_path))
 
 
+def test_a_study_is_not_a_preset_and_the_other_way_round(tmp_path, capsys):
+    for words, other in (("train state_size", "study state_size"), ("study smoke", "train smoke")):
+        assert main([*words.split(), "--runs", str(tmp_path/"runs")]) == 2
+        assert f"sashimi-wb {other}" in capsys.readouterr().err and not (tmp_path/"runs").exists()
+
+
 @pytest.mark.parametrize("arguments", [["--nonsense"], [], ["generate"], ["ablations", "--seeds", "two"],
                                        ["generate", "m", "--sekonds", "1"]])
 def test_unknown_options(arguments, capsys):
