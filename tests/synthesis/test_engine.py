@@ -136,7 +136,7 @@ def test_equal_bits_in_any_batch_block_and_number_of_threads(encoder, head, bits
 
 @pytest.mark.parametrize("form", ("diag", "dplr"))
 @pytest.mark.parametrize("encoder,head,bits", KINDS)
-@pytest.mark.parametrize("options", [{"pool": (2,), "d_model": 160},
+@pytest.mark.parametrize("options", [{"pool": (2,), "d_model": 160}, {"pool": (2, 1, 2), "d_model": 64},
                                      {"pool": (2, 2), "d_model": 256, "expand": 1, "pool_activation": True, "ff": 0}])
 def test_a_second_thread_does_or_shares_the_deeper_levels_with_the_same_bits(form, encoder, head, bits, options,
                                                                              monkeypatch):

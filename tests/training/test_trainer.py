@@ -204,10 +204,18 @@ def test_interrupt_saves_and_says_how_to_resume(data, whole, tmp_path, step):
     assert_same_run(run(data, tmp_path, quiet), tmp_path, whole)
 
 
+@pytest.fixture
+def terminal():
+    "The end of the terminal ends the process, also where the tests themselves run under nohup."
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("where", ["the last step", "the last validation"])
 @pytest.mark.parametrize("sig, error", [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt),
                                         (signal.SIGHUP, SystemExit)])
-def test_a_signal_at_the_very_end_ends_the_process(data, whole, tmp_path, where, sig, error):
+def test_a_signal_at_the_very_end_ends_the_process(terminal, data, whole, tmp_path, where, sig, error):
     before, model = signal.getsignal(sig), small()
     def at_the_end(*args):
         if not model.training and len(seen := model.head.seen) == 2*2: signal.raise_signal(sig)
