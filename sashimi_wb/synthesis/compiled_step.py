@@ -31,6 +31,7 @@ from sashimi_wb.synthesis.packing import (
 from sashimi_wb.core.barrier import (
     ABOUT,
     DONE,
+    MOST_WAITS,
     OFFERED,
     OVER,
     PIECE,
@@ -38,10 +39,10 @@ from sashimi_wb.core.barrier import (
     Team,
     claim,
     enlarge,
-    give_way,
     join,
     mark,
     meet,
+    nap,
     offer,
     read,
     share,
@@ -452,7 +453,7 @@ def next_piece(step, piece):
             if plan[0, STAGE] <= at < plan[1, STAGE]: at = plan[1, STAGE]   # that level is not the partner's
         else:
             polls += 1
-            if polls % POLLS == 0: give_way()
+            if polls > MOST_WAITS*POLLS: nap()
     return START
 
 

@@ -12,6 +12,8 @@ from sashimi_wb.core.barrier import (
     CLAIMED,
     DONE,
     JOINED,
+    MOST_MISSED,
+    MOST_PAUSE,
     MOST_WAITS,
     OFFERED,
     OVER,
@@ -139,11 +141,13 @@ def test_without_a_partner_and_with_one_that_never_comes():
     held = threading.Event()
     with ThreadPoolExecutor(1) as pool:
         pool.submit(held.wait)
+        found = []
         for where in (None, pool):
             x = rows()
-            assert with_partner(partial(work, x, 0), where) == (10 if where else 0)
+            found.append(with_partner(partial(work, x, 0), where))
             assert np.array_equal(x, expected())
         held.set()   # the partner then finds that everything is done
+    assert found == [0, MOST_MISSED]
 
 
 def test_the_partner_leaves_when_the_work_fails():
@@ -203,10 +207,14 @@ def test_thread_0_comes_in_at_the_next_step_of_a_piece_that_another_one_does():
 
 
 def test_offers_pause_after_long_waits_and_longer_each_time():
-    cells = new_cells()
+    cells, piece = new_cells(), 0
     for pause in (8, 16, 32):
         cells[WAITED] = MOST_WAITS + 1
-        assert [offer(cells, piece, 0) for piece in range(1, pause + 2)] == [False]*pause + [True]
-        assert cells[WAITED] == 0 and cells[PAUSE] == 0      # each offer without a wait makes it one shorter
-        cells[PAUSE] = pause
+        offers = [offer(cells, piece := piece + 1, 0) for _ in range(pause + 1)]
+        assert offers == [False]*pause + [True] and cells[WAITED] == 0
+    for left in (31, 30, 29):          # each piece without a long wait makes the next pause shorter
+        assert offer(cells, piece := piece + 1, 0) and cells[PAUSE] == left
+    cells[[WAITED, PAUSE]] = MOST_WAITS + 1, MOST_PAUSE
+    offer(cells, piece + 1, 0)
+    assert cells[PAUSE] == MOST_PAUSE
     assert not offer(new_cells(False), 1, 0)
