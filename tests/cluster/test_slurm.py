@@ -80,9 +80,16 @@ class Cluster:
 
 
 def resumed(node, number, until):
-    """Wait for a job that Slurm has requeued, or is about to; let it begin at once instead of in two minutes."""
+    """Wait for a job that Slurm has requeued, or is about to; let it begin in seconds instead of in two minutes.
+
+    Not at once: Slurm drops a job that begins within the second of its end (its credential is revoked)."""
+    told = False
     def looked():
-        with suppress(AssertionError): node.said("scontrol", "update", f"JobId={number}", "StartTime=now")
+        nonlocal told
+        if not told:
+            with suppress(AssertionError):
+                node.said("scontrol", "update", f"JobId={number}", "StartTime=now+3")
+                told = True
         return until()
     wait(looked)
 
