@@ -83,13 +83,13 @@ def resumed(node, number, until):
     """Wait for a job that Slurm has requeued, or is about to; let it begin in seconds instead of in two minutes.
 
     Not at once: Slurm drops a job that begins within the second of its end (its credential is revoked)."""
-    told = False
+    told = -60.0
     def looked():
         nonlocal told
-        if not told:
+        if time.monotonic() > told + 10:     # it may be requeued again
             with suppress(AssertionError):
                 node.said("scontrol", "update", f"JobId={number}", "StartTime=now+3")
-                told = True
+                told = time.monotonic()
         return until()
     wait(looked)
 
