@@ -11,6 +11,16 @@ from sashimi_wb.synthesis.compiled_step import descend, new_step
 NEVER = 2**62   # of claims: so that thread 0 never does a piece itself
 
 
+def assert_a_partner_changes_nothing(monkeypatch, module, name, found):
+    """`found(threads)` gives equal arrays for one thread and for two, which call the function `name` of a module."""
+    want, run = found(1), getattr(module, name)
+    for shared in (False, True):
+        meetings = []
+        monkeypatch.setattr(module, name, sure_partner(run, shared, meetings))
+        for a, b in zip(found(2), want): np.testing.assert_array_equal(a, b)
+        if shared: assert min(meetings) > 0
+
+
 def sure_partner(run, shared, meetings):
     """`run` or `run_beside` with a partner that comes in any case.
 

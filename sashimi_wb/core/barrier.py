@@ -139,13 +139,13 @@ def meet(team):
         while read(cells, other) < count: polls = wait(cells, team.me, polls)
 
 # %% ../../nbs/core/12_barrier.ipynb #530755aa
-MOST_MISSED = 8                     # offers in a row that a partner does not take before there is a pause
+MOST_MISSED = 8                     # offers not taken since the partner was last found at work; then there is a pause
 LEAST_PAUSE, MOST_PAUSE = 8, 4096   # pieces that are then not offered
 
 
 @jit
-def offer(cells, piece, about):
-    """Say that a piece of work, numbered from 1, can begin, after all before it are done; called by thread 0.
+def offer(cells, about):
+    """Say that the next piece of work can begin, after all before it are done; called by thread 0.
 
     `about` is a number that the piece needs. Returns whether a partner can see it: not if there is none, nor in a pause
     after it was late, which is twice as long each time and gets shorter with each piece for which it was not."""
@@ -154,10 +154,10 @@ def offer(cells, piece, about):
         cells[SKIPPED] = cells[PAUSE]
         cells[MISSED] = 0
     elif cells[PAUSE] > 0 and cells[OFFERED] == cells[PIECE] and cells[MISSED] == 0: cells[PAUSE] -= 1
-    cells[WAITED], cells[ABOUT], cells[PIECE] = 0, about, piece
+    cells[WAITED], cells[ABOUT], cells[PIECE] = 0, about, cells[PIECE] + 1
     if cells[SKIPPED] > 0: cells[SKIPPED] -= 1
     elif not read(cells, OVER):
-        write(cells, OFFERED, piece)
+        write(cells, OFFERED, cells[PIECE])
         return True
     return False
 

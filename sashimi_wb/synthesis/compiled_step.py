@@ -429,12 +429,12 @@ def finish_all(step):
 def full_rate(step, count):
     """A sample of the backbone without its last norm, on all rows of x in place; `count` samples came before."""
     plan, cells, alone = step.plan, step.cells, Team(START, START + 1, step.cells)
-    pool, levels, piece = plan[0, POOL], len(plan), cells[PIECE]
-    if levels > 1 and count % pool == 0: finish_to(step, mark(piece, 2, 0))
+    pool, levels = plan[0, POOL], len(plan)
+    if levels > 1 and count % pool == 0: finish_to(step, mark(cells[PIECE], 2, 0))
     enter(step, step.x, START, count, alone)
     if levels > 1 and count % pool == pool - 1:
         finish_all(step)
-        if not offer(cells, piece + 1, count): finish_all(step)
+        if not offer(cells, count): finish_all(step)
     pass_through(step, step.x, step.b, START, START, step.config.n_layers, alone)
     leave(step, step.x, START, alone)
 

@@ -85,7 +85,7 @@ def work(x, idle, cells, me):
             piece = read(cells, OFFERED)
             if claim(cells, piece): ten_sums(x, cells, piece, np.int64(0), np.int64(0), Team(me, np.int64(1), cells))
     for piece in range(1, len(x)//10 + 1 if me == 0 else 1):
-        seen += offer(cells, piece, 10*piece)
+        seen += offer(cells, 10*piece)
         for k in range(idle): own += x[0, k % x.shape[1]]
         get_done(x, cells, piece, mark(piece, 1, 0))       # the first part
         for k in range(idle): own += x[0, k % x.shape[1]]
@@ -186,7 +186,7 @@ def test_of_two_that_claim_one_does():
 
 def test_a_piece_that_nobody_has_claimed_is_done_alone():
     cells = new_cells()
-    assert offer(cells, 1, 7) and list(cells[[OFFERED, ABOUT]]) == [1, 7]
+    assert offer(cells, 7) and list(cells[[OFFERED, ABOUT]]) == [1, 7]
     assert joined(cells, mark(2, 0, 0)) == (1, 0) and cells[ASKED] == 0
     cells[DONE] = mark(2, 0, 0)
     assert joined(cells, mark(2, 0, 0)) == (1, mark(2, 0, 0))    # nothing is left
@@ -194,7 +194,7 @@ def test_a_piece_that_nobody_has_claimed_is_done_alone():
 
 def test_thread_0_comes_in_at_the_next_step_of_a_piece_that_another_one_does():
     cells = new_cells()
-    offer(cells, 1, 0)
+    offer(cells, 0)
     claim(cells, 1)
     def come():
         while cells[ASKED] == 0: pass
@@ -207,14 +207,14 @@ def test_thread_0_comes_in_at_the_next_step_of_a_piece_that_another_one_does():
 
 
 def test_offers_pause_after_long_waits_and_longer_each_time():
-    cells, piece = new_cells(), 0
+    cells = new_cells()
     for pause in (8, 16, 32):
         cells[WAITED] = MOST_WAITS + 1
-        offers = [offer(cells, piece := piece + 1, 0) for _ in range(pause + 1)]
+        offers = [offer(cells, 0) for _ in range(pause + 1)]
         assert offers == [False]*pause + [True] and cells[WAITED] == 0
     for left in (31, 30, 29):          # each piece without a long wait makes the next pause shorter
-        assert offer(cells, piece := piece + 1, 0) and cells[PAUSE] == left
+        assert offer(cells, 0) and cells[PAUSE] == left
     cells[[WAITED, PAUSE]] = MOST_WAITS + 1, MOST_PAUSE
-    offer(cells, piece + 1, 0)
+    offer(cells, 0)
     assert cells[PAUSE] == MOST_PAUSE
-    assert not offer(new_cells(False), 1, 0)
+    assert not offer(new_cells(False), 0)

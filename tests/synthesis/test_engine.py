@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 import torch
-from made_partners import sure_partner
+from made_partners import assert_a_partner_changes_nothing
 
 from sashimi_wb.models.heads import sample_logits
 from sashimi_wb.models.mixtures import mixture_log_probs, mixture_of
@@ -145,12 +145,7 @@ def test_a_second_thread_does_or_shares_the_deeper_levels_with_the_same_bits(for
     def found(threads):
         engine = CompiledStepper(model, 1, Sampling(0.9, seed=4), q, threads=threads)
         return engine.draw(9), engine.read(torch.arange(5)[None]), engine.states[0]
-    want, run = found(1), compiled_step.run
-    for shared in (False, True):
-        meetings = []
-        monkeypatch.setattr(compiled_step, "run", sure_partner(run, shared, meetings))
-        for a, b in zip(found(2), want): np.testing.assert_array_equal(a, b)
-        if shared: assert min(meetings) > 0
+    assert_a_partner_changes_nothing(monkeypatch, compiled_step, "run", found)
 
 
 @pytest.mark.parametrize("strategy", ("temporal", "blocking-4", "blocking"))

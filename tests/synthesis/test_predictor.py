@@ -1,9 +1,8 @@
 """Stepping and generation beside a predictor: prompts, layouts, bytes, batches."""
-
 import numpy as np
 import pytest
 import torch
-from made_partners import sure_partner
+from made_partners import assert_a_partner_changes_nothing
 
 from sashimi_wb.models.sashimi import SaShiMiConfig
 from sashimi_wb.models.wave_model import ModelConfig, WaveModel
@@ -177,12 +176,7 @@ def test_a_second_thread_does_or_shares_the_deeper_levels_with_the_same_bits(kin
         engine = CompiledStepper(model, 1, Sampling(0.9, seed=4), q, threads=threads)
         engine.feed(tokens)
         return engine.draw(9), engine.states[0]
-    want, run = found(1), compiled_predicted.run_beside
-    for shared in (False, True):
-        meetings = []
-        monkeypatch.setattr(compiled_predicted, "run_beside", sure_partner(run, shared, meetings))
-        for a, b in zip(found(2), want): np.testing.assert_array_equal(a, b)
-        if shared: assert min(meetings) > 0
+    assert_a_partner_changes_nothing(monkeypatch, compiled_predicted, "run_beside", found)
 
 
 def test_auto_takes_the_compiled_engine():
