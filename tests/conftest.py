@@ -6,8 +6,9 @@ import tempfile
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
-cache = tempfile.TemporaryDirectory(prefix="sashimi_wb_tests_")  # also for the notebooks that tests run
-os.environ["SASHIMI_WB_CACHE"] = cache.name
+if "PYTEST_XDIST_WORKER" not in os.environ:      # the processes of `make test` share that of the one that starts them
+    cache = tempfile.TemporaryDirectory(prefix="sashimi_wb_tests_")  # also for the notebooks that tests run
+    os.environ["SASHIMI_WB_CACHE"] = cache.name
 
 import pytest
 from hypothesis import settings

@@ -75,11 +75,11 @@ def test_bytes_do_not_depend_on_threads_pieces_or_earlier_segments(kind, predict
 
 
 WANT = {   # kind -> the beginning of the SHA-256 of the bytes, without and with a predictor
-    "categorical": ("657b126f0100e811", "b7dd57c5e2375f9b"),
-    "floats": ("66406468a22aabb7", "33820878ad5bc1bd"),
-    "dml": ("9bb92081b0a822d2", "e7be12162c36c756"),
-    "dml of mu-law": ("7e2beadee70aca3b", "211316c94384bd9d"),
-    "bytes": ("7af7959d8f409419", "a81afc979e780a45"),
+    "categorical": ("9393df342e6fd5c9", "a3914a764186d76a"),
+    "floats": ("f7dc557e0f8c5259", "b602e511198fe211"),
+    "dml": ("f8dd44991d9da2e7", "5c506d29c1ad9c1b"),
+    "dml of mu-law": ("271b50a8c23f2c21", "727916d4e8c5b98e"),
+    "bytes": ("0f91dd5b9dfbc2c1", "879e5b4fda9c13ff"),
 }
 
 
@@ -87,10 +87,11 @@ WANT = {   # kind -> the beginning of the SHA-256 of the bytes, without and with
 @pytest.mark.parametrize("predictor", ("none", "adaptive"))
 @pytest.mark.parametrize("kind", KINDS)
 def test_bytes_are_the_same_on_every_processor(kind, predictor):
-    coder, codes = ModelCoder(make(kind, predictor), n_channels=2, block=32), sound(KINDS[kind][1], 800, 2)
+    # few samples: a processor without fused multiply-add is slow at it
+    coder, codes = ModelCoder(make(kind, predictor), n_channels=2, block=32), sound(KINDS[kind][1], 200, 2)
     coded = coder.encode(codes)
     assert hashlib.sha256(coded).hexdigest()[:16] == WANT[kind][predictor == "adaptive"]
-    np.testing.assert_array_equal(coder.decode(coded, 800), codes)
+    np.testing.assert_array_equal(coder.decode(coded, 200), codes)
 
 
 def test_wrong_input():
