@@ -38,6 +38,7 @@ def close_gradients(module, exact, tolerance):
 
 MODELS = {   # encoder, head, bits, predictor
     "categorical": ("embedding", "categorical", 8, "none"),
+    "sinusoidal": ("sinusoidal", "categorical", 8, "none"),
     "dml": ("linear_projection", "dml", 16, "none"),
     "bytes": ("embedding", "bytes", 16, "none"),
     "categorical beside": ("embedding", "categorical", 8, "adaptive"),

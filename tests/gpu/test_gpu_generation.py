@@ -12,7 +12,8 @@ from sashimi_wb.synthesis.stepping import Sampling, Stepper
 from sashimi_wb.tokens.quantization import Quantizer
 
 KINDS = [("diag", "categorical", "embedding", 8), ("dplr", "categorical", "embedding", 8),
-         ("diag", "dml", "linear_projection", 16), ("diag", "bytes", "embedding", 16)]
+         ("diag", "categorical", "sinusoidal", 8), ("diag", "dml", "linear_projection", 16),
+         ("diag", "bytes", "embedding", 16)]
 
 
 def small(form, head, encoder, bits, d_model=32):
