@@ -3,12 +3,13 @@
     python benchmarks/gpu.py [--out FILE] [--limit 420] [--parts correct,train,...] [--fit-seconds 200]
     python benchmarks/gpu.py --rehearse         # on a CPU, tiny sizes: tests the script and measures nothing
 
-Parts: correct (tests/gpu), train (steps of the full-size model in several forms and precisions, with
-TF32), profile (where a step's time goes, and what float64 costs), context (one step over 2**20 samples), data (windows
-a second against what the card consumes), generation (samples a second of every engine), compile (torch.compile of
-what acts on single samples), graph (the step as one CUDA graph), fit (models trained on the bundled music). Each part stops when its share of the limit is
-over, and the time that a part leaves goes to the others. What is measured is written at once; what fails leaves its
-traceback in the JSON. All parts run in one process; if it dies, another one goes on with the next part.
+Parts: correct (tests/gpu), train (steps of the full-size model in several forms and precisions, with TF32), profile
+(where a step's time goes, and what float64 costs), context (one step over 2**20 samples), data (windows a second
+against what the card consumes), generation (samples a second of every engine), compile (torch.compile of what acts on
+single samples), graph (the step as one CUDA graph), fit (models trained on the bundled music). Each part stops when
+its share of the limit is over, and the time that a part leaves goes to the others. What is measured is written at
+once; what fails leaves its traceback in the JSON. All parts run in one process; if it dies, another one goes on with
+the next part.
 """
 import argparse
 import contextlib
