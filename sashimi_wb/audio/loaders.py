@@ -143,8 +143,8 @@ class AudioData:
 
     def _loader(self, part, chunk, epoch, skip, shuffle):
         c = self.config
-        part.prepare()
         sampler = self._sampler(part, chunk, epoch, skip, shuffle)
+        part.prepare(i for batch in sampler for i in batch)
         own = torch.Generator().manual_seed(c.seed)     # leaves the global generator untouched
         return DataLoader(part, batch_sampler=sampler, num_workers=c.num_workers, generator=own,
                           collate_fn=partial(_collate, part), pin_memory=torch.cuda.is_available())

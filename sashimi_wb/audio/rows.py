@@ -14,7 +14,7 @@ import random
 import shutil
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache
 from importlib.metadata import version
@@ -138,11 +138,15 @@ class RowCache:
     @cached_property
     def _shared(self): return _shared_facts(self.config, self.sample_rate)
 
-    def prepare(self)->None:
-        """Compute the rows that are missing, with a progress bar."""
-        missing = [k for k in range(len(self.files)) if not self._exists(k)]
+    def prepare(self,
+        files:Iterable[int]|None=None, # their numbers; None: all files
+    )->None:
+        """Compute the rows that are missing, with a progress bar.
+
+        A disk that is too small for those of all files is an error even if only some are wanted now."""
+        missing = self._missing(files)
         if not missing: return
-        self._check_room(missing)
+        self._check_room(self._missing())
         random.Random(os.getpid()).shuffle(missing)       # other processes take another order
         total, stop = sum(self.lengths[k] for k in missing), threading.Event()
         with (tqdm(desc="prediction", total=total, unit="sample", unit_scale=True, delay=2) as bar,
@@ -183,6 +187,9 @@ class RowCache:
     def _exists(self, k):
         try: return self._path(k).stat().st_size == _size(self.lengths[k], self.config.n_channels)
         except FileNotFoundError: return False
+
+    def _missing(self, files=None):
+        return [k for k in (range(len(self.files)) if files is None else files) if not self._exists(k)]
 
     def _check_room(self, missing):
         needed = sum(_size(self.lengths[k], self.config.n_channels) for k in missing)

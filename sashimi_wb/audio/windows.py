@@ -7,7 +7,7 @@ __all__ = ['APART', 'LONGEST', 'common_rate', 'WindowDataset']
 
 # %% ../../nbs/audio/12_windows.ipynb #221dac7b
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -173,9 +173,12 @@ class WindowDataset(Dataset):
         _, start, frames = self.span(self.ends[k] - 1)
         return start + frames
 
-    def prepare(self)->None:
-        """Compute what the predictor says of all files, where it is not on the disk yet; without one do nothing."""
-        if self._rows: self._rows.prepare()
+    def prepare(self,
+        windows:Iterable[int]|None=None, # those that will be read; None: all
+    )->None:
+        """Compute what the predictor says of the files of windows, where it is not on the disk yet; without one do
+        nothing."""
+        if self._rows: self._rows.prepare(None if windows is None else sorted({self._place(i)[0] for i in windows}))
 
     def rows(self,
         k:int,     # number of the file

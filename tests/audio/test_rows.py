@@ -104,6 +104,19 @@ def test_computed_once_and_in_pieces(corpus, own_cache, monkeypatch):
     assert torch.equal(WindowDataset(index_audio(corpus), config)[3]["rows"], before)
 
 
+def test_an_epoch_prepares_the_files_that_it_reads(corpus, own_cache):
+    config = predicted(corpus, train_percentage=.9, batch_size=1, train_chunk_size=1)
+    data, done = AudioData(config), set()
+    for epoch in range(3):
+        loader = data.train_loader(epoch)
+        done |= {data.train.span(i)[0].name for batch in loader.batch_sampler for i in batch}
+        assert len(list(own_cache.rglob("*.rows"))) == len(done)
+        for item in loader: assert item["rows"].shape[1] == item["y"].shape[1]
+        assert len(list(own_cache.rglob("*.rows"))) == len(done)
+    data.train.prepare()
+    assert len(list(own_cache.rglob("*.rows"))) == len(data.train.files)
+
+
 def test_every_choice_has_its_own_rows(corpus, own_cache):
     files = index_audio(corpus)
     stereo = dict(channels="stereo")
