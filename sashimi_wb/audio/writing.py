@@ -7,14 +7,13 @@ __all__ = ['SUBTYPES', 'codes_to_int32', 'to_integers', 'SoundWriter']
 
 # %% ../../nbs/audio/14_writing.ipynb #d4e198e3
 import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import soundfile as sf
 from jaxtyping import Float, Int
 
-from ..core.system import as_array, check_target, choose, file_name
+from ..core.system import as_array, check_target, choose, file_name, open_beside
 from ..tokens.quantization import check_wave, linear_encode
 
 # %% ../../nbs/audio/14_writing.ipynb #1ab70159
@@ -75,13 +74,9 @@ class SoundWriter:
     def __enter__(self):
         try:
             self.target.parent.mkdir(parents=True, exist_ok=True)
-            # cut, because the target's name may already have the greatest length
-            prefix = f".{self.target.name[:40]}.of-{os.getpid()}."
-            handle, self.temporary = tempfile.mkstemp(dir=self.target.parent, prefix=prefix, suffix=".tmp")
+            with open_beside(self.target) as f: self.temporary = f.name
         except OSError as e:
             raise type(e)(e.errno, f"cannot write {self.path} ({e.strerror}): choose another folder") from e
-        os.close(handle)
-        os.chmod(self.temporary, 0o644)
         self.file = sf.SoundFile(file_name(self.temporary), "w", int(self.sample_rate), self.n_channels, self.subtype,
                                  format=self.kind.upper())
         return self

@@ -9,8 +9,8 @@ __all__ = ['snapshot', 'import_path']
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from pathlib import Path
 
 from ..core.sources import ORIGIN
@@ -35,12 +35,11 @@ def snapshot(
     target = Path(runs).absolute()/".code"/digest.hexdigest()[:16]
     if target.is_dir(): return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=".making-", dir=target.parent))
+    made = target.with_name(f".making-{secrets.token_hex(4)}")
     try:
         for name, content in contents.items():
             (made/name).parent.mkdir(parents=True, exist_ok=True)
             (made/name).write_bytes(content)
-        made.chmod(0o755)
         os.rename(made, target)                    # whole or not at all
     except OSError:
         if not target.is_dir(): raise              # else another process has made the same one

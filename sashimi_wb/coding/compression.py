@@ -36,7 +36,7 @@ from sashimi_wb.coding.file_format import (
 from .model_segments import check_model, coder_for, model_extra, model_name
 from .pcm_files import FLAC_WIDTHS, FlacAsWav, find_pcm, is_flac
 from .segments import METHODS, PredictorCoder, decode_segment, encode_piece
-from ..core.system import cannot_write, check_int, check_target, file_name, log
+from ..core.system import cannot_write, check_int, check_target, file_name, log, open_beside
 from ..synthesis.packing import Unsupported
 
 # %% ../../nbs/coding/08_compression.ipynb #f60d4223
@@ -123,9 +123,8 @@ class _Output:
             if self.path is None: self.file = tempfile.TemporaryFile()
             else:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                prefix = f".{self.path.name[:40]}.of-{os.getpid()}."
-                handle, self.temporary = tempfile.mkstemp(dir=self.path.parent, prefix=prefix, suffix=".tmp")
-                self.file = os.fdopen(handle, "w+b")
+                self.file = open_beside(self.path)
+                self.temporary = self.file.name
         return self
 
     def check_space(self, n):
@@ -164,7 +163,6 @@ class _Output:
             self.file.seek(0)
             shutil.copyfileobj(self.file, self.target)
             return
-        with self._naming(): os.chmod(self.temporary, 0o644)
         self._refuse()
         with self._naming(): os.replace(self.temporary, self.path)
 

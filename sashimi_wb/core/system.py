@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['log', 'seed_everything', 'pick_device', 'processor_name', 'as_tensor', 'readable', 'as_floats', 'as_array',
-           'check_shape', 'file_name', 'write_atomic', 'cannot_write', 'check_target', 'reading', 'check_plain',
-           'read_json', 'compiles', 'import_torchaudio', 'package_folder', 'in_clone', 'bundled', 'audio_folder',
-           'runs_folder', 'check_class_bits', 'check_depth', 'check_fields', 'check_int', 'check_value', 'choose',
-           'from_json', 'printable', 'to_json']
+           'check_shape', 'file_name', 'open_beside', 'write_atomic', 'cannot_write', 'check_target', 'reading',
+           'check_plain', 'read_json', 'compiles', 'import_torchaudio', 'package_folder', 'in_clone', 'bundled',
+           'audio_folder', 'runs_folder', 'check_class_bits', 'check_depth', 'check_fields', 'check_int', 'check_value',
+           'choose', 'from_json', 'printable', 'to_json']
 
 # %% ../../nbs/core/02_system.ipynb #8dcdc726
 import errno
@@ -16,13 +16,14 @@ import logging
 import os
 import platform
 import random
+import secrets
 import stat
 import sys
-import tempfile
 import types
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -189,6 +190,18 @@ def file_name(
     return os.fsencode(path) if os.name == "posix" else str(path)
 
 
+def open_beside(
+    path:Path,      # the file whose name it will take
+)->BinaryIO:        # for writing and reading; `name` is its path
+    """Open a new file in the folder of another, with the permissions of that one, or else of any new file there.
+
+    Its name says which process writes it, so that what a killed one has left is found (`locks.clear_leftovers`)."""
+    # cut, because the name may already have the greatest length
+    file = open(path.with_name(f".{path.name[:40]}.of-{os.getpid()}.{secrets.token_hex(4)}.tmp"), "x+b")
+    with suppress(FileNotFoundError): os.chmod(file.name, stat.S_IMODE(path.stat().st_mode))
+    return file
+
+
 def write_atomic(
     path:str|Path,  # the file to write; its folder is created if missing
     data:str|bytes|Iterable[bytes], # bytes, pieces of them, or text to be encoded as UTF-8, lone surrogates as escapes
@@ -201,12 +214,11 @@ def write_atomic(
     pieces, temporary = [data] if isinstance(data, bytes) else data, None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.of-{os.getpid()}.", suffix=".tmp")
-        with os.fdopen(handle, "wb") as f:
+        with open_beside(path) as f:
+            temporary = f.name
             for piece in pieces: f.write(piece)
             f.flush()
             os.fsync(f.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException as e:
         if temporary and os.path.exists(temporary): os.unlink(temporary)

@@ -317,7 +317,7 @@ def test_a_wrong_coder_is_noticed_before_the_file_has_a_name(tmp_path, monkeypat
 def test_a_full_disk(song, tmp_path, monkeypatch):
     class Full(io.FileIO):
         def write(self, data): raise OSError(28, "No space left on device")
-    monkeypatch.setattr(compression.os, "fdopen", lambda handle, mode: os.close(handle) or Full(os.devnull, "r+"))
+    monkeypatch.setattr(compression, "open_beside", lambda path: Full(path.with_name(f".{path.name}.tmp"), "w+"))
     for action in (lambda: compress(tmp_path / "song.wav", tmp_path / "x.swb"),
                    lambda: decompress(song, tmp_path / "x.wav")):
         with pytest.raises(OSError, match="x.* \\(No space left on device\\).* free some space"): action()

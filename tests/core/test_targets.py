@@ -1,4 +1,5 @@
 """Output paths are checked before any work, failures leave an older file, and commands report errors in one line."""
+import io
 import json
 import logging
 import os
@@ -18,7 +19,8 @@ from sashimi_wb import cli
 from sashimi_wb.audio.index import cache_path
 from sashimi_wb.audio.writing import SoundWriter
 from sashimi_wb.cli import generate_file, main, run_ablations
-from sashimi_wb.core.system import check_target
+from sashimi_wb.coding.compression import compress
+from sashimi_wb.core.system import check_target, write_atomic
 from sashimi_wb.studies import run as runs
 from sashimi_wb.studies.experiment import experiment
 from sashimi_wb.studies.report import clips_figure, clips_of, players
@@ -133,6 +135,37 @@ def test_a_study_is_not_a_preset_and_the_other_way_round(tmp_path, capsys):
 def test_unknown_options(arguments, capsys):
     with pytest.raises(SystemExit) as e: main(arguments)
     assert e.value.code == 2 and "usage: sashimi-wb" in capsys.readouterr().err
+
+
+WRITERS = {   # every way to write a file under its final name
+    "note.txt": lambda path: write_atomic(path, "text"),
+    "clip.wav": lambda path: write_clip(path, np.zeros((10, 1), "float32")),
+    "song.swb": lambda path: compress(io.BytesIO(b"no sound"), path, overwrite=True),
+}
+
+
+def write_clip(path, wave):
+    with SoundWriter(path, 8000) as f: f.write(wave)
+
+
+@POSIX
+@pytest.mark.parametrize("name", WRITERS)
+def test_who_may_read_a_file_is_decided_by_the_user(tmp_path, name):
+    def mode(path): return path.stat().st_mode & 0o777
+    path, before = tmp_path/name, os.umask(0o077)
+    try:
+        WRITERS[name](path)
+        assert mode(path) == 0o600
+        os.umask(0o002)
+        WRITERS[name](path)
+        assert mode(path) == 0o600          # that of the file which it replaces
+        path.unlink()
+        WRITERS[name](path)
+        assert mode(path) == 0o664
+    finally: os.umask(before)
+    longest = tmp_path/("ö"*120 + path.suffix)
+    WRITERS[name](longest)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([name, longest.name])
 
 
 @pytest.mark.slow
