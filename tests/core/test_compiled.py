@@ -4,8 +4,10 @@ import logging
 
 import numpy as np
 import pytest
+from numba.core.errors import NumbaError
 
 from sashimi_wb.core import compiled, sources
+from sashimi_wb.core.compiled import jit
 
 SOURCE = """
 from sashimi_wb.core.compiled import jit
@@ -33,7 +35,7 @@ def kept(tmp_path, monkeypatch, caplog):
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         found = module.outer(np.arange(16.0))
-        return found, sum(module.outer.stats.cache_hits.values())
+        return found, sum(module.outer.whole.stats.cache_hits.values())
     load.folder = tmp_path/"code"
     return load
 
@@ -53,7 +55,7 @@ def text(path): path.write_text("damaged\n")
 def test_damaged_code_is_compiled_again_and_replaced(suffix, damage, kept, caplog, monkeypatch):
     assert kept() == (240, 0) and kept() == (240, 1) and not lines(caplog)
     files = sorted(kept.folder.rglob(f"*.{suffix}"))
-    assert len(files) == 2
+    assert len(files) == 1                # `inner` is a part of `outer`
     for path in files: damage(path)
     assert kept() == (240, 0)
     assert len(lines(caplog)) == 1 and "cannot be read and is compiled again" in lines(caplog)[0]
@@ -75,6 +77,44 @@ def test_a_full_disk_gives_one_line_in_the_log(kept, caplog, monkeypatch):
     monkeypatch.setattr("numba.core.caching.IndexDataCacheFile._save_data", full)
     assert kept() == (240, 0)
     assert len(lines(caplog)) == 1 and "cannot be stored" in lines(caplog)[0] and "No space left" in lines(caplog)[0]
+
+
+@jit
+def halved(x):
+    if x < 0: raise ValueError("expected no negative number")
+    return x/2
+
+
+@jit
+def factorial(n): return 1 if n <= 1 else n*factorial(n - 1)
+
+
+@jit
+def of_three(): return factorial(3)
+
+
+@jit
+def added(x):
+    total = 0.0
+    for i in range(len(x)): total += halved(x[i]) + WEIGHTS[1]
+    return total
+
+
+WEIGHTS = np.array([1.0, 8.0])
+
+
+def test_a_function_is_a_part_of_others_and_a_whole_for_python():
+    assert added(np.array([4.0, 6.0])) == 21
+    if not hasattr(added, "whole"): pytest.skip("numba is switched off")
+    assert len(added.whole.signatures) == 1 and not halved.whole.signatures
+    assert halved(3.0) == 1.5
+    for f, x in ((added, np.array([1.0, -1.0])), (halved, -1.0)):
+        with pytest.raises(ValueError, match="no negative"): f(x)
+
+
+def test_a_function_that_calls_itself_is_refused():
+    if not hasattr(of_three, "whole"): pytest.skip("numba is switched off")
+    with pytest.raises(NumbaError, match="cannot call itself"): of_three()
 
 
 @pytest.fixture
