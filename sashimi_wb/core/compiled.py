@@ -28,12 +28,8 @@ from .system import log, package_folder
 # %% ../../nbs/core/08_compiled.ipynb #cb3314fe
 @cache
 def _fingerprint(module):
-    "Hash of all sources on which the compiled functions of a module, given by its full name, can depend."
-    package = package_folder()
-    if module.split(".")[0] == package.name:
-        sources = code_sources(module.removeprefix(f"{package.name}."), "core.compiled")
-    else:
-        sources = {str(p.relative_to(package)): p.read_text(encoding="utf-8") for p in sorted(package.rglob("*.py"))}
+    "Hash of all sources on which the compiled functions of a module of the package, by its full name, can depend."
+    sources = code_sources(module.removeprefix(f"{package_folder().name}."), "core.compiled")
     return hashlib.sha256(json.dumps(sources).encode()).hexdigest()[:12]
 
 # %% ../../nbs/core/08_compiled.ipynb #228f8ff0
@@ -137,10 +133,11 @@ class _Compiled(CPUDispatcher):
 
 
 def jit(f):
-    """Compile a function at its first call and cache the code on disk. Other threads run while the function does.
+    """Compile a function at its first call; other threads run while it does. The package's own are kept on disk.
 
     It may take and slice arrays, but make none: numba then counts no references to them."""
     if config.DISABLE_JIT: return f
+    if f.__module__.split(".")[0] != package_folder().name: return _Compiled(f)
     f.__qualname__ += f"_{_fingerprint(f.__module__)}"
     compiled = _Compiled(f)
     try: compiled.whole._cache = _FailSafeCache(f)
