@@ -6,7 +6,7 @@ import tempfile
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
-if "PYTEST_XDIST_WORKER" not in os.environ:      # the processes of `make test` share that of the one that starts them
+if "PYTEST_XDIST_WORKER" not in os.environ:      # one for all processes of `make test`: they inherit the variable
     cache = tempfile.TemporaryDirectory(prefix="sashimi_wb_tests_")  # also for the notebooks that tests run
     os.environ["SASHIMI_WB_CACHE"] = cache.name
 

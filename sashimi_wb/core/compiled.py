@@ -69,8 +69,7 @@ class _ChecksummedFiles(IndexDataCacheFile):
 def _at_origin(f, impl):
     "Where numba keeps the code of a function of the original package; None for a package that is no copy."
     if not (origin := os.environ.get(ORIGIN)): return None
-    try: path = Path(origin)/Path(inspect.getfile(f)).resolve().relative_to(package_folder())
-    except ValueError: return None
+    path = Path(origin)/Path(inspect.getfile(f)).resolve().relative_to(package_folder())
     if not path.is_file(): return None
     return next(filter(None, (kind.from_function(f, str(path)) for kind in impl._locator_classes)), None)
 
@@ -100,7 +99,7 @@ _OPTIONS = dict(nogil=True, error_model="numpy", no_cfunc_wrapper=True, _nrt=Fal
 
 
 class _PartLibrary(JITCodeLibrary):
-    "Code that is optimized, and becomes machine code, only with that of the functions that call it."
+    "The code of a part. numba's steps after the translation do nothing here: the callers' libraries take them."
 
     def _optimize_final_module(self): pass
 
@@ -110,19 +109,21 @@ class _PartLibrary(JITCodeLibrary):
         self._finalized = True
 
     @property
-    def codegen(self): return self
+    def codegen(self): return self  # numba calls `library.codegen.set_env`
 
-    def set_env(self, *_): pass     # there is no machine code yet to be told of Python's objects
+    def set_env(self, *_): pass     # machine code would be told here where Python's objects are
 
 
 class _PartCompiler(Compiler):
+    "numba's compiler, with a `_PartLibrary` for its result."
+
     def define_pipelines(self):
         self.state.library = _PartLibrary(self.state.targetctx.codegen(), self.state.func_id.func_qualname)
         return super().define_pipelines()
 
 
 class _Compiled(CPUDispatcher):
-    "For compiled functions a part of themselves; for Python `whole`, which numba compiles as usual."
+    "A compiled caller includes this function as a part; Python calls `whole`, which numba compiles as usual."
 
     def __init__(self, f):
         options = dict(nopython=True, no_cpython_wrapper=True, **_OPTIONS)
